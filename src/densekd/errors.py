@@ -1,0 +1,20 @@
+"""Errors a user can mend. The command line prints their message alone and ends with status 2.
+
+Each message says what it got, what it expected and what to do. Our own invariants use ``assert``.
+"""
+
+
+class UserError(ValueError):
+    """Something the user gave (a setting, a file, a tensor) cannot be used."""
+
+
+class DataError(UserError):
+    """A file of a data set is missing, unreadable or does not fit its partner."""
+
+
+class WeightsError(UserError):
+    """A weights file does not fit the network it is meant for."""
+
+
+class NonFiniteError(UserError):
+    """A term of the loss became NaN or infinite; raised before the optimizer step."""

@@ -1,0 +1,1 @@
+"""Tensor operations that know no network, task or loss."""

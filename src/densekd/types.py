@@ -1,0 +1,135 @@
+"""The few types that cross rooms: batches, what a wrapped network returns, what a network wants."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network wants to see, applied to images that are RGB in [0, 1] everywhere else.
+
+    Args:
+        mean: per channel, in the network's own channel order and range.
+        std: per channel, in the network's own channel order and range.
+        order: ``"rgb"`` or ``"bgr"`` (three channels only).
+        range: the largest value of the input before the mean is taken off: 1.0 or 255.0.
+        size: (height, width) the network was trained at, or None. Information, not enforced.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    order: str = "rgb"
+    range: float = 1.0
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        # YAML and JSON give lists.
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if self.size is not None:
+            object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"input mean has {len(self.mean)} values and std {len(self.std)}: give one of each per channel"
+            )
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"input std must be positive, got {self.std}")
+        if self.order not in ("rgb", "bgr"):
+            raise ValueError(f"input order is {self.order!r}; expected 'rgb' or 'bgr'")
+        if self.order == "bgr" and len(self.mean) != 3:
+            raise ValueError(f"input order 'bgr' needs 3 channels, mean has {len(self.mean)}")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float RGB in [0, 1] -> the network's own input."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; this network takes (N, {self.channels}, H, W). "
+                "Set in_channels and the input's mean and std to match the data."
+            )
+        if self.order == "bgr":
+            images = images.flip(1)
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images * self.range - mean) / std
+
+    def fill(self) -> tuple[int, ...]:
+        """The uint8 RGB colour that becomes (nearly) zero after `normalize`: what padding is made of."""
+        mean = self.mean[::-1] if self.order == "bgr" else self.mean
+        return tuple(min(255, max(0, round(m * 255 / self.range))) for m in mean)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class DenseOutput:
+    """What a tapped network returns, whatever it is underneath.
+
+    Attributes:
+        prediction: logits (N, K, h, w), depth (N, 1, h, w), depth-bin logits, or a detector's raw head outputs.
+        aux: auxiliary logits, or None.
+        features: tapped tensors by the name they were asked for under.
+    """
+
+    prediction: Any
+    aux: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A tensor a network offers for tapping: module path, channels, stride against the input."""
+
+    path: str
+    channels: int
+    stride: int
+
+
+@dataclass
+class Batch:
+    """One batch. On the CPU images may be uint8; `to` moves them and makes them float in [0, 1].
+
+    Attributes:
+        images: (N, C, H, W), RGB.
+        targets: the task's own: segmentation (N, H, W) int64 class indices with ignore_index.
+        labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
+        inside: (N, H, W) bool, False where the pixel is padding.
+        names: one a sample, to name it in messages.
+    """
+
+    images: Tensor
+    targets: Any
+    labelled: Tensor
+    inside: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device, channels_last: bool = False) -> Batch:
+        images = self.images.to(device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255.0)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(
+            images=images,
+            targets=self.targets.to(device, non_blocking=True)
+            if isinstance(self.targets, Tensor)
+            else self.targets,
+            labelled=self.labelled.to(device, non_blocking=True),
+            inside=self.inside.to(device, non_blocking=True),
+            names=self.names,
+        )
