@@ -1,0 +1,253 @@
+"""YAML and dotted overrides -> a checked `Config`. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from densekd.config.schema import Config, Distill, Term
+from densekd.errors import UserError
+
+_ADAPTER = TypeAdapter(Config)
+_DISTILL_KEYS = {f.name for f in fields(Distill)}
+_TERM_KEYS = {f.name for f in fields(Term)}
+
+
+def shipped_configs() -> Path:
+    """The folder of the recipes that travel with the package (in a checkout: its configs/)."""
+    inside = Path(__file__).resolve().parent.parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[3] / "configs"
+
+
+def list_configs() -> list[str]:
+    root = shipped_configs()
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """A path as given, or a shipped recipe: ``camvid/espnet``, ``configs/camvid/espnet.yaml``, ``espnet``."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the YAML file of one recipe")
+    known = list_configs()
+    wanted = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    matches = [k for k in known if k.removesuffix(".yaml") == wanted]
+    matches = matches or [k for k in known if Path(k).stem == wanted]
+    if len(matches) == 1:
+        return shipped_configs() / matches[0]
+    if matches:
+        raise UserError(f"config {str(name)!r} is ambiguous; it may be any of: {', '.join(matches)}")
+    near = difflib.get_close_matches(wanted, [k.removesuffix(".yaml") for k in known], 3, 0.4)
+    raise UserError(
+        f"config {str(name)!r} is neither a file nor a shipped recipe. "
+        + (f"Did you mean {', '.join(near)}? " if near else "")
+        + f"Shipped: {', '.join(known) or 'none'}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-2`` as text; every user means a number. Doubled keys are errors, not overrides."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_overrides(arguments: list[str]) -> dict[str, Any]:
+    """``["--data.root", "x", "--seed=3"]`` -> ``{"data.root": "x", "seed": 3}``; values are YAML."""
+    result: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"unexpected argument {word!r}; settings are given as --section.key value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            # A negative number is a value; another option is not.
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} needs a value, as in --{key} VALUE")
+            text = rest.pop(0)
+        result[key.replace("-", "_")] = parse_yaml(text, f"--{key}")
+    return result
+
+
+def apply_overrides(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Set dotted keys in place. A section that is absent or null is made."""
+    for dotted, value in overrides.items():
+        *sections, last = dotted.split(".")
+        node = tree
+        for section in sections:
+            if node.get(section) is None:
+                node[section] = {}
+            if not isinstance(node[section], dict):
+                raise UserError(f"--{dotted}: {section!r} is {node[section]!r}, not a section")
+            node = node[section]
+        node[last] = value
+
+
+def _gather_terms(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """User form -> schema form: keys under distill that are no settings become terms, and so for their options."""
+    distill = tree.get("distill")
+    if not isinstance(distill, dict):
+        return tree
+    settings = {k: v for k, v in distill.items() if k in _DISTILL_KEYS and k != "terms"}
+    terms: dict[str, Any] = dict(distill.get("terms") or {})
+    for name, term in distill.items():
+        if name in _DISTILL_KEYS or term is None:  # `pair_wise: null` switches a term off
+            continue
+        if not isinstance(term, dict):
+            raise UserError(
+                f"{where}: distill.{name}: a term is a section with a weight, as in "
+                f"distill.{name}.weight: 10; got {term!r}"
+            )
+        options = {k: v for k, v in term.items() if k not in _TERM_KEYS}
+        term = {k: v for k, v in term.items() if k in _TERM_KEYS}
+        term["options"] = {**(term.get("options") or {}), **options}
+        terms[name] = term
+    return {**tree, "distill": {**settings, "terms": terms}}
+
+
+def _explain(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location).replace("distill.terms.", "distill.")
+        if item["type"] == "unexpected_keyword_argument":
+            possible = _keys_at(location[:-1])
+            near = difflib.get_close_matches(location[-1], possible, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(possible)}"
+            lines.append(f"{where}: {key}: unknown key; {hint}")
+        elif item["type"] in ("missing", "missing_argument"):
+            lines.append(f"{where}: {key}: missing; this setting has no default")
+        else:
+            lines.append(f"{where}: {key}: {item['msg']}; got {item['input']!r}")
+    return "\n".join(lines)
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """Field names of the dataclass a path leads to."""
+    kind: Any = Config
+    for part in location:
+        hints = typing.get_type_hints(kind) if hasattr(kind, "__dataclass_fields__") else {}
+        kind = hints.get(part, Term if part not in hints else None)
+        for choice in typing.get_args(kind):
+            if hasattr(choice, "__dataclass_fields__"):
+                kind = choice
+    if not hasattr(kind, "__dataclass_fields__"):
+        return []
+    return [f.name for f in fields(kind)]
+
+
+def make_config(tree: dict[str, Any], where: str) -> Config:
+    """A nested dict in user form -> `Config`; UserError names `where`, the key, the reason and a near match."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: a config is a mapping of sections, got {type(tree).__name__}")
+    tree = _gather_terms(tree, where)
+    try:
+        config = _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, where, tree)) from None
+    _check_values(config, where)
+    return config
+
+
+def _check_values(config: Config, where: str) -> None:
+    """What types cannot say."""
+    rules: list[tuple[bool, str, Any, str]] = [
+        (config.train.steps >= 1, "train.steps", config.train.steps, "at least 1"),
+        (config.train.accumulate >= 1, "train.accumulate", config.train.accumulate, "at least 1"),
+        (config.train.log_every >= 1, "train.log_every", config.train.log_every, "at least 1"),
+        (config.train.save_every >= 1, "train.save_every", config.train.save_every, "at least 1"),
+        (config.train.evaluate_every >= 0, "train.evaluate_every", config.train.evaluate_every, "0 or more"),
+        (config.data.batch_size >= 1, "data.batch_size", config.data.batch_size, "at least 1"),
+        (config.data.workers >= 0, "data.workers", config.data.workers, "0 or more"),
+        (0 <= config.data.hflip <= 1, "data.hflip", config.data.hflip, "a probability"),
+        (config.optim.lr > 0, "optim.lr", config.optim.lr, "above 0"),
+        (
+            len(config.data.scale) == 2 and 0 < config.data.scale[0] <= config.data.scale[1],
+            "data.scale", config.data.scale, "[low, high] with 0 < low <= high",
+        ),
+        (
+            config.data.crop is None or min(config.data.crop) >= 1,
+            "data.crop", config.data.crop, "two positive numbers",
+        ),
+        (
+            config.train.ema is None or 0 < config.train.ema < 1,
+            "train.ema", config.train.ema, "between 0 and 1",
+        ),
+        (0 <= config.evaluate.overlap < 1, "evaluate.overlap", config.evaluate.overlap, "in [0, 1)"),
+        (
+            len(config.evaluate.scales) > 0 and min(config.evaluate.scales) > 0,
+            "evaluate.scales", config.evaluate.scales, "one or more positive numbers",
+        ),
+    ]  # fmt: skip
+    broken = [f"{where}: {key}: must be {rule}; got {got!r}" for ok, key, got, rule in rules if not ok]
+    if broken:
+        raise UserError("\n".join(broken))
+
+
+def load_config(name: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a recipe by path or shipped name, apply dotted overrides, check everything a type can check."""
+    path = find_config(name)
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, got {type(tree).__name__}")
+    apply_overrides(tree, overrides or {})
+    return make_config(tree, str(path))
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """Back to the user's form: what `config show` prints and the run folder keeps."""
+    tree = asdict(config)
+    terms = tree["distill"].pop("terms")
+    for name, term in terms.items():
+        options = term.pop("options")
+        tree["distill"][name] = {**{k: v for k, v in term.items() if v != ""}, **options}
+    return _plain(tree)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def dump_config(config: Config) -> str:
+    return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=100)

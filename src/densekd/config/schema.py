@@ -1,0 +1,200 @@
+"""Every setting, as plain dataclasses. The comment behind a field is what ``densekd config show`` users read.
+
+Unknown keys are errors. A key under ``distill`` that is no field of `Distill` names a loss term, so a new loss needs
+no line here; its own arguments are checked against its signature in `config.build`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+FORBID = ConfigDict(extra="forbid")
+
+
+@dataclass
+class Input:
+    """What a network wants to see; unset fields keep the network's own."""
+
+    __pydantic_config__ = FORBID
+    mean: list[float] | None = None  # in the network's channel order and range
+    std: list[float] | None = None
+    order: Literal["rgb", "bgr"] | None = None
+    range: float | None = None  # 1.0 or 255.0
+
+
+@dataclass
+class Model:
+    """A network by name (``densekd list models``) or dotted path, with the arguments of its builder."""
+
+    __pydantic_config__ = FORBID
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None  # .safetensors or .pth of this very network
+    in_channels: int = 3
+    input: Input = field(default_factory=Input)
+
+
+@dataclass
+class Teacher(Model):
+    """The frozen network. It needs weights: a random teacher teaches noise."""
+
+    allow_untrained: bool = False  # for tests only
+    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"
+
+
+@dataclass
+class Data:
+    """Where images and labels come from and how they are cut."""
+
+    __pydantic_config__ = FORBID
+    dataset: str  # a name from `densekd list datasets`, or a dotted path
+    root: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    options: dict[str, Any] = field(default_factory=dict)  # of the data set's reader
+    train_options: dict[str, Any] = field(default_factory=dict)  # of the training split only
+    val_options: dict[str, Any] = field(default_factory=dict)  # of the validation split only
+    batch_size: int = 8  # per process
+    workers: int = 2  # loader processes; 0 reads in the main process
+    crop: tuple[int, int] | None = None  # (height, width); none trains on whole images
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # (low, high), drawn uniformly
+    scales: list[float] | None = None  # instead of `scale`: draw one of these
+    hflip: float = 0.5
+    color_jitter: float = 0.0  # brightness, contrast and saturation in 1 ± this
+    cat_max_ratio: float | None = None  # redraw a crop in which one class covers more than this
+    allow_unlabelled: bool = False  # images without a label train the distillation terms only
+    on_bad_file: Literal["stop", "skip"] = "stop"
+
+
+@dataclass
+class Loss:
+    """The supervised term."""
+
+    __pydantic_config__ = FORBID
+    name: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    aux_weight: float = 0.4
+    class_weights: list[float] | None = None
+    label_smoothing: float = 0.0
+    threshold: float = 0.7  # OHEM: keep pixels whose true class has less probability
+    min_kept: float = 0.0625  # OHEM: but at least this fraction of the valid pixels
+
+
+@dataclass
+class Term:
+    """One distillation term: a loss, its weight, and the tensors it compares."""
+
+    __pydantic_config__ = FORBID
+    weight: float
+    loss: str = ""  # a name from `densekd list losses` or a dotted path; empty: the term's own key
+    student: str = ""  # "prediction" or a module path; empty: what the network offers for this loss
+    teacher: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the loss
+
+
+@dataclass
+class Holistic:
+    """The adversarial term with its discriminator and the discriminator's own optimizer."""
+
+    __pydantic_config__ = FORBID
+    weight: float = 0.1
+    mode: Literal["wgan-gp", "hinge"] = "wgan-gp"
+    penalty: float = 10.0  # weight of the gradient penalty (wgan-gp)
+    convention: Literal["paper", "authors"] = "paper"
+    channels: int = 64
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 4e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = 0.9  # sgd only
+    weight_decay: float = 0.0
+    start_step: int = 0  # the student hears the discriminator from this step on; it learns from the first
+
+
+@dataclass
+class Distill:
+    """Distillation: the holistic term, the mask, and every other term under its own name."""
+
+    __pydantic_config__ = FORBID
+    mask: Literal["label", "padding", "none"] = "label"  # which pixels the terms leave out
+    holistic: Holistic | None = None
+    terms: dict[str, Term] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """Parameters whose name starts with `prefix` (or matches it with * wildcards) learn differently."""
+
+    __pydantic_config__ = FORBID
+    prefix: str
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass
+class Optim:
+    """The student's optimizer and learning rate."""
+
+    __pydantic_config__ = FORBID
+    name: Literal["sgd", "adamw", "adam"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    decay_norms: bool = True  # False: no weight decay on norms and biases
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: float = 0.9
+    warmup_steps: int = 0
+    clip: float | None = None  # largest gradient norm
+    groups: list[Group] = field(default_factory=list)
+
+
+@dataclass
+class Train:
+    """The loop."""
+
+    __pydantic_config__ = FORBID
+    steps: int = 1000
+    accumulate: int = 1  # batches a step
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    channels_last: bool = False
+    compile: bool = False
+    ema: float | None = None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
+    sync_batchnorm: bool = False  # several GPUs: batch statistics over all of them
+    deterministic: bool = False
+    log_every: int = 20
+    save_every: int = 200
+    evaluate_every: int = 0  # 0: at the end only
+    best: str = "miou"
+    tensorboard: bool = False
+
+
+@dataclass
+class Evaluate:
+    """How a prediction is made when it is scored."""
+
+    __pydantic_config__ = FORBID
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    flip: bool = False
+    window: tuple[int, int] | None = None  # sliding window (height, width); none: whole image
+    overlap: float = 1 / 3
+    batch_size: int = 1
+
+
+@dataclass
+class Config:
+    """One recipe."""
+
+    __pydantic_config__ = FORBID
+    model: Model  # the network that is trained; the student when there is a teacher
+    data: Data
+    task: Literal["segmentation"] = "segmentation"
+    teacher: Teacher | None = None
+    loss: Loss = field(default_factory=Loss)
+    distill: Distill = field(default_factory=Distill)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    seed: int = 0
+    note: str = ""  # shown beside every score, e.g. "teacher saw val"

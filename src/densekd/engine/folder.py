@@ -1,0 +1,86 @@
+"""The run folder: what a run is, what it measured, and nothing of another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densekd.engine.checkpoint import write_text_atomic
+from densekd.errors import UserError
+
+VERSIONS = ("densekd", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+
+
+class RunFolder:
+    """``runs/NAME/{config.yaml, command.txt, environment.json, metrics.jsonl, result.json, checkpoints/, images/}``."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.command = self.path / "command.txt"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.pt"
+        self.student = self.checkpoints / "student.safetensors"
+        self.best = self.checkpoints / "best.safetensors"
+        self.images = self.path / "images"
+
+    def open(self, config_text: str, command: str, *, resume: bool, changed: list[str]) -> None:
+        """Make a new folder, or continue in an old one. Only rank 0 calls this.
+
+        Args:
+            changed: names of settings that differ from the folder's config and may not (resume only).
+
+        Raises:
+            UserError: the folder exists and `resume` is off, or it belongs to another config.
+        """
+        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if occupied and not resume:
+            raise UserError(
+                f"run folder {self.path} already exists. Give another --name, or --resume to go on from its last "
+                "checkpoint; nothing in it was changed."
+            )
+        if occupied and not self.config.exists():
+            raise UserError(
+                f"{self.path} is not a run folder (it has no config.yaml); give another --name"
+            )
+        if changed:
+            raise UserError(
+                f"--resume: {self.path} was started with other settings: {'; '.join(changed)}. "
+                "Repeat the command it was started with (command.txt there), or give another --name."
+            )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not occupied:
+            write_text_atomic(self.config, config_text)
+        with open(self.command, "a", encoding="utf-8") as file:
+            file.write(command + "\n")
+        write_text_atomic(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, for whoever wants to repeat a number."""
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda_device": device,
+        "cuda": torch.version.cuda if device else None,
+        "versions": versions,
+    }

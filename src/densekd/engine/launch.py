@@ -1,0 +1,149 @@
+"""Processes, devices and signals: what must be right before the first tensor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from densekd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who this process is among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def _slurm_environment() -> None:
+    """Give torch.distributed the variables of a `srun` of several tasks, where torchrun did not."""
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "RANK" in os.environ or tasks < 2 or "SLURM_PROCID" not in os.environ:
+        return
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = str(tasks)
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    # "node[03-07,9]" -> "node03", "a1,a2" -> "a1"
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "localhost")
+    head = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    assert head is not None
+    os.environ.setdefault("MASTER_ADDR", head.group(1) + (head.group(2) or ""))
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; UserError where it is not there."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        return torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError(f"--device {wanted!r} is unknown; expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {wanted!r}: this PyTorch sees no CUDA device; use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {wanted!r}: there are {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep big freed blocks instead of handing them back to the kernel.
+
+    A training step frees and takes the same large tensors again; each return costs page faults. No effect elsewhere.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        return
+
+
+@contextmanager
+def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Process]:
+    """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again."""
+    _slurm_environment()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = pick_device(device, local)
+    if place.type == "cpu":
+        keep_freed_memory()
+        if world > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    else:
+        torch.set_float32_matmul_precision("high")
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    elif place.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    own_group = world > 1 and not dist.is_initialized()
+    if own_group:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        size = dist.get_world_size() if dist.is_initialized() else 1
+        yield Process(rank, size, place)
+    finally:
+        torch.use_deterministic_algorithms(before)
+        if own_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@dataclass
+class StopRequest:
+    """Set by the first Ctrl-C or SIGTERM; the loop looks at it between steps."""
+
+    signal: int = 0
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    @property
+    def exit_status(self) -> int:
+        return 128 + self.signal if self.signal else 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """The first SIGINT or SIGTERM asks the loop to save and stop; a second one ends at once."""
+    request = StopRequest()
+
+    def handle(number: int, frame: object) -> None:
+        if request:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    except ValueError:  # not in the main thread: whoever owns it handles signals
+        pass
+    try:
+        yield request
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,164 @@
+"""metrics.jsonl is the truth; the bar, the printed lines and TensorBoard show it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from densekd.errors import UserError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a metrics.jsonl; a line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Drop rows after the step a run resumes from, so that no step stands twice."""
+    rows = [r for r in read_metrics(path) if r.get("step", 0) <= last_step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or of this process (resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB elsewhere
+
+
+class Log:
+    """Writes rows, shows progress. Only rank 0 has one that does anything.
+
+    Args:
+        path: metrics.jsonl.
+        active: False turns every method into a no-op (other ranks).
+        total: steps of the run.
+        tensorboard: folder for event files, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        active: bool,
+        total: int,
+        start: int = 0,
+        title: str = "train",
+        device: torch.device | None = None,
+        tensorboard: Path | None = None,
+    ) -> None:
+        self.active = active
+        self.total = total
+        self.title = title
+        self.device = device or torch.device("cpu")
+        self.console = Console(soft_wrap=True)
+        self.progress: Progress | None = None
+        self.writer: Any = None
+        self._mark = (time.perf_counter(), start)
+        self._images = 0
+        if not active:
+            return
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError(
+                    "train.tensorboard needs the extra: pip install 'densekd[tensorboard]'"
+                ) from error
+            self.writer = SummaryWriter(str(tensorboard))
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self.console,
+            )
+            self.progress.start()
+            self.bar = self.progress.add_task(title, total=total, completed=start, status="")
+
+    def count(self, images: int) -> None:
+        """One step of `images` is done."""
+        self._images += images
+        if self.progress is not None:
+            self.progress.advance(self.bar)
+
+    def steps(self, step: int, values: dict[str, float], lr: float) -> None:
+        """A row of averaged step values, with speed and memory since the last row."""
+        if not self.active:
+            return
+        now = time.perf_counter()
+        seconds, steps = now - self._mark[0], step - self._mark[1]
+        speed = self._images / seconds if seconds > 0 else 0.0
+        row = {
+            "step": step,
+            **values,
+            "lr": lr,
+            "images_per_s": round(speed, 3),
+            "memory_gb": round(memory_gb(self.device), 3),
+        }
+        self._write(row)
+        self._mark, self._images = (now, step), 0
+        status = f"loss {values.get('loss', float('nan')):.3f}  {speed:.1f} images/s  {row['memory_gb']:.2f} GB"
+        if self.progress is not None:
+            self.progress.update(self.bar, status=status)
+            return
+        left = (self.total - step) * seconds / max(1, steps)
+        parts = "  ".join(f"{k.split('/')[-1]} {v:.3f}" for k, v in values.items() if "/" in k)
+        self.say(
+            f"{self.title} {step}/{self.total}  {status}  eta {int(left) // 60}:{int(left) % 60:02d}  {parts}"
+        )
+
+    def scores(self, step: int, scores: dict[str, Any]) -> None:
+        """A row of evaluation results, under ``val/``."""
+        if not self.active:
+            return
+        self._write({"step": step, **{f"val/{k}": v for k, v in scores.items()}})
+        # The time of an evaluation is no training time.
+        self._mark = (time.perf_counter(), step)
+        line = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
+        self.say(f"{self.title} {step}/{self.total}  val: {line}")
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self.console.print(text, highlight=False, markup=False)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.writer is not None:
+            self.writer.close()
+        self.file.close()

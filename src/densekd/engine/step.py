@@ -1,0 +1,183 @@
+"""One optimizer step: the student's phase, then the discriminator's, over the step's batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from densekd.distill.distiller import Distiller, Maps
+from densekd.engine.optim import gradient_norm
+from densekd.errors import NonFiniteError
+from densekd.ops import collectives
+from densekd.types import Batch
+
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step:
+    """Repeats one thing: batches in, updated student (and discriminator), named scalars out.
+
+    Args:
+        distiller: forward passes and terms.
+        optimizer: the student's.
+        discriminator_optimizer: needed where the distiller has an adversary.
+        amp: ``"none"``, ``"bf16"`` or ``"fp16"`` (with loss scaling); the discriminator stays in float32.
+        clip: largest gradient norm of the student, or None.
+        ema: averaged student to update after each step, or None.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        *,
+        discriminator_optimizer: torch.optim.Optimizer | None = None,
+        amp: str = "none",
+        clip: float | None = None,
+        ema: AveragedModel | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if distiller.adversary is not None and discriminator_optimizer is None:
+            raise ValueError("the holistic term's discriminator needs an optimizer of its own")
+        self.distiller = distiller
+        self.optimizer = optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.dtype = AMP[amp]
+        self.device = torch.device(device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.clip = clip
+        self.ema = ema
+        self.parameters = [p for g in optimizer.param_groups for p in g["params"]]
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        """Update once from `batches` (their losses are averaged).
+
+        Returns:
+            ``{"task/ce", "distill/pixel_wise", ..., "discriminator/adversarial", ..., "loss", "grad_norm"}``.
+
+        Raises:
+            NonFiniteError: a term or a gradient is NaN or infinite; no weight has changed.
+        """
+        self.distiller.student.train()
+        named, maps, norm = self._student_phase(batches, step)
+        self._apply(norm, step)
+        if self.distiller.adversary is not None:
+            named.update(self._discriminator_phase(maps, step))
+        return named
+
+    def _student_phase(
+        self, batches: Sequence[Batch], step: int
+    ) -> tuple[dict[str, float], list[Maps], Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        kept: list[Maps] = []
+        for i, batch in enumerate(batches):
+            with self._autocast(), _sync_only(self.distiller.student, i == len(batches) - 1):
+                losses, maps = self.distiller.student_phase(batch, step)
+                total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
+                self.scaler.scale(total).backward()
+            _add(sums, losses, len(batches))
+            if maps is not None:
+                kept.append(maps)
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.parameters).to(self.device)
+        named = _values({**sums, "grad_norm": norm})
+        self._check_finite(named, step)
+        named["loss"] = sum(v for k, v in named.items() if k != "grad_norm")
+        return named, kept, norm
+
+    def _check_finite(self, named: dict[str, float], step: int) -> None:
+        """Raise on every rank as soon as something is non-finite on one."""
+        bad = [k for k, v in named.items() if not math.isfinite(v) and k != "grad_norm"]
+        # Under fp16 loss scaling a gradient overflows now and then; the scaler skips that step by itself.
+        bad_gradient = not self.scaler.is_enabled() and not math.isfinite(named["grad_norm"])
+        if not collectives.any_rank(bool(bad) or bad_gradient, self.device):
+            return
+        _raise_non_finite(
+            bad,
+            step,
+            "stopped before the weights changed. The last checkpoint is good: lower the learning rate or this "
+            "term's weight, or set optim.clip, and go on from it.",
+        )
+        names = [
+            name
+            for name, p in bare(self.distiller.student).named_parameters()
+            if p.grad is not None and not torch.isfinite(p.grad).all()
+        ]
+        raise NonFiniteError(
+            f"step {step}: every term is finite but the gradient is not (first in {', '.join(names[:1])}); stopped "
+            "before the weights changed. The last checkpoint is good: set optim.clip or lower the learning rate."
+        )
+
+    def _apply(self, norm: Tensor, step: int) -> None:
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(bare(self.distiller.student).model)
+
+    def _discriminator_phase(self, kept: Sequence[Maps], step: int) -> dict[str, float]:
+        assert self.discriminator_optimizer is not None and self.distiller.adversary is not None
+        network = self.distiller.adversary.network
+        network.train()
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for i, maps in enumerate(kept):
+            # One forward and one backward for everything: what DDP needs to be exact with a gradient penalty.
+            with _sync_only(network, i == len(kept) - 1):
+                losses = self.distiller.discriminator_phase(maps)
+                (torch.stack(list(losses.values())).sum() / len(kept)).backward()
+            _add(sums, losses, len(kept))
+        named = _values(sums)
+        bad = [k for k, v in named.items() if not math.isfinite(v)]
+        if collectives.any_rank(bool(bad), self.device):
+            _raise_non_finite(
+                bad,
+                step,
+                "stopped before the discriminator changed. Lower distill.holistic.lr or use its adam optimizer.",
+            )
+        self.discriminator_optimizer.step()
+        return named
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module itself, without DDP around it."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
+def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
+    """Under DDP, exchange gradients in the last of several backward passes only."""
+    if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
+
+
+def _add(sums: dict[str, Tensor], losses: dict[str, Tensor], count: int) -> None:
+    for name, value in losses.items():
+        value = value.detach().float() / count
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _values(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """All scalars in one transfer from the device."""
+    if not tensors:
+        return {}
+    return dict(zip(tensors, torch.stack([t.reshape(()) for t in tensors.values()]).tolist(), strict=True))
+
+
+def _raise_non_finite(bad: list[str], step: int, advice: str) -> None:
+    """Name what is non-finite on any rank; returns where it is none of the terms."""
+    everywhere = sorted({name for names in collectives.gather_objects(bad) for name in names})
+    if everywhere:
+        raise NonFiniteError(f"step {step}: {', '.join(everywhere)} is not finite; {advice}")

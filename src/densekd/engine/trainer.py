@@ -1,0 +1,191 @@
+"""The loop, visible: take batches, step, and every so often log, save and evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from densekd.engine.checkpoint import load_checkpoint, save_atomic
+from densekd.engine.folder import RunFolder
+from densekd.engine.launch import Process, StopRequest
+from densekd.engine.log import Log, cut_metrics
+from densekd.engine.optim import set_lr
+from densekd.engine.step import Step, bare
+from densekd.models.weights import save_weights
+from densekd.ops import collectives
+from densekd.types import Batch
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done.
+        finished: False when a signal stopped it.
+        scores: of the last evaluation, or None.
+        best: the best value of the chosen metric so far, or None.
+    """
+
+    step: int
+    finished: bool
+    scores: dict[str, Any] | None
+    best: float | None
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make every random draw of a step (dropout, the penalty's alpha) a pure function of seed, step and rank.
+
+    So a resumed run needs no random state: it draws what the uninterrupted run would have drawn.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))
+
+
+class Training:
+    """Everything that holds state over steps, saved and restored together.
+
+    Args:
+        step: the optimizer step.
+        folder: where the run lives.
+        process: this process among all.
+        metadata: strings that travel in the student's safetensors file (input spec, class names).
+    """
+
+    def __init__(
+        self, step: Step, folder: RunFolder, process: Process, *, metadata: dict[str, str]
+    ) -> None:
+        self.step = step
+        self.folder = folder
+        self.process = process
+        self.metadata = metadata
+        self.done = 0
+        self.best: float | None = None
+        self.scores: dict[str, Any] | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare network that is trained."""
+        return bare(self.step.distiller.student).model
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to evaluate and share: the averaged one where there is one."""
+        ema: AveragedModel | None = self.step.ema
+        return self.student if ema is None else ema.module
+
+    def save(self) -> None:
+        """Write ``last.pt`` (rank 0). Ranks hold equal state: what differs by rank is drawn anew each step."""
+        if self.process.rank != 0:
+            return
+        step, adversary = self.step, self.step.distiller.adversary
+        state = {
+            "step": self.done,
+            "best": self.best,
+            "scores": self.scores,
+            "student": self.student.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+            "scaler": step.scaler.state_dict(),
+            "ema": None if step.ema is None else step.ema.state_dict(),
+            "discriminator": None if adversary is None else adversary.discriminator.state_dict(),
+            "discriminator_optimizer": None
+            if step.discriminator_optimizer is None
+            else step.discriminator_optimizer.state_dict(),
+        }
+        save_atomic(state, self.folder.last)
+
+    def save_student(self, path: Path) -> None:
+        """The bare network's weights alone (rank 0)."""
+        if self.process.rank == 0:
+            save_weights(self.result, path, self.metadata)
+
+    def resume(self) -> bool:
+        """Restore ``last.pt`` where there is one."""
+        if not self.folder.last.exists():
+            return False
+        state = load_checkpoint(self.folder.last)
+        step, adversary = self.step, self.step.distiller.adversary
+        self.student.load_state_dict(state["student"])
+        step.optimizer.load_state_dict(state["optimizer"])
+        step.scaler.load_state_dict(state["scaler"])
+        if step.ema is not None:
+            step.ema.load_state_dict(state["ema"])
+        if adversary is not None:
+            adversary.discriminator.load_state_dict(state["discriminator"])
+        if step.discriminator_optimizer is not None:
+            step.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.done, self.best, self.scores = state["step"], state["best"], state["scores"]
+        return True
+
+
+def fit(
+    training: Training,
+    batches: Iterable[Batch],
+    log: Log,
+    stop: StopRequest,
+    *,
+    steps: int,
+    seed: int,
+    lr_factor: Callable[[int], float],
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None,
+    best: str = "miou",
+    accumulate: int = 1,
+    channels_last: bool = False,
+    log_every: int = 20,
+    save_every: int = 200,
+    evaluate_every: int = 0,
+) -> Outcome:
+    """Train from `training.done` to `steps`.
+
+    Args:
+        batches: an endless stream that starts at batch `training.done * accumulate`.
+        evaluate: scores the given network; called every `evaluate_every` steps and at the end.
+        best: the metric that decides which weights ``best.safetensors`` keeps (larger is better).
+    """
+    stream = iter(batches)
+    process, device = training.process, training.process.device
+    values: dict[str, float] = {}
+    counted = 0
+    while training.done < steps:
+        # Ranks must stop at one step: a collective that one of them never joins would hang the others.
+        if collectives.any_rank(bool(stop), device):
+            training.save()
+            return Outcome(training.done, False, training.scores, training.best)
+        seed_step(seed, training.done, process.rank)
+        rate = set_lr(training.step.optimizer, lr_factor(training.done))
+        group = [next(stream).to(device, channels_last) for _ in range(accumulate)]
+        for name, value in training.step(group, training.done).items():
+            values[name] = values.get(name, 0.0) + value
+        counted += 1
+        training.done += 1
+        done, last = training.done, training.done == steps
+        log.count(sum(len(b) for b in group) * process.world_size)
+        if done % log_every == 0 or last:
+            log.steps(done, {k: v / counted for k, v in values.items()}, rate)
+            values, counted = {}, 0
+        if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
+            training.scores = evaluate(training.result)
+            log.scores(done, training.scores)
+            value = training.scores[best]
+            if training.best is None or value > training.best:
+                training.best = value
+                training.save_student(training.folder.best)
+        if done % save_every == 0 or last:
+            training.save()
+    training.save_student(training.folder.student)
+    return Outcome(training.done, True, training.scores, training.best)
+
+
+def prepare_resume(training: Training, resume: bool) -> bool:
+    """Restore the last checkpoint and cut the log to it; False for a fresh start."""
+    resumed = resume and training.resume()
+    if training.process.rank == 0 and (resumed or resume):
+        cut_metrics(training.folder.metrics, training.done) if training.folder.metrics.exists() else None
+    return bool(resumed)

@@ -1,0 +1,147 @@
+"""Semantic segmentation: class logits (N, K, h, w) against class maps (N, H, W)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densekd.losses import cross_entropy, ohem_cross_entropy
+from densekd.metrics import ConfusionMatrix
+from densekd.types import Batch, DenseOutput
+
+
+class Segmentation:
+    """What the engine asks of a task, for segmentation.
+
+    Args:
+        classes: names in index order.
+        palette: an RGB colour a class, for pictures.
+        ignore_index: label that counts nowhere.
+        loss: ``"cross_entropy"`` or ``"ohem"``.
+        aux_weight: weight of the auxiliary head's loss where the network has one (PSPNet: 0.4).
+        class_weights: one a class, or None (``cross_entropy`` only).
+        label_smoothing: of ``cross_entropy``.
+        threshold, min_kept: of ``ohem``.
+    """
+
+    metric_names = ("miou", "pixel_accuracy")
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        palette: Sequence[tuple[int, int, int]],
+        *,
+        ignore_index: int = 255,
+        loss: str = "cross_entropy",
+        aux_weight: float = 0.4,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        threshold: float = 0.7,
+        min_kept: float = 0.0625,
+    ) -> None:
+        self.classes = list(classes)
+        self.num_classes = len(self.classes)
+        self.palette = [tuple(c) for c in palette]
+        self.ignore_index = ignore_index
+        self.loss_name = loss
+        self.aux_weight = aux_weight
+        if class_weights is not None and len(class_weights) != self.num_classes:
+            raise ValueError(
+                f"class_weights has {len(class_weights)} values for {self.num_classes} classes"
+            )
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
+        self.label_smoothing = label_smoothing
+        self.threshold = threshold
+        self.min_kept = min_kept
+
+    def check_output(self, output: DenseOutput, who: str) -> None:
+        """Raise ValueError unless the prediction is (N, num_classes, h, w)."""
+        shape = getattr(output.prediction, "shape", None)
+        if shape is None or len(shape) != 4 or shape[1] != self.num_classes:
+            raise ValueError(
+                f"the {who}'s prediction has shape {None if shape is None else tuple(shape)}; "
+                f"segmentation with {self.num_classes} classes expects (N, {self.num_classes}, h, w)"
+            )
+
+    def loss(self, output: DenseOutput, batch: Batch) -> dict[str, Tensor]:
+        """Weighted supervised terms; images without labels count nothing."""
+        terms = {"task/ce": self._supervised(output.prediction, batch.targets)}
+        if output.aux is not None:
+            terms["task/aux"] = self.aux_weight * self._supervised(output.aux, batch.targets)
+        return terms
+
+    def _supervised(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.loss_name == "ohem":
+            return ohem_cross_entropy(
+                logits,
+                target,
+                threshold=self.threshold,
+                min_kept=self.min_kept,
+                ignore_index=self.ignore_index,
+            )
+        weights = self.class_weights
+        return cross_entropy(
+            logits,
+            target,
+            ignore_index=self.ignore_index,
+            class_weights=None if weights is None else weights.to(logits.device),
+            label_smoothing=self.label_smoothing,
+        )
+
+    def mask(self, batch: Batch, kind: str) -> Tensor | None:
+        """(N, H, W) bool: which pixels distillation compares.
+
+        ``"label"``: pixels with a label, and every pixel inside an image that has none at all; ``"padding"``: every
+        pixel inside its image; ``"none"``: no mask.
+        """
+        if kind == "none":
+            return None
+        if kind == "padding":
+            return batch.inside
+        known = (batch.targets != self.ignore_index) | ~batch.labelled[:, None, None]
+        return known & batch.inside
+
+    def decode(self, scores: Tensor) -> Tensor:
+        """(N, K, H, W) logits or probabilities -> (N, H, W) uint8 class map (int16 above 255 classes)."""
+        return scores.argmax(1).to(torch.uint8 if self.num_classes <= 255 else torch.int16)
+
+    def metric(self) -> SegmentationMetric:
+        return SegmentationMetric(self.classes, self.ignore_index)
+
+    def colour(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) class map -> (H, W, 3) uint8 RGB; ignored pixels black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: self.num_classes] = np.array(self.palette[: self.num_classes], np.uint8)
+        if 0 <= self.ignore_index < 256:
+            table[self.ignore_index] = 0
+        return table[np.asarray(labels).astype(np.uint8)]
+
+
+class SegmentationMetric:
+    """mIoU, pixel accuracy and per-class IoU as fractions, over all ranks."""
+
+    def __init__(self, classes: Sequence[str], ignore_index: int) -> None:
+        self.classes = list(classes)
+        self.confusion = ConfusionMatrix(len(self.classes), ignore_index)
+
+    def update(self, prediction: Tensor, batch: Batch) -> None:
+        self.confusion.update(prediction, batch.targets)
+
+    def compute(self) -> dict[str, Any]:
+        """``{"miou", "pixel_accuracy", "iou": {class: IoU or None}, "pixels"}``; None: class does not occur."""
+        confusion = self.confusion.reduce()
+        iou = confusion.iou().tolist()
+        return {
+            "miou": confusion.miou(),
+            "pixel_accuracy": confusion.pixel_accuracy(),
+            "iou": {
+                name: None if math.isnan(value) else value
+                for name, value in zip(self.classes, iou, strict=True)
+            },
+            "pixels": int(confusion.counts.sum()),
+        }
