@@ -1,0 +1,42 @@
+"""Data sets, augmentation, loaders and checks. docs/data.md tells layouts and the order contract."""
+
+from densekd.data.ade20k import ADE20K
+from densekd.data.base import (
+    PairedFiles,
+    Sample,
+    SegmentationSet,
+    distinct_colours,
+    read_image,
+    read_labels,
+)
+from densekd.data.camvid import CamVid
+from densekd.data.check import CheckReport, check_all, sample_check
+from densekd.data.cityscapes import Cityscapes, to_label_ids
+from densekd.data.folder import Folder
+from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
+from densekd.data.transforms import Augment, augment
+from densekd.data.voc import VOC
+
+__all__ = [
+    "ADE20K",
+    "VOC",
+    "Augment",
+    "CamVid",
+    "CheckReport",
+    "Cityscapes",
+    "EvalLoader",
+    "Folder",
+    "Item",
+    "PairedFiles",
+    "Sample",
+    "SegmentationSet",
+    "TrainLoader",
+    "augment",
+    "check_all",
+    "collate",
+    "distinct_colours",
+    "read_image",
+    "read_labels",
+    "sample_check",
+    "to_label_ids",
+]

@@ -1,0 +1,379 @@
+"""Batches for training (endless) and evaluation (each sample once).
+
+The contract of training: what stands at position p of the stream is a pure function of (seed, p). With
+n samples, B per rank and R ranks, position ``p = step * R * B + rank * B + i`` belongs to epoch ``p // n``
+and holds sample ``order(seed, epoch, n)[p % n]``, augmented by `sample_rng(seed, epoch, index)`. So neither
+the number of workers nor an interruption changes anything, and resuming at a step is starting at it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from densekd.data.base import Sample, SegmentationSet
+from densekd.data.transforms import Augment, Augmented, pad, whole
+from densekd.errors import DataError, UserError
+from densekd.types import Batch
+
+Transform = Callable[[Sample, np.random.Generator], Augmented]
+
+
+def order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The permutation of an epoch's samples."""
+    # The spawn key keeps this stream apart from sample_rng's, whose sequences start alike.
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(
+        length
+    )
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator that augments one sample in one epoch."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
+
+
+class Item(NamedTuple):
+    """One sample on its way into a batch."""
+
+    image: np.ndarray  # (H, W, C) uint8
+    target: Any
+    inside: np.ndarray  # (H, W) bool
+    labelled: bool
+    name: str
+
+
+def collate(
+    items: Sequence[Item], *, fill: int | Sequence[int] = 0, ignore_index: int = 255
+) -> Batch:
+    """Items -> a batch with uint8 images and int64 targets.
+
+    Images of different size are padded at the bottom and right to the largest: `fill`, ignore_index, and
+    False in `inside`. Targets that are no arrays (another task's) stay a list.
+    """
+    size = (max(item.image.shape[0] for item in items), max(item.image.shape[1] for item in items))
+    if any(item.image.shape[:2] != size for item in items):
+        items = [
+            item._replace(**dict(zip(("image", "target", "inside"), padded, strict=True)))
+            for item in items
+            for padded in [pad(item.image, item.target, size, fill, ignore_index, item.inside)]
+        ]
+    # (N, H, W, C) -> (N, C, H, W), contiguous
+    images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
+    targets: Any = [item.target for item in items]
+    if all(isinstance(target, np.ndarray) for target in targets):
+        targets = torch.from_numpy(np.stack(targets).astype(np.int64))
+    return Batch(
+        images=torch.from_numpy(images),
+        targets=targets,
+        labelled=torch.tensor([item.labelled for item in items]),
+        inside=torch.from_numpy(np.stack([item.inside for item in items])),
+        names=[item.name for item in items],
+    )
+
+
+class TrainLoader:
+    """An endless stream of augmented batches; each `iter` starts at `start_step`.
+
+    Args:
+        reader: the data set.
+        batch_size: samples per rank and step; may exceed the number of samples.
+        seed: of order and augmentation.
+        transform: sample and generator -> augmented sample; an `Augment`, or any function of that form.
+        rank, world_size: this process among those that train together.
+        workers: decoding processes; 0 decodes in this one.
+        start_step: the first step to give.
+        on_bad_file: ``"stop"`` raises DataError when a bad file's turn comes; ``"skip"`` takes the next
+            readable sample of the epoch's order in its place and notes the file in `skipped`.
+        pin_memory: None means where CUDA is available.
+
+    Attributes:
+        skipped: name -> reason of the files skipped so far.
+    """
+
+    def __init__(
+        self,
+        reader: SegmentationSet,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        transform: Transform | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        start_step: int = 0,
+        on_bad_file: str = "stop",
+        pin_memory: bool | None = None,
+    ) -> None:
+        _check(reader, batch_size, rank, world_size, workers, on_bad_file)
+        if seed < 0 or start_step < 0:
+            raise UserError(f"seed is {seed} and start_step {start_step}; expected 0 or more")
+        if transform is None:
+            transform = Augment(ignore_index=reader.ignore_index)
+        ignore_index = getattr(transform, "ignore_index", reader.ignore_index)
+        if ignore_index != reader.ignore_index:
+            raise UserError(
+                f"the augmentation pads labels with {ignore_index} and the data set ignores "
+                f"{reader.ignore_index}; set both alike"
+            )
+        self.reader = reader
+        self.batch_size = batch_size
+        self.start_step = start_step
+        self.skipped: dict[str, str] = {}
+        self._dataset = _TrainItems(reader, transform, seed, on_bad_file == "skip")
+        self._positions = _Positions(len(reader), batch_size, rank, world_size, start_step)
+        self._packer = _Packer(getattr(transform, "fill", 0), reader.ignore_index)
+        self._workers = workers
+        self._pin = pin_memory
+
+    def epoch(self, step: int) -> float:
+        """How often the whole set has been seen when `step` begins."""
+        return step * self._positions.stride / len(self.reader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = _torch_loader(
+            self._dataset, self._positions, self._packer, self._workers, self._pin, persistent=False
+        )
+        for packed in loader:
+            batch = _unpack(packed, self.skipped)
+            assert batch is not None  # a training item always has a replacement or an error
+            yield batch
+
+
+class EvalLoader:
+    """Each sample once over all ranks, whole and in order: rank r has samples r, r + R, r + 2R, ...
+
+    Nothing is dropped or doubled to even out the last batches, so ranks may differ by one sample: counts
+    are to be summed over ranks at the end, not batch by batch.
+
+    Args:
+        reader, rank, world_size, workers, pin_memory: as in `TrainLoader`.
+        batch_size: images of different size in a batch are padded (see `collate`), which the network sees:
+            1, the default, always evaluates images as they are.
+        fill: colour of that padding.
+        limit: only the first so many samples of the set.
+        on_bad_file: ``"stop"``, or ``"skip"``, which leaves the sample out and notes it in `skipped`.
+
+    Attributes:
+        skipped: name -> reason of the files left out so far.
+    """
+
+    def __init__(
+        self,
+        reader: SegmentationSet,
+        *,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        fill: int | Sequence[int] = 0,
+        limit: int | None = None,
+        on_bad_file: str = "stop",
+        pin_memory: bool | None = None,
+    ) -> None:
+        _check(reader, batch_size, rank, world_size, workers, on_bad_file)
+        count = len(reader) if limit is None else min(limit, len(reader))
+        indices = range(rank, count, world_size)
+        self.reader = reader
+        self.skipped: dict[str, str] = {}
+        self._batches = [
+            list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)
+        ]
+        self._loader = _torch_loader(
+            _EvalItems(reader, on_bad_file == "skip"),
+            self._batches,
+            _Packer(fill, reader.ignore_index),
+            workers,
+            pin_memory,
+            persistent=True,
+        )
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for packed in self._loader:
+            batch = _unpack(packed, self.skipped)
+            if batch is not None:
+                yield batch
+
+
+class _Positions:
+    """Endless lists of stream positions, one list a step: a batch sampler for torch's DataLoader."""
+
+    def __init__(
+        self, length: int, batch_size: int, rank: int, world_size: int, start: int
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.offset = rank * batch_size
+        self.stride = world_size * batch_size
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields (epoch, place in the epoch's order)."""
+        first = self.start * self.stride + self.offset
+        while True:
+            yield [divmod(first + i, self.length) for i in range(self.batch_size)]
+            first += self.stride
+
+
+class _Fetched(NamedTuple):
+    """What a worker hands back for one sample: an item, or why there is none."""
+
+    item: Item | None
+    skipped: dict[str, str]
+    error: UserError | None = None
+
+
+class _TrainItems(Dataset):
+    def __init__(
+        self, reader: SegmentationSet, transform: Transform, seed: int, skip_bad: bool
+    ) -> None:
+        self.reader = reader
+        self.transform = transform
+        self.seed = seed
+        self.skip_bad = skip_bad
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __getitem__(self, key: tuple[int, int]) -> _Fetched:
+        epoch, place = key
+        if self._order[0] != epoch:
+            self._order = (epoch, order(self.seed, epoch, len(self.reader)))
+        permutation = self._order[1]
+        # A replacement is augmented by the generator of the sample that it stands for: with its own it
+        # would be the same picture twice.
+        rng = sample_rng(self.seed, epoch, int(permutation[place]))
+        skipped: dict[str, str] = {}
+        for ahead in range(len(permutation)):
+            index = int(permutation[(place + ahead) % len(permutation)])
+            try:
+                sample = self.reader.read(index)
+                image, target, inside = self.transform(sample, rng)
+            except DataError as error:
+                if not self.skip_bad:
+                    return _Fetched(None, skipped, error)
+                skipped[self.reader.name(index)] = str(error)
+                continue
+            except UserError as error:
+                return _Fetched(None, skipped, error)
+            return _Fetched(
+                Item(image, target, inside, sample.target is not None, sample.name), skipped
+            )
+        reason = next(iter(skipped.values()))
+        return _Fetched(
+            None,
+            skipped,
+            DataError(f"none of {len(permutation)} samples is readable; first: {reason}"),
+        )
+
+
+class _EvalItems(Dataset):
+    def __init__(self, reader: SegmentationSet, skip_bad: bool) -> None:
+        self.reader = reader
+        self.skip_bad = skip_bad
+
+    def __getitem__(self, index: int) -> _Fetched:
+        try:
+            sample = self.reader.read(index)
+        except DataError as error:
+            if self.skip_bad:
+                return _Fetched(None, {self.reader.name(index): str(error)})
+            return _Fetched(None, {}, error)
+        labelled = sample.target is not None
+        return _Fetched(Item(*whole(sample, self.reader.ignore_index), labelled, sample.name), {})
+
+
+# A batch as plain containers: torch pins the memory of tensors in tuples, but not in our Batch.
+_Packed = tuple[tuple[Any, ...] | None, dict[str, str], UserError | None]
+
+
+class _Packer:
+    """The collate function of torch's loader, run in the workers."""
+
+    def __init__(self, fill: int | Sequence[int], ignore_index: int) -> None:
+        self.fill = fill
+        self.ignore_index = ignore_index
+
+    def __call__(self, fetched: list[_Fetched]) -> _Packed:
+        skipped = {name: reason for one in fetched for name, reason in one.skipped.items()}
+        # Errors travel as values: torch would wrap a raised one in a worker's traceback text.
+        error = next((one.error for one in fetched if one.error is not None), None)
+        items = [one.item for one in fetched if one.item is not None]
+        if error is not None or not items:
+            return None, skipped, error
+        try:
+            batch = collate(items, fill=self.fill, ignore_index=self.ignore_index)
+        except UserError as failed:
+            return None, skipped, failed
+        return (
+            (batch.images, batch.targets, batch.labelled, batch.inside, batch.names),
+            skipped,
+            None,
+        )
+
+
+def _unpack(packed: _Packed, skipped: dict[str, str]) -> Batch | None:
+    fields, newly_skipped, error = packed
+    skipped.update(newly_skipped)
+    if error is not None:
+        raise error
+    return Batch(*fields) if fields is not None else None
+
+
+def _torch_loader(
+    dataset: Dataset,
+    batches: Any,
+    packer: _Packer,
+    workers: int,
+    pin: bool | None,
+    persistent: bool,
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=packer,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available() if pin is None else pin,
+        # A private generator: making an iterator must not advance the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def start_worker(_: int) -> None:
+    """What each decoding process sets up before its first sample."""
+    # One thread a process: threads that fight for cores multiply the time of everything.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    # Ctrl-C, and a SIGTERM to the whole group, reach workers too; the main process decides what happens
+    # then (it may want one more batch and a checkpoint) and ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _check(
+    reader: SegmentationSet,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    on_bad_file: str,
+) -> None:
+    if len(reader) == 0:
+        raise DataError("the data set is empty; expected at least one sample")
+    if batch_size < 1 or workers < 0:
+        raise UserError(
+            f"batch_size is {batch_size} and workers {workers}; expected at least 1 and at least 0"
+        )
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank is {rank} of {world_size}; expected 0 <= rank < world_size")
+    if on_bad_file not in ("stop", "skip"):
+        raise UserError(f"on_bad_file is {on_bad_file!r}; expected 'stop' or 'skip'")

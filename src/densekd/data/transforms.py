@@ -1,0 +1,204 @@
+"""Augmentation on uint8: scale, crop, flip and colour of one sample, with one resize of the crop alone.
+
+The field scales the whole image and then cuts. Here the crop's window is computed in the source first,
+and only that is resized: the same images in a fraction of the time (for a 512×512 crop of a 2048×1024
+image at scale 2, a thirty-second of the pixels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.errors import UserError
+
+CROP_TRIES = 10  # mmsegmentation's number
+Augmented = tuple[np.ndarray, Any, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random scale, crop, flip and colour of a segmentation sample.
+
+    Args:
+        crop: (height, width) of what comes out; None keeps the whole (scaled) image.
+        scale: (low, high), between which a scale is drawn evenly; or one number.
+        scales: where given, one of these is drawn instead.
+        short_side: scale 1 means that the shorter side has this many pixels; None means the image's own
+            size (for sets whose images differ in size, such as ADE20K).
+        hflip: probability of mirroring left and right.
+        color_jitter: (brightness, contrast, saturation), each the largest change of a factor of 1; or one
+            number for all three.
+        fill: colour of the padding, uint8 RGB (`InputSpec.fill`), or one number.
+        ignore_index: the padding's label.
+        cat_max_ratio: draw another window (up to 10 times) while one class has at least this share of
+            the crop's labelled pixels, or while there is only one class.
+
+    Raises:
+        UserError: a setting outside its range.
+    """
+
+    crop: tuple[int, int] | None = None
+    scale: float | Sequence[float] = 1.0
+    scales: Sequence[float] | None = None
+    short_side: int | None = None
+    hflip: float = 0.5
+    color_jitter: float | Sequence[float] = 0.0
+    fill: int | Sequence[int] = 0
+    ignore_index: int = IGNORE_INDEX
+    cat_max_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and (len(self.crop) != 2 or min(self.crop) < 1):
+            raise UserError(f"crop is {self.crop}; expected (height, width), both at least 1")
+        scale = _numbers(self.scale)
+        if len(scale) not in (1, 2) or not 0 < scale[0] <= scale[-1]:
+            raise UserError(f"scale is {self.scale}; expected (low, high) or one number, above 0")
+        if self.scales is not None and (len(self.scales) == 0 or min(self.scales) <= 0):
+            raise UserError(f"scales is {self.scales}; expected a list of numbers above 0")
+        if self.short_side is not None and self.short_side < 1:
+            raise UserError(f"short_side is {self.short_side}; expected at least 1 pixel, or none")
+        if not 0 <= self.hflip <= 1:
+            raise UserError(f"hflip is {self.hflip}; expected a probability from 0 to 1")
+        jitter = _numbers(self.color_jitter)
+        if len(jitter) not in (1, 3) or min(jitter) < 0:
+            raise UserError(
+                f"color_jitter is {self.color_jitter}; expected one number or (brightness, contrast, "
+                "saturation), none below 0"
+            )
+        if self.cat_max_ratio is not None and not 0 < self.cat_max_ratio <= 1:
+            raise UserError(f"cat_max_ratio is {self.cat_max_ratio}; expected above 0, at most 1")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
+        """Returns image (h, w, C) uint8, target (h, w), and inside (h, w) bool: False in the padding.
+
+        The target of an unlabelled sample is ignore_index throughout. With the same sample and a
+        generator in the same state, the same comes out.
+        """
+        image, target = sample.image, sample.target
+        if target is None:
+            target = ignored_target(image.shape[:2], self.ignore_index)
+        rows, columns, size = self._window(image.shape[:2], target, rng)
+        image, target = image[rows, columns], target[rows, columns]
+        if image.shape[:2] != size:
+            image, target = _resize(image, size), _resize(target, size, labels=True)
+        if rng.random() < self.hflip:
+            image, target = image[:, ::-1], target[:, ::-1]
+        if any(_numbers(self.color_jitter)):
+            image = self._jitter(image, rng)
+        return pad(image, target, self.crop or size, self.fill, self.ignore_index)
+
+    def _window(
+        self, size: tuple[int, int], target: np.ndarray, rng: np.random.Generator
+    ) -> tuple[slice, slice, tuple[int, int]]:
+        """The source window, in whole pixels, and the size that it is resized to."""
+        if self.scales is not None:
+            scale = self.scales[int(rng.integers(len(self.scales)))]
+        else:
+            low_high = _numbers(self.scale)
+            scale = rng.uniform(low_high[0], low_high[-1])
+        if self.short_side is not None:
+            scale *= self.short_side / min(size)
+        scaled = tuple(max(1, round(side * scale)) for side in size)
+        if self.crop is None:
+            return slice(None), slice(None), scaled
+        out = tuple(min(a, b) for a, b in zip(scaled, self.crop, strict=True))
+        # A side that fits into the crop is taken whole; of a longer one, as much as fills the crop.
+        taken = tuple(
+            side if long <= crop else min(side, max(1, round(crop / scale)))
+            for side, long, crop in zip(size, scaled, self.crop, strict=True)
+        )
+        for _ in range(CROP_TRIES if self.cat_max_ratio is not None else 1):
+            top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, taken, strict=True))
+            rows, columns = slice(top, top + taken[0]), slice(left, left + taken[1])
+            if self.cat_max_ratio is None or self._is_mixed(target[rows, columns]):
+                break
+        return rows, columns, out
+
+    def _is_mixed(self, labels: np.ndarray) -> bool:
+        counts = np.unique(labels[labels != self.ignore_index], return_counts=True)[1]
+        return len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
+
+    def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        limits = _numbers(self.color_jitter)
+        limits = limits * 3 if len(limits) == 1 else limits
+        brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - x), 1 + x) for x in limits)
+        image = np.ascontiguousarray(image)
+        # Brightness and contrast are one table; contrast turns about the mean after brightness.
+        values = np.clip(np.arange(256) * brightness, 0, 255)
+        mean = float(values[image].mean()) if limits[1] else 0.0
+        table = np.clip((values - mean) * contrast + mean + 0.5, 0, 255).astype(np.uint8)
+        image = cv2.LUT(image, table).reshape(image.shape)
+        if limits[2] and image.shape[2] == 3:  # grey and four-band images have no saturation
+            grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+        return image
+
+
+def augment(sample: Sample, rng: np.random.Generator, **settings: Any) -> Augmented:
+    """`Augment(**settings)` on one sample."""
+    return Augment(**settings)(sample, rng)
+
+
+def whole(sample: Sample, ignore_index: int = IGNORE_INDEX) -> Augmented:
+    """The sample as it is, in the form of an augmented one: what evaluation sees."""
+    size = sample.image.shape[:2]
+    target = sample.target if sample.target is not None else ignored_target(size, ignore_index)
+    return sample.image, target, np.ones(size, dtype=bool)
+
+
+def pad(
+    image: np.ndarray,
+    target: np.ndarray,
+    size: tuple[int, int],
+    fill: int | Sequence[int],
+    ignore_index: int,
+    inside: np.ndarray | None = None,
+) -> Augmented:
+    """Pad at the bottom and on the right, as the paper's authors do.
+
+    Args:
+        image: (h, w, C) uint8. target: (h, w). inside: (h, w) bool, all True where None.
+        size: (H, W), at least (h, w).
+
+    Returns:
+        image (H, W, C), target (H, W), inside (H, W): contiguous arrays.
+    """
+    h, w, channels = image.shape
+    if inside is None:
+        inside = np.ones((h, w), dtype=bool)
+    if (h, w) == tuple(size):
+        return np.ascontiguousarray(image), np.ascontiguousarray(target), inside
+    colour = _numbers(fill)
+    if len(colour) not in (1, channels):
+        raise UserError(f"fill has {len(colour)} values and the images have {channels} channels")
+    padded = np.empty((*size, channels), dtype=image.dtype)
+    padded[:] = colour
+    padded[:h, :w] = image
+    labels = np.full(size, ignore_index, dtype=target.dtype)
+    labels[:h, :w] = target
+    mask = np.zeros(size, dtype=bool)
+    mask[:h, :w] = inside
+    return padded, labels, mask
+
+
+def ignored_target(size: tuple[int, int], ignore_index: int) -> np.ndarray:
+    """(H, W) of ignore_index: the target of an image without a label."""
+    return np.full(size, ignore_index, dtype=np.uint8 if 0 <= ignore_index <= 255 else np.int16)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int], labels: bool = False) -> np.ndarray:
+    # INTER_NEAREST takes a pixel's corner for its centre and shifts labels against the image; the
+    # exact form agrees with the bilinear grid.
+    method = cv2.INTER_NEAREST_EXACT if labels else cv2.INTER_LINEAR
+    resized = cv2.resize(np.ascontiguousarray(array), (size[1], size[0]), interpolation=method)
+    return resized.reshape(*size, *array.shape[2:])
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (value,) if isinstance(value, (int, float)) else tuple(value)
