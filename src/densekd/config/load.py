@@ -45,7 +45,9 @@ def find_config(name: str | Path) -> Path:
     if len(matches) == 1:
         return shipped_configs() / matches[0]
     if matches:
-        raise UserError(f"config {str(name)!r} is ambiguous; it may be any of: {', '.join(matches)}")
+        raise UserError(
+            f"config {str(name)!r} is ambiguous; it may be any of: {', '.join(matches)}"
+        )
     near = difflib.get_close_matches(wanted, [k.removesuffix(".yaml") for k in known], 3, 0.4)
     raise UserError(
         f"config {str(name)!r} is neither a file nor a shipped recipe. "
@@ -95,7 +97,9 @@ def read_overrides(arguments: list[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") or word == "--":
-            raise UserError(f"unexpected argument {word!r}; settings are given as --section.key value")
+            raise UserError(
+                f"unexpected argument {word!r}; settings are given as --section.key value"
+            )
         key, equals, text = word[2:].partition("=")
         if not equals:
             # A negative number is a value; another option is not.
@@ -216,7 +220,9 @@ def _check_values(config: Config, where: str) -> None:
             "evaluate.scales", config.evaluate.scales, "one or more positive numbers",
         ),
     ]  # fmt: skip
-    broken = [f"{where}: {key}: must be {rule}; got {got!r}" for ok, key, got, rule in rules if not ok]
+    broken = [
+        f"{where}: {key}: must be {rule}; got {got!r}" for ok, key, got, rule in rules if not ok
+    ]
     if broken:
         raise UserError("\n".join(broken))
 

@@ -109,7 +109,9 @@ class Holistic:
     betas: tuple[float, float] = (0.9, 0.99)
     momentum: float = 0.9  # sgd only
     weight_decay: float = 0.0
-    start_step: int = 0  # the student hears the discriminator from this step on; it learns from the first
+    start_step: int = (
+        0  # the student hears the discriminator from this step on; it learns from the first
+    )
 
 
 @dataclass
@@ -160,7 +162,9 @@ class Train:
     amp: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = False
     compile: bool = False
-    ema: float | None = None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
+    ema: float | None = (
+        None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
+    )
     sync_batchnorm: bool = False  # several GPUs: batch statistics over all of them
     deterministic: bool = False
     log_every: int = 20

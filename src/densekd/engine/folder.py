@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,22 +37,26 @@ class RunFolder:
         self.best = self.checkpoints / "best.safetensors"
         self.images = self.path / "images"
 
-    def open(self, config_text: str, command: str, *, resume: bool, changed: list[str]) -> None:
-        """Make a new folder, or continue in an old one. Only rank 0 calls this.
+    def occupied(self) -> bool:
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def check(self, *, resume: bool, changed: list[str]) -> None:
+        """Fail early where `open` could not go on; makes nothing.
 
         Args:
-            changed: names of settings that differ from the folder's config and may not (resume only).
+            changed: settings that differ from the folder's config and may not.
 
         Raises:
-            UserError: the folder exists and `resume` is off, or it belongs to another config.
+            UserError: the folder exists and `resume` is off, is no run folder, or belongs to other settings.
         """
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if occupied and not resume:
+        if not self.occupied():
+            return
+        if not resume:
             raise UserError(
                 f"run folder {self.path} already exists. Give another --name, or --resume to go on from its last "
                 "checkpoint; nothing in it was changed."
             )
-        if occupied and not self.config.exists():
+        if not self.config.exists():
             raise UserError(
                 f"{self.path} is not a run folder (it has no config.yaml); give another --name"
             )
@@ -58,12 +65,23 @@ class RunFolder:
                 f"--resume: {self.path} was started with other settings: {'; '.join(changed)}. "
                 "Repeat the command it was started with (command.txt there), or give another --name."
             )
+
+    @contextmanager
+    def open(self, config_text: str, command: str, *, resume: bool) -> Iterator[None]:
+        """Make a new folder, or continue in an old one, and hold it against a second process. Rank 0 only."""
+        self.check(resume=resume, changed=[])
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not occupied:
-            write_text_atomic(self.config, config_text)
-        with open(self.command, "a", encoding="utf-8") as file:
-            file.write(command + "\n")
-        write_text_atomic(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"run folder {self.path} is in use by another process") from error
+            if not self.config.exists():
+                write_text_atomic(self.config, config_text)
+            with open(self.command, "a", encoding="utf-8") as file:
+                file.write(command + "\n")
+            write_text_atomic(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
+            yield
 
 
 def describe_environment() -> dict[str, Any]:

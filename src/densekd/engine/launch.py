@@ -34,11 +34,15 @@ def _slurm_environment() -> None:
     os.environ["WORLD_SIZE"] = str(tasks)
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
     # "node[03-07,9]" -> "node03", "a1,a2" -> "a1"
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "localhost")
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get(
+        "SLURM_JOB_NODELIST", "localhost"
+    )
     head = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
     assert head is not None
     os.environ.setdefault("MASTER_ADDR", head.group(1) + (head.group(2) or ""))
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    os.environ.setdefault(
+        "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    )
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -50,14 +54,20 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise UserError(f"--device {wanted!r} is unknown; expected auto, cpu, cuda, cuda:N or mps") from error
+        raise UserError(
+            f"--device {wanted!r} is unknown; expected auto, cpu, cuda, cuda:N or mps"
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {wanted!r}: this PyTorch sees no CUDA device; use --device cpu")
+            raise UserError(
+                f"--device {wanted!r}: this PyTorch sees no CUDA device; use --device cpu"
+            )
         if device.index is None:
             device = torch.device("cuda", local_rank)
         if device.index >= torch.cuda.device_count():
-            raise UserError(f"--device {wanted!r}: there are {torch.cuda.device_count()} CUDA devices")
+            raise UserError(
+                f"--device {wanted!r}: there are {torch.cuda.device_count()} CUDA devices"
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
     return device

@@ -31,6 +31,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def cut_metrics(path: Path, last_step: int) -> None:
     """Drop rows after the step a run resumes from, so that no step stands twice."""
+    if not path.exists():
+        return
     rows = [r for r in read_metrics(path) if r.get("step", 0) <= last_step]
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

@@ -173,7 +173,9 @@ def _values(tensors: dict[str, Tensor]) -> dict[str, float]:
     """All scalars in one transfer from the device."""
     if not tensors:
         return {}
-    return dict(zip(tensors, torch.stack([t.reshape(()) for t in tensors.values()]).tolist(), strict=True))
+    return dict(
+        zip(tensors, torch.stack([t.reshape(()) for t in tensors.values()]).tolist(), strict=True)
+    )
 
 
 def _raise_non_finite(bad: list[str], step: int, advice: str) -> None:

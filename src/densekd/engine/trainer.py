@@ -107,8 +107,10 @@ class Training:
             save_weights(self.result, path, self.metadata)
 
     def resume(self) -> bool:
-        """Restore ``last.pt`` where there is one."""
+        """Restore ``last.pt`` where there is one and cut the log to it; False where there is none yet."""
         if not self.folder.last.exists():
+            if self.process.rank == 0:
+                cut_metrics(self.folder.metrics, 0)
             return False
         state = load_checkpoint(self.folder.last)
         step, adversary = self.step, self.step.distiller.adversary
@@ -122,6 +124,8 @@ class Training:
         if step.discriminator_optimizer is not None:
             step.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.done, self.best, self.scores = state["step"], state["best"], state["scores"]
+        if self.process.rank == 0:
+            cut_metrics(self.folder.metrics, self.done)
         return True
 
 
@@ -181,11 +185,3 @@ def fit(
             training.save()
     training.save_student(training.folder.student)
     return Outcome(training.done, True, training.scores, training.best)
-
-
-def prepare_resume(training: Training, resume: bool) -> bool:
-    """Restore the last checkpoint and cut the log to it; False for a fresh start."""
-    resumed = resume and training.resume()
-    if training.process.rank == 0 and (resumed or resume):
-        cut_metrics(training.folder.metrics, training.done) if training.folder.metrics.exists() else None
-    return bool(resumed)

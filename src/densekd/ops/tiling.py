@@ -73,7 +73,9 @@ def predict_dense(
     for scale in scales:
         scaled = images
         if scale != 1.0:
-            scaled = resize_map(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+            scaled = resize_map(
+                images, (max(1, round(height * scale)), max(1, round(width * scale)))
+            )
         for flipped in (False, True) if flip else (False,):
             view = scaled.flip(-1) if flipped else scaled
             logits = (

@@ -1,0 +1,5 @@
+"""What a network costs: parameters and multiply-accumulates."""
+
+from densekd.profiling.cost import count_macs, count_parameters
+
+__all__ = ["count_macs", "count_parameters"]

@@ -1,0 +1,1 @@
+"""What a command needs of several rooms. The command line calls one function each."""

@@ -1,0 +1,49 @@
+"""``densekd ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densekd.cli.arguments import Recipe, parse, read_recipe, run_folder, split_overrides
+from densekd.errors import UserError
+
+
+def command(arguments: list[str]) -> int:
+    own, overrides = split_overrides(arguments)
+
+    def ablate(
+        config: Recipe,
+        over: str | None = None,
+        seeds: int = 1,
+        jobs: int | None = None,
+        name: str | None = None,
+        out: Path = Path("runs"),
+        device: str = "auto",
+    ) -> int:
+        """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget, and print the table.
+
+        With --over the rows are the values of one setting instead. The same command goes on where it was stopped.
+        Settings can be given as --section.key VALUE.
+
+        Args:
+            config: a YAML file, or the name of a shipped recipe (densekd list configs).
+            over: KEY=value,value,..., e.g. distill.pair_wise.granularity=1,2,4.
+            seeds: runs a row; from 2 on the table has mean ± std.
+            jobs: runs side by side; by default one a CPU core, or one on a GPU.
+            name: the folder under --out; by default made of the recipe's name.
+            out: where run folders are made.
+            device: auto, cpu, cuda, cuda:N or mps.
+        """
+        settings = read_recipe(config, overrides)
+        if seeds < 1 or (jobs is not None and jobs < 1):
+            raise UserError(f"--seeds {seeds} --jobs {jobs}: both must be at least 1")
+        folder = run_folder(out, name, config, "ablate")
+        from densekd.workflows.ablate import ablate as run_ablation
+
+        status, table = run_ablation(
+            settings, folder=folder, seeds=seeds, over=over, jobs=jobs, device=device
+        )
+        print(f"\n{table}\n{folder / 'table.md'}")
+        return status
+
+    return parse(ablate, "ablate", own)

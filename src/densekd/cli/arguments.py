@@ -1,0 +1,68 @@
+"""What the commands share: dotted overrides apart, the rest by tyro."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from densekd.config.load import load_config, read_overrides
+from densekd.config.schema import Config
+from densekd.errors import UserError
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``--section.key value`` and ``--section.key=value`` out of the words of a command."""
+    own: list[str] = []
+    dotted: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        key = word.partition("=")[0]
+        if word.startswith("--") and "." in key:
+            dotted.append(word)
+            if "=" not in word and words:
+                dotted.append(words.pop(0))
+        else:
+            own.append(word)
+    return own, read_overrides(dotted)
+
+
+Recipe = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
+
+
+def parse(
+    function: Callable[..., Any], name: str, arguments: list[str], description: str | None = None
+) -> Any:
+    """Call `function` with its arguments parsed by tyro (--help exits here).
+
+    Args:
+        description: replaces the function's own docstring in --help.
+    """
+    return tyro.cli(function, prog=f"densekd {name}", args=arguments, description=description)
+
+
+def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
+    """A recipe with overrides; `given` are plain options that stand for a setting (None: not given)."""
+    extra = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+    return load_config(config, {**overrides, **extra})
+
+
+def run_folder(out: Path, name: str | None, config: str, command: str) -> Path:
+    """``OUT/NAME``; the default name is the recipe's, with what is done to it."""
+    name = name or f"{Path(config).stem}-{command}"
+    if name in ("", ".", "..") or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"--name {name!r} must be a plain folder name")
+    return out / name
+
+
+def command_line() -> str:
+    """How this process was started, to be repeated."""
+    world = os.environ.get("WORLD_SIZE")
+    launcher = f"torchrun --nproc-per-node {world} -m " if world and int(world) > 1 else ""
+    return launcher + shlex.join(["densekd", *sys.argv[1:]])

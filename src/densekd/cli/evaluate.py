@@ -1,0 +1,56 @@
+"""``densekd evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
+from densekd.errors import UserError
+
+
+def command(arguments: list[str]) -> int:
+    own, overrides = split_overrides(arguments)
+
+    def evaluate(
+        config: Recipe,
+        weights: Path | None = None,
+        split: str | None = None,
+        output: Path | None = None,
+        device: str = "auto",
+    ) -> int:
+        """Score a weights file on a split: mIoU, pixel accuracy and the IoU of each class, as fractions.
+
+        Sliding windows, scales and flips are settings: --evaluate.window '[713, 713]',
+        --evaluate.scales '[0.75, 1, 1.25]', --evaluate.flip true.
+
+        Args:
+            config: a YAML file, or the name of a shipped recipe (densekd list configs).
+            weights: .safetensors or .pth of the recipe's model; by default the recipe's model.weights.
+            split: of the data set; by default the recipe's data.val_split.
+            output: JSON file to write. An older score file there is replaced, any other file is not.
+            device: auto, cpu, cuda, cuda:N or mps.
+        """
+        settings = read_recipe(config, overrides)
+        from densekd.ops.collectives import is_main
+        from densekd.workflows.evaluate import (
+            check_output,
+            evaluate_weights,
+            scores_text,
+            write_scores,
+        )
+
+        if weights is not None and not weights.is_file():
+            raise UserError(f"--weights {weights}: no such file")
+        if output is not None:
+            check_output(output)
+        scores = evaluate_weights(
+            settings, weights, split or settings.data.val_split, device=device
+        )
+        if is_main():
+            print(scores_text(scores))
+            if output is not None:
+                write_scores(scores, output)
+                print(f"written to {output}")
+        return 0
+
+    return parse(evaluate, "evaluate", own)

@@ -1,0 +1,85 @@
+"""``densekd COMMAND``: find the command's file, run it, turn a user's error into one message and status 2."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+from densekd.errors import NonFiniteError, UserError
+
+# command -> (file in this folder, what it does)
+COMMANDS = {
+    "demo": (
+        "demo",
+        "train a teacher on built-in scenes, distil it, show the table (minutes, on a CPU)",
+    ),
+    "train": ("train", "train one network alone"),
+    "distill": ("distill", "train a student with a frozen teacher"),
+    "evaluate": ("evaluate", "score a weights file on a split"),
+    "ablate": ("ablate", "student alone, +Pi, +Pi+Pa, +Pi+Pa+Ho, or the values of one setting"),
+    "data": ("data", "check a data set; write the built-in scenes to disk"),
+    "list": ("list", "models, losses, datasets or configs that have a name"),
+    "config": ("config", "show or validate a recipe"),
+}
+
+
+def usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [
+        "usage: densekd COMMAND ...",
+        "",
+        "Distil a large dense predictor into a small fast one.",
+        "",
+        "commands:",
+        *(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "densekd COMMAND --help explains a command; densekd --version prints the version.",
+        "Any setting of a recipe can be given as --section.key VALUE (see densekd config show RECIPE).",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        import densekd
+
+        print(densekd.__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        return fail(f"unknown command {name!r}; {hint}", 2)
+    module = importlib.import_module(f"densekd.cli.{COMMANDS[name][0]}")
+    try:
+        return module.command(rest)
+    except NonFiniteError as error:
+        return fail(str(error), 1)
+    except UserError as error:
+        return fail(str(error), 2)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
+            raise
+        return fail(
+            f"out of memory: {str(error).splitlines()[0]}\nLower data.batch_size (train.accumulate keeps the "
+            "effective batch), data.crop or evaluate.batch_size, or set train.amp bf16.",
+            1,
+        )
+
+
+def fail(message: str, status: int) -> int:
+    # Under torchrun every rank meets the same error; one message is enough.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"densekd: error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,434 @@
+"""The composition root: the only file that turns names (config.names) into objects.
+
+Everything a setting can get wrong (a name, an option, a tap, a class count, a weights file) fails here, before the
+first batch, with what was given, what is possible and the nearest match.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import densekd
+from densekd.config import schema
+from densekd.config.names import DATASETS, LOSSES, MODELS
+from densekd.data.check import sample_check
+from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
+from densekd.distill.distiller import Adversary, Distiller
+from densekd.distill.teacher import Teacher
+from densekd.distill.terms import PREDICTION, Term
+from densekd.engine.evaluate import Views
+from densekd.engine.launch import Process
+from densekd.engine.optim import make_optimizer, parameter_groups
+from densekd.engine.step import AMP
+from densekd.errors import UserError
+from densekd.layers import ABN
+from densekd.models.taps import Taps
+from densekd.models.weights import load_weights
+from densekd.tasks import Segmentation
+from densekd.types import Batch, InputSpec
+
+
+def nearest(given: str, possible: list[str]) -> str:
+    near = difflib.get_close_matches(given, possible, 1, 0.4)
+    return f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(sorted(possible))}"
+
+
+def import_dotted(path: str, where: str) -> Any:
+    """``package.module.Name`` -> the object."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {path!r} cannot be imported: {error}. Give package.module.Name of something importable "
+            "from here (PYTHONPATH)."
+        ) from error
+
+
+def resolve(name: str, table: Mapping[str, str], where: str) -> Callable[..., Any]:
+    if name in table:
+        return import_dotted(table[name], where)
+    if "." in name:
+        return import_dotted(name, where)
+    raise UserError(f"{where}: {name!r} is unknown; {nearest(name, list(table))}")
+
+
+def accepts(builder: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(builder).parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Call with checked option names; `given` is passed where the builder takes it."""
+    possible = [
+        p.name
+        for p in inspect.signature(builder).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
+    ]
+    for key in options:
+        if not accepts(builder, key) or key in given:
+            raise UserError(f"{where}.{key}: unknown option; {nearest(key, possible)}")
+    arguments = {k: v for k, v in given.items() if accepts(builder, k)}
+    try:
+        return builder(**arguments, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def build_reader(data: schema.Data, split: str, *, training: bool) -> Any:
+    """The data set of one split; missing folders and label files fail here."""
+    builder = resolve(data.dataset, DATASETS, "data.dataset")
+    if accepts(builder, "root") and data.root is None and _required(builder, "root"):
+        raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
+    given: dict[str, Any] = {"split": split}
+    if data.root is not None:
+        if not accepts(builder, "root"):
+            raise UserError(f"data.root: {data.dataset} takes no folder; leave data.root out")
+        given["root"] = data.root
+    if training and data.allow_unlabelled:
+        given["allow_unlabelled"] = True
+    extra = data.train_options if training else data.val_options
+    return call(builder, {**data.options, **extra}, "data.options", **given)
+
+
+def _required(builder: Callable[..., Any], name: str) -> bool:
+    return inspect.signature(builder).parameters[name].default is inspect.Parameter.empty
+
+
+def check_reader(reader: Any, channels: int) -> None:
+    """Before any work: the files that a sample touches can be read, and have the channels the network takes."""
+    if reader.channels != channels:
+        raise UserError(
+            f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal"
+        )
+    sample_check(reader)
+
+
+def build_train_loader(
+    config: schema.Config, reader: Any, spec: InputSpec, process: Process, start_step: int
+) -> TrainLoader:
+    data = config.data
+    return TrainLoader(
+        reader,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=data.workers,
+        start_step=start_step * config.train.accumulate,
+        on_bad_file=data.on_bad_file,
+        crop=data.crop,
+        scale=tuple(data.scale) if data.scales is None else list(data.scales),
+        hflip=data.hflip,
+        color_jitter=data.color_jitter,
+        cat_max_ratio=data.cat_max_ratio,
+        fill=spec.fill(),
+    )
+
+
+def build_eval_loader(config: schema.Config, reader: Any, process: Process) -> EvalLoader:
+    return EvalLoader(
+        reader,
+        batch_size=config.evaluate.batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=min(config.data.workers, 2),
+        on_bad_file=config.data.on_bad_file,
+    )
+
+
+# --- task and networks --------------------------------------------------------------------------------------------
+
+
+def build_task(config: schema.Config, reader: Any) -> Segmentation:
+    loss = config.loss
+    try:
+        return Segmentation(
+            reader.classes,
+            reader.palette,
+            ignore_index=reader.ignore_index,
+            loss=loss.name,
+            aux_weight=loss.aux_weight,
+            class_weights=loss.class_weights,
+            label_smoothing=loss.label_smoothing,
+            threshold=loss.threshold,
+            min_kept=loss.min_kept,
+        )
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
+
+
+def build_network(model: schema.Model, num_classes: int, where: str) -> tuple[nn.Module, InputSpec]:
+    """The bare network with its weights, and what it wants to see."""
+    builder = resolve(model.name, MODELS, f"{where}.name")
+    options = dict(model.options)
+    if model.weights is not None and "backbone_weights" in options:
+        options["backbone_weights"] = None  # the whole network's weights replace them: do not fetch
+    network = call(
+        builder,
+        options,
+        f"{where}.options",
+        num_classes=num_classes,
+        in_channels=model.in_channels,
+    )
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{where}.name: {model.name!r} gave {type(network).__name__}, not an nn.Module"
+        )
+    spec = build_input_spec(model, getattr(network, "input_spec", None), where)
+    if model.weights is not None:
+        load_weights(network, model.weights)
+    return network, spec
+
+
+def build_input_spec(model: schema.Model, own: InputSpec | None, where: str) -> InputSpec:
+    base = own or InputSpec()
+    wish = {k: v for k, v in vars(model.input).items() if v is not None}
+    try:
+        spec = InputSpec(**{**base.as_dict(), **wish})
+    except ValueError as error:
+        raise UserError(f"{where}.input: {error}") from error
+    if spec.channels != model.in_channels:
+        raise UserError(
+            f"{where}.input: mean and std have {spec.channels} values and in_channels is {model.in_channels}; "
+            f"give {where}.input.mean and {where}.input.std with one value a channel"
+        )
+    return spec
+
+
+def feature_tap(network: nn.Module, where: str) -> str:
+    tap = getattr(network, "pair_wise_tap", None)
+    if tap is None:
+        raise UserError(
+            f"{where}: {type(network).__name__} does not say which feature to compare; name a module path"
+        )
+    return tap
+
+
+def build_terms(
+    distill: schema.Distill, student: nn.Module, teacher: nn.Module
+) -> tuple[list[Term], dict[str, str], dict[str, str]]:
+    """The terms, and the taps (name -> module path) they need of student and teacher."""
+    terms: list[Term] = []
+    taps: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    table = {name: path for name, (path, _) in LOSSES.items()}
+    for name, term in distill.terms.items():
+        where = f"distill.{name}"
+        loss_name = term.loss or name
+        loss = call(resolve(loss_name, table, where), term.options, where)
+        default = LOSSES.get(loss_name, ("", PREDICTION))[1]
+        sources = []
+        for side, network, given, wanted in (
+            ("student", student, term.student, taps[0]),
+            ("teacher", teacher, term.teacher, taps[1]),
+        ):
+            source = given or (
+                PREDICTION if default == PREDICTION else feature_tap(network, f"{where}.{side}")
+            )
+            if source != PREDICTION:
+                wanted[source] = source
+            sources.append(source)
+        terms.append(Term(name, loss, term.weight, *sources))
+    return terms, *taps
+
+
+def build_student(
+    config: schema.Config, network: nn.Module, spec: InputSpec, taps: dict[str, str], device: Any
+) -> Taps:
+    """Tap, then move, then compile: hooks must be there before the first compiled call."""
+    tapped = Taps(network, taps, spec)
+    tapped.to(device)
+    if config.train.channels_last:
+        tapped.to(memory_format=torch.channels_last)
+    return tapped
+
+
+def build_teacher(
+    config: schema.Teacher, num_classes: int, device: torch.device
+) -> tuple[nn.Module, InputSpec]:
+    if config.weights is None and not config.allow_untrained:
+        trained_by_builder = any(key in config.options for key in ("weights", "pretrained"))
+        if not trained_by_builder:
+            raise UserError(
+                "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
+                "(train one with `densekd train`), or set teacher.allow_untrained for a test"
+            )
+    network, spec = build_network(config, num_classes, "teacher")
+    return network.to(device), spec
+
+
+def build_adversary(
+    holistic: schema.Holistic, num_classes: int, channels: int, device: torch.device
+) -> Adversary:
+    discriminator = Discriminator(
+        num_classes,
+        image_channels=channels,
+        channels=holistic.channels,
+        convention=holistic.convention,
+    )
+    return Adversary(
+        DiscriminatorLoss(discriminator).to(device),
+        weight=holistic.weight,
+        mode=holistic.mode,
+        penalty=holistic.penalty,
+        start_step=holistic.start_step,
+    )
+
+
+def build_distiller(
+    config: schema.Config, task: Segmentation, *, distil: bool, device: torch.device
+) -> tuple[Distiller, InputSpec]:
+    """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out."""
+    network, spec = build_network(config.model, task.num_classes, "model")
+    if not distil:
+        return Distiller(build_student(config, network, spec, {}, device), task), spec
+    if config.teacher is None:
+        raise UserError("teacher: missing; to distil, the config needs a teacher section")
+    if not config.distill.terms and config.distill.holistic is None:
+        raise UserError(
+            f"distill: no term given; add one of {', '.join([*LOSSES, 'holistic'])} with a weight"
+        )
+    if config.teacher.in_channels != config.model.in_channels:
+        raise UserError(
+            f"teacher.in_channels is {config.teacher.in_channels} and model.in_channels "
+            f"{config.model.in_channels}; both see the same images"
+        )
+    other, other_spec = build_teacher(config.teacher, task.num_classes, device)
+    terms, mine, theirs = build_terms(config.distill, network, other)
+    adversary = None
+    if config.distill.holistic is not None:
+        adversary = build_adversary(
+            config.distill.holistic, task.num_classes, config.model.in_channels, device
+        )
+    precision = config.teacher.precision
+    teacher = Teacher(
+        Taps(other, theirs, other_spec),
+        dtype=None if precision == "same" else AMP.get(precision) or torch.float32,
+    )
+    student = build_student(config, network, spec, mine, device)
+    distiller = Distiller(
+        student, task, teacher=teacher, terms=terms, adversary=adversary, mask=config.distill.mask
+    )
+    return distiller, spec
+
+
+def dry_run(
+    distiller: Distiller, channels: int, size: tuple[int, int], device: torch.device
+) -> None:
+    """Every forward pass and term once, on a blank image: shapes, taps and class counts fail here."""
+    n, (height, width) = 2, size
+    batch = Batch(
+        images=torch.rand(n, channels, height, width, device=device),
+        targets=torch.zeros(n, height, width, dtype=torch.int64, device=device),
+        labelled=torch.ones(n, dtype=torch.bool, device=device),
+        inside=torch.ones(n, height, width, dtype=torch.bool, device=device),
+        names=[""] * n,
+    )
+    student = distiller.student.eval()
+    try:
+        with torch.no_grad():
+            distiller.task.check_output(student(batch.images), "student")
+            if distiller.teacher is not None:
+                distiller.task.check_output(distiller.teacher(batch.images), "teacher")
+            distiller.student_phase(batch, step=2**31)
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the networks and terms do not fit at {height}x{width}: {error}"
+        ) from error
+    finally:
+        student.train()
+
+
+def synchronise_norms(student: Taps, process: Process) -> Taps:
+    """Batch statistics over all ranks (PyTorch's own SyncBatchNorm, which needs GPUs)."""
+    if process.device.type != "cuda":
+        raise UserError("train.sync_batchnorm needs CUDA devices; leave it out on the CPU")
+    if any(isinstance(m, ABN) for m in student.modules()):
+        raise UserError(
+            "train.sync_batchnorm: this network has activated norms (ABN), which PyTorch's SyncBatchNorm would "
+            "replace by plain ones; leave it out"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(student)
+
+
+def wrap_ddp(distiller: Distiller, process: Process) -> None:
+    """Wrap what trains, and only that; the teacher never."""
+    if process.world_size == 1:
+        return
+    ids = [process.device.index] if process.device.type == "cuda" else None
+    ddp = nn.parallel.DistributedDataParallel
+    distiller.student = ddp(distiller.student, device_ids=ids)
+    if distiller.adversary is not None:
+        distiller.adversary.network = ddp(distiller.adversary.network, device_ids=ids)
+
+
+# --- optimizers and the rest --------------------------------------------------------------------------------------
+
+
+def build_optimizer(optim: schema.Optim, network: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        network.named_parameters(),
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        groups=[(g.prefix, g.lr_scale, g.weight_decay) for g in optim.groups],
+        decay_norms=optim.decay_norms,
+    )
+    return make_optimizer(groups, optim.name, momentum=optim.momentum, betas=optim.betas)
+
+
+def build_discriminator_optimizer(
+    holistic: schema.Holistic | None, distiller: Distiller
+) -> torch.optim.Optimizer | None:
+    if distiller.adversary is None or holistic is None:
+        return None
+    groups = parameter_groups(
+        distiller.adversary.discriminator.named_parameters(),
+        lr=holistic.lr,
+        weight_decay=holistic.weight_decay,
+    )
+    return make_optimizer(
+        groups, holistic.optimizer, momentum=holistic.momentum, betas=holistic.betas
+    )
+
+
+def build_views(evaluate: schema.Evaluate) -> Views:
+    return Views(
+        scales=tuple(evaluate.scales),
+        flip=evaluate.flip,
+        window=evaluate.window,
+        overlap=evaluate.overlap,
+    )
+
+
+def weights_metadata(config: schema.Config, task: Segmentation, spec: InputSpec) -> dict[str, str]:
+    """What travels with the student's weights, so that they can be used without the config."""
+    return {
+        "densekd": densekd.__version__,
+        "task": config.task,
+        "model": json.dumps(
+            {
+                "name": config.model.name,
+                "options": config.model.options,
+                "in_channels": config.model.in_channels,
+            }
+        ),
+        "input": json.dumps(spec.as_dict()),
+        "classes": json.dumps(task.classes),
+        "note": config.note,
+    }

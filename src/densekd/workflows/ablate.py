@@ -1,0 +1,246 @@
+"""`ablate`: the same student on one budget with more and more terms, or over the values of one setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densekd.config import build
+from densekd.config.load import apply_overrides, dump_config, make_config, parse_yaml, to_tree
+from densekd.config.schema import Config
+from densekd.engine.checkpoint import write_text_atomic
+from densekd.engine.folder import RunFolder
+from densekd.engine.launch import pick_device
+from densekd.errors import UserError
+from densekd.profiling import count_macs, count_parameters
+from densekd.workflows.children import Child, run_children
+from densekd.workflows.evaluate import evaluate_weights
+from densekd.workflows.run import changed_settings
+
+SHORT = {"pixel_wise": "Pi", "pair_wise": "Pa", "holistic": "Ho"}
+ORDER = ["pixel_wise", "pair_wise", "holistic"]  # the paper's; other terms follow as written
+
+
+@dataclass
+class Variant:
+    """A row of the table."""
+
+    key: str  # folder name
+    title: str
+    config: Config
+    distil: bool
+
+
+def term_variants(config: Config) -> list[Variant]:
+    """Student alone, then one term more a row: the paper's table."""
+    names = [*config.distill.terms, *(["holistic"] if config.distill.holistic else [])]
+    if not names:
+        raise UserError(
+            "distill: no term to ablate; add pixel_wise, pair_wise or holistic with a weight"
+        )
+    names.sort(key=lambda n: ORDER.index(n) if n in ORDER else ORDER.index("pair_wise") + 0.5)
+    variants = [Variant("student", "student alone", config, distil=False)]
+    for count in range(1, len(names) + 1):
+        used = names[:count]
+        tree = to_tree(config)
+        for name in names[count:]:
+            tree["distill"][name] = None
+        shorts = [SHORT.get(n, n) for n in used]
+        variants.append(
+            Variant(
+                "_".join(s.lower() for s in shorts),
+                " ".join(f"+{s}" for s in shorts),
+                make_config(tree, "ablate"),
+                distil=True,
+            )
+        )
+    return variants
+
+
+def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
+    """One row a value of ``KEY=a,b,c``."""
+    key, equals, text = over.partition("=")
+    if not equals or not text:
+        raise UserError(
+            f"--over {over!r}: expected KEY=value,value, e.g. distill.pair_wise.granularity=1,2,4"
+        )
+    values = parse_yaml(f"[{text}]", "--over")
+    variants = []
+    for value in values:
+        tree = deepcopy(to_tree(config))
+        apply_overrides(tree, {key: value})
+        safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
+        title = f"{key} = {value}"
+        variants.append(
+            Variant(
+                f"{key.split('.')[-1]}={safe}", title, make_config(tree, f"--over {key}"), distil
+            )
+        )
+    return variants
+
+
+def ablate(
+    config: Config,
+    *,
+    folder: Path,
+    seeds: int = 1,
+    over: str | None = None,
+    jobs: int | None = None,
+    device: str = "auto",
+) -> tuple[int, str]:
+    """Run every variant and seed that has no result yet; returns (exit status, Markdown table).
+
+    The same command goes on where it was stopped. A folder that holds another ablation is refused.
+    """
+    if config.teacher is None and over is None:
+        raise UserError("teacher: missing; the ablation compares a student with and without one")
+    distil = config.teacher is not None
+    variants = term_variants(config) if over is None else setting_variants(config, over, distil)
+    _open(folder, config, variants)
+    place = pick_device(device)
+    cores = os.cpu_count() or 1
+    count = jobs or (1 if place.type != "cpu" else max(1, min(cores, len(variants) * seeds)))
+    teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
+    children = []
+    for seed in range(config.seed, config.seed + seeds):
+        for variant in variants:
+            children.append(_child(variant, seed, folder, device))
+    status = run_children(children, jobs=count)
+    table = write_table(config, folder, variants, seeds, teacher)
+    return status, table
+
+
+def _open(folder: Path, config: Config, variants: list[Variant]) -> None:
+    """Make the ablation's folder, or check that it is this ablation's."""
+    record = RunFolder(folder)
+    if not record.occupied():
+        write_text_atomic(record.config, dump_config(config))
+        return
+    if not record.config.exists():
+        raise UserError(f"{folder} exists and is no ablation's folder; give another --name")
+    changed = changed_settings(record, config)
+    if changed:
+        raise UserError(
+            f"{folder} holds an ablation with other settings: {'; '.join(changed)}; give another --name"
+        )
+
+
+def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
+    tree = {**to_tree(variant.config), "seed": seed}
+    if not variant.distil:
+        tree["teacher"] = None
+        tree["distill"] = {}
+        # "teacher saw val" says nothing of a student that has no teacher.
+        tree["note"] = ""
+    recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
+    text = yaml.safe_dump(tree, sort_keys=False)
+    if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
+        write_text_atomic(recipe, text)
+    name = f"seed{seed}"
+    command = "distill" if variant.distil else "train"
+    arguments = [
+        command, str(recipe), "--out", str(folder / variant.key), "--name", name,
+        "--device", device, "--resume",
+    ]  # fmt: skip
+    title = f"{variant.title} (seed {seed})"
+    return Child(
+        title, arguments, RunFolder(folder / variant.key / name), variant.config.train.steps
+    )
+
+
+def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
+    """The teacher's own score and size, measured once."""
+    path = folder / "teacher.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    assert config.teacher is not None
+    tree = to_tree(config)
+    model = {k: tree["teacher"][k] for k in tree["model"]}
+    alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
+    scores = evaluate_weights(alone, None, config.data.val_split, device=device)
+    network, _ = build.build_network(alone.model, len(scores["iou"]), "teacher")
+    size = _input_size(config)
+    row = {
+        "scores": scores,
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, alone.model.in_channels, size),
+    }
+    write_text_atomic(path, json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def _input_size(config: Config) -> tuple[int, int]:
+    if config.data.crop is not None:
+        return config.data.crop
+    reader = build.build_reader(config.data, config.data.train_split, training=True)
+    height, width = reader.read(0).image.shape[:2]
+    return height, width
+
+
+def write_table(
+    config: Config,
+    folder: Path,
+    variants: list[Variant],
+    seeds: int,
+    teacher: dict[str, Any] | None,
+) -> str:
+    """The Markdown table of what came out; also written to table.md and results.json."""
+    rows: list[dict[str, Any]] = []
+    if teacher is not None:
+        rows.append(
+            {
+                "title": f"teacher ({config.teacher.name if config.teacher else ''})",
+                "miou": [teacher["scores"]["miou"]],
+                "parameters": teacher["parameters"],
+                "macs": teacher["macs"],
+            }
+        )
+    for variant in variants:
+        results = []
+        for seed in range(config.seed, config.seed + seeds):
+            path = RunFolder(folder / variant.key / f"seed{seed}").result
+            if path.exists():
+                results.append(json.loads(path.read_text(encoding="utf-8")))
+        if results:
+            rows.append(
+                {
+                    "title": variant.title,
+                    "miou": [r["scores"]["miou"] for r in results],
+                    "parameters": results[0]["parameters"],
+                    "macs": results[0]["macs"],
+                    "seconds": [r["seconds"] for r in results],
+                }
+            )
+    size = _input_size(config)
+    lines = [
+        f"| network | mIoU on {config.data.val_split} (%) | parameters (M) | MACs (G, {size[0]}×{size[1]}) |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {r['title']} | {_mean_std(r['miou'])} | {r['parameters'] / 1e6:.3f} | {r['macs'] / 1e9:.3f} |"
+        for r in rows
+    ]
+    note = f" Note: {config.note}." if config.note else ""
+    lines += [
+        "",
+        f"Student {config.model.name}, {config.train.steps} steps of {config.data.batch_size} images, last weights, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}{' (mean ± std)' if seeds > 1 else ''}.{note}",
+    ]
+    text = "\n".join(lines) + "\n"
+    write_text_atomic(folder / "table.md", text)
+    write_text_atomic(folder / "results.json", json.dumps(rows, indent=2) + "\n")
+    return text
+
+
+def _mean_std(values: list[float]) -> str:
+    mean = 100 * statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}"

@@ -1,0 +1,17 @@
+"""`data check`: read everything once and say what is there."""
+
+from __future__ import annotations
+
+from densekd.config import build
+from densekd.config.schema import Config
+from densekd.data.check import CheckReport, check_all
+
+
+def check_splits(config: Config, splits: list[str]) -> dict[str, CheckReport]:
+    """A report a split. Missing folders raise UserError; bad files are listed."""
+    reports = {}
+    for split in splits:
+        training = split == config.data.train_split
+        reader = build.build_reader(config.data, split, training=training)
+        reports[split] = check_all(reader, workers=config.data.workers)
+    return reports

@@ -1,0 +1,87 @@
+"""`evaluate`: score a weights file on a split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from densekd.config import build
+from densekd.config.schema import Config
+from densekd.engine.checkpoint import write_text_atomic
+from densekd.engine.evaluate import evaluate
+from densekd.engine.launch import started
+from densekd.engine.step import AMP
+from densekd.errors import UserError
+from densekd.models.taps import Taps
+
+
+def check_output(path: Path) -> None:
+    """Refuse to replace a file that is not a score file of ours; said before any work."""
+    if not path.exists():
+        return
+    try:
+        ours = "miou" in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--output {path} exists and is no score file; give another path")
+
+
+def evaluate_weights(
+    config: Config, weights: Path | None, split: str, *, device: str = "auto", quiet: bool = False
+) -> dict[str, Any]:
+    """Score `config.model` with `weights` on `split`.
+
+    Returns:
+        fractions ``{"miou", "pixel_accuracy", "iou": {class: ...}}`` with what was scored.
+    """
+    if weights is None and config.model.weights is None:
+        raise UserError("evaluate needs weights: give --weights FILE (.safetensors or .pth)")
+    model = config.model if weights is None else replace(config.model, weights=str(weights))
+    with started(device) as process:
+        reader = build.build_reader(config.data, split, training=False)
+        build.check_reader(reader, model.in_channels)
+        task = build.build_task(config, reader)
+        network, spec = build.build_network(model, task.num_classes, "model")
+        tapped = Taps(network, {}, spec).to(process.device)
+        loader = build.build_eval_loader(config, reader, process)
+        shown = (
+            loader
+            if quiet or process.rank != 0
+            else track(loader, description=f"evaluate {split}", total=len(loader), transient=True)
+        )
+        scores = evaluate(
+            tapped,
+            shown,
+            task,
+            device=process.device,
+            views=build.build_views(config.evaluate),
+            amp=AMP[config.train.amp] if process.device.type == "cuda" else None,
+        )
+    return {
+        **scores,
+        "images": len(reader),
+        "skipped": loader.skipped,
+        "split": split,
+        "weights": str(model.weights),
+        "note": config.note,
+    }
+
+
+def write_scores(scores: dict[str, Any], output: Path) -> None:
+    write_text_atomic(output, json.dumps(scores, indent=2) + "\n")
+
+
+def scores_text(scores: dict[str, Any]) -> str:
+    """A few lines for people."""
+    lines = [f"{name:>16}  {'-' if v is None else f'{v:.4f}'}" for name, v in scores["iou"].items()]
+    lines.append(f"{'pixel accuracy':>16}  {scores['pixel_accuracy']:.4f}")
+    note = f"  ({scores['note']})" if scores["note"] else ""
+    lines.append(
+        f"{'mIoU':>16}  {scores['miou']:.4f}  on {scores['images']} images of {scores['split']}{note}"
+    )
+    return "\n".join(lines)

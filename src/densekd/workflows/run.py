@@ -1,0 +1,237 @@
+"""`train` and `distill`: one run of the engine, from settings to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from densekd.config import build
+from densekd.config.load import dump_config, to_tree
+from densekd.config.schema import Config
+from densekd.engine.checkpoint import write_text_atomic
+from densekd.engine.evaluate import evaluate
+from densekd.engine.folder import RunFolder
+from densekd.engine.launch import Process, StopRequest, started, stop_on_signals
+from densekd.engine.log import Log
+from densekd.engine.optim import lr_factor
+from densekd.engine.step import AMP, Step
+from densekd.engine.trainer import Outcome, Training, fit
+from densekd.errors import UserError
+from densekd.models.taps import Taps
+from densekd.profiling import count_macs, count_parameters
+
+# May differ between a run and its continuation: they change where files are and what is written, not what is learned.
+FREE_ON_RESUME = {
+    "data.root", "data.workers", "train.log_every", "train.save_every", "train.evaluate_every",
+    "train.tensorboard", "evaluate.batch_size", "note",
+}  # fmt: skip
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def changed_settings(folder: RunFolder, config: Config) -> list[str]:
+    """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
+    if not folder.config.exists():
+        return []
+    old = flatten(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    new = flatten(yaml.safe_load(dump_config(config)))
+    keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
+    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
+
+
+def run(
+    config: Config,
+    *,
+    distil: bool,
+    folder: Path,
+    command: str,
+    resume: bool = False,
+    device: str = "auto",
+) -> int:
+    """Train `config.model` (with the teacher's terms when `distil`); returns the exit status.
+
+    Everything a user can get wrong fails before the folder is made.
+    """
+    with ExitStack() as stack:
+        process = stack.enter_context(started(device, deterministic=config.train.deterministic))
+        stop = stack.enter_context(stop_on_signals())
+        run_folder = RunFolder(folder)
+        main = process.rank == 0
+        changed = changed_settings(run_folder, config) if resume else []
+        run_folder.check(resume=resume, changed=changed)
+        train_reader = build.build_reader(config.data, config.data.train_split, training=True)
+        val_reader = build.build_reader(config.data, config.data.val_split, training=False)
+        for reader in (train_reader, val_reader):
+            build.check_reader(reader, config.model.in_channels)
+        task = build.build_task(config, train_reader)
+        if val_reader.num_classes != task.num_classes:
+            raise UserError(
+                f"data: {config.data.train_split} has {task.num_classes} classes and "
+                f"{config.data.val_split} {val_reader.num_classes}"
+            )
+        if config.train.best not in task.metric_names:
+            raise UserError(
+                f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
+            )
+        distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
+        size = config.data.crop or train_reader.read(0).image.shape[:2]
+        build.dry_run(distiller, config.model.in_channels, size, process.device)
+
+        # Optimizers hold the bare parameters, so build them before DDP renames anything.
+        network = distiller.student.model
+        optimizer = build.build_optimizer(config.optim, network)
+        discriminator_optimizer = build.build_discriminator_optimizer(
+            config.distill.holistic if distil else None, distiller
+        )
+        ema = (
+            None
+            if config.train.ema is None
+            else AveragedModel(
+                network, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema), use_buffers=True
+            )
+        )
+        if config.train.sync_batchnorm:
+            distiller.student = build.synchronise_norms(distiller.student, process)
+        if config.train.compile:
+            distiller.student.model.compile()
+        build.wrap_ddp(distiller, process)
+        step = Step(
+            distiller,
+            optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            amp=config.train.amp,
+            clip=config.optim.clip,
+            ema=ema,
+            device=process.device,
+        )
+        metadata = build.weights_metadata(config, task, spec)
+        training = Training(step, run_folder, process, metadata=metadata)
+        if main:
+            stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
+        resumed = resume and training.resume()
+
+        log = Log(
+            run_folder.metrics,
+            active=main,
+            total=config.train.steps,
+            start=training.done,
+            title=run_folder.path.name,
+            device=process.device,
+            tensorboard=run_folder.path / "tensorboard" if config.train.tensorboard else None,
+        )
+        stack.callback(log.close)
+        if resume:
+            log.say(
+                f"resumed at step {training.done}"
+                if resumed
+                else "no checkpoint yet: starting from the beginning"
+            )
+        effective = config.data.batch_size * config.train.accumulate * process.world_size
+        log.say(
+            f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "
+            f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
+            f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
+        )
+        loader = build.build_train_loader(config, train_reader, spec, process, training.done)
+        stack.callback(loader.close)
+        begin = time.perf_counter()
+        score = partial(_score, config, val_reader, task, spec, process)
+        outcome = fit(
+            training,
+            loader,
+            log,
+            stop,
+            steps=config.train.steps,
+            seed=config.seed,
+            lr_factor=partial(
+                lr_factor,
+                total=config.train.steps,
+                schedule=config.optim.schedule,
+                power=config.optim.power,
+                warmup=config.optim.warmup_steps,
+            ),
+            evaluate=score,
+            best=config.train.best,
+            accumulate=config.train.accumulate,
+            channels_last=config.train.channels_last,
+            log_every=config.train.log_every,
+            save_every=config.train.save_every,
+            evaluate_every=config.train.evaluate_every,
+        )
+        if loader.skipped:
+            log.say(f"skipped {len(loader.skipped)} unreadable files: {', '.join(loader.skipped)}")
+        if main and outcome.finished:
+            seconds = time.perf_counter() - begin
+            extra = {"seconds": round(seconds, 1), "skipped": loader.skipped}
+            _write_result(config, run_folder, outcome, network, size, extra)
+            log.say(_closing_line(config, run_folder, outcome))
+        elif main:
+            log.say(f"stopped at step {outcome.step}; go on with the same command and --resume")
+        return _exit_status(outcome, stop)
+
+
+def _score(
+    config: Config, reader: Any, task: Any, spec: Any, process: Process, network: nn.Module
+) -> dict[str, Any]:
+    return evaluate(
+        Taps(network, {}, spec),
+        build.build_eval_loader(config, reader, process),
+        task,
+        device=process.device,
+        views=build.build_views(config.evaluate),
+        amp=AMP[config.train.amp],
+    )
+
+
+def _write_result(
+    config: Config,
+    folder: RunFolder,
+    outcome: Outcome,
+    network: nn.Module,
+    size: tuple[int, int],
+    extra: dict[str, Any],
+) -> None:
+    result = {
+        "step": outcome.step,
+        "split": config.data.val_split,
+        "scores": outcome.scores,
+        f"best_{config.train.best}": outcome.best,
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, config.model.in_channels, (size[0], size[1])),
+        "macs_size": list(size),
+        "seed": config.seed,
+        "note": config.note,
+        **extra,
+        "config": to_tree(config),
+    }
+    write_text_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+
+
+def _closing_line(config: Config, folder: RunFolder, outcome: Outcome) -> str:
+    assert outcome.scores is not None
+    note = f" ({config.note})" if config.note else ""
+    return (
+        f"{config.data.val_split} mIoU {outcome.scores['miou']:.4f}{note}; "
+        f"weights {folder.student}, scores {folder.result}"
+    )
+
+
+def _exit_status(outcome: Outcome, stop: StopRequest) -> int:
+    return 0 if outcome.finished else stop.exit_status
