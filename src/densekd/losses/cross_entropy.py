@@ -86,8 +86,8 @@ def ohem_cross_entropy(
     # The true class's probability; ignored pixels sort behind all others.
     probability = (-loss.detach()).exp().masked_fill(~valid, 2.0)
     hardest = (valid.sum() * min_kept).ceil().long()
-    # A sort, and an index that stays on the device: kthvalue would need the count on the host.
-    kth = probability.flatten().sort().values[(hardest - 1).clamp(min=0)]
+    # A sort, and a gather whose index stays on the device: kthvalue would need the count on the host.
+    kth = probability.flatten().sort().values.gather(0, (hardest - 1).clamp(min=0).view(1))
     kept = valid & ((probability < threshold) | ((probability <= kth) & (hardest > 0)))
     return loss.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
 

@@ -70,10 +70,10 @@ def pixel_wise(
             dim=1
         )  # (N, h, w)
 
-    if mask is None:
-        mean = per_pixel.mean()
-    else:
-        mean = per_pixel.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    count = per_pixel.numel() if mask is None else mask.sum().clamp(min=1)
+    if mask is not None:
+        per_pixel = per_pixel.masked_fill(~mask, 0.0)
+    mean = per_pixel.sum() / count
     scale = {
         "paper": temperature**2,
         "authors": n,

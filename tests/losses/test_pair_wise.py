@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densekd.losses import PairWise, pair_wise
+from tests.golden_rule import load_golden
+
+module = importlib.import_module("densekd.losses.pair_wise")
+
+FORMS = [
+    {},
+    {"granularity": 3, "pooling": "max"},
+    {"granularity": 0.5, "convention": "authors"},
+    {"affinity": "sigmoid", "convention": "authors2019"},
+    {"convention": "cirkd"},
+    {"affinity": "softmax", "norm_gradient": False},
+    {"granularity": 1, "connection_range": 3},
+    {"granularity": 1, "connection_range": (3, 5), "affinity": "softmax"},
+    {"granularity": 1, "connection_range": 0.5, "affinity": "sigmoid"},
+    {"granularity": 1, "connection_range": 1.0},
+]
+
+
+def pair(n=2, c=4, h=7, w=9, seed=0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    student = torch.randn(n, c, h, w, generator=g, dtype=dtype)
+    return student.requires_grad_(), torch.randn(n, c + 2, h, w, generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_smoke(form):
+    student, teacher = pair()
+    teacher.requires_grad_()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(3)) > 0.5
+    for m in (None, mask):
+        student.grad = None
+        loss = pair_wise(student, teacher, mask=m, **form)
+        loss.backward()
+        assert loss.shape == ()
+        assert loss > 0
+        assert student.grad.isfinite().all()
+        assert student.grad.abs().sum() > 0
+        assert teacher.grad is None
+        assert torch.equal(PairWise(**form)(student, teacher, m), loss)
+        same = pair_wise(teacher, teacher, mask=m, **form)
+        assert same.abs() < 1e-10
+
+
+def test_value_by_hand():
+    # Two nodes. Student at right angles (a_12 = 0), teacher parallel (a_12 = 1): of 4 pairs 2 differ by 1.
+    student = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
+    teacher = torch.tensor([[1.0, 3.0]]).view(1, 1, 1, 2)
+    assert pair_wise(student, teacher, granularity=1).item() == pytest.approx(0.5)
+    # A third node, like the first, three apart: full range has pairs 1-2, 2-3 (both ways) of 9.
+    student = torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]]).view(1, 2, 1, 3)
+    teacher = torch.ones(1, 1, 1, 3)
+    assert pair_wise(student, teacher, granularity=1).item() == pytest.approx(4 / 9)
+    # A window of 3 nodes has 7 pairs (2 + 3 + 2), the same 4 of which differ.
+    assert pair_wise(student, teacher, granularity=1, connection_range=3).item() == pytest.approx(
+        4 / 7
+    )
+
+
+def test_average_pooling_of_odd_sizes_uses_what_the_cell_has():
+    x = torch.arange(15.0).view(1, 1, 3, 5)
+    nodes, valid = module._nodes(x, (2, 2), "avg", None)
+    expected = torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]).view(1, 1, 2, 3)
+    assert valid is None
+    torch.testing.assert_close(nodes, expected)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.25, 0.125, 0.03125])
+def test_golden_authors(scale):
+    golden = load_golden("seed_losses")
+    student = golden["feature_student"].requires_grad_()
+    loss = pair_wise(student, golden["feature_teacher"], granularity=scale, convention="authors")
+    loss.backward()
+    expected = golden[f"pair_wise.scale_{scale}.grad"]
+    torch.testing.assert_close(loss, golden[f"pair_wise.scale_{scale}.loss"], rtol=1e-5, atol=0)
+    assert (student.grad - expected).norm() / expected.norm() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("row", "kwargs"),
+    [
+        ("cirkd", {"convention": "cirkd"}),
+        ("authors2019.raw", {"convention": "authors2019"}),
+        ("authors2019.softmax", {"convention": "authors2019", "affinity": "softmax"}),
+        ("authors2019.sigmoid", {"convention": "authors2019", "affinity": "sigmoid"}),
+    ],
+)
+def test_golden_zoo(row, kwargs):
+    inputs, golden = load_golden("seed_losses"), load_golden("zoo_losses")
+    if row == "cirkd":
+        student, teacher = inputs["feature_student"], inputs["feature_teacher"]
+    else:
+        student, teacher = golden["small_feature_student"], golden["small_feature_teacher"]
+    student = student.requires_grad_()
+    loss = pair_wise(student, teacher, **kwargs)
+    loss.backward()
+    expected = golden[f"pair_wise.{row}.grad"]
+    torch.testing.assert_close(loss, golden[f"pair_wise.{row}.loss"], rtol=1e-5, atol=0)
+    assert (student.grad - expected).norm() / expected.norm() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"convention": "cirk"}, "choose one of"),
+        ({"pooling": "mean"}, "pooling is 'mean'"),
+        ({"affinity": "dot"}, "affinity is 'dot'"),
+        ({"granularity": 0}, "granularity is 0"),
+        ({"granularity": True}, "granularity is True"),
+        ({"granularity": 1.5}, "fraction of the map's side"),
+        ({"connection_range": 4}, "odd window"),
+        ({"connection_range": 1}, "at least 3"),
+        ({"connection_range": (3, 2)}, "odd window"),
+        ({"connection_range": 0.0}, "odd window"),
+        ({"convention": "cirkd", "granularity": 4}, "fixes it to 2"),
+        ({"convention": "authors", "affinity": "softmax"}, "fixes it to 'cosine'"),
+        ({"convention": "authors", "connection_range": 3}, "fixes it to None"),
+    ],
+)
+def test_exception_arguments(kwargs, message):
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=message):
+        pair_wise(student, teacher, **kwargs)
+    with pytest.raises(ValueError, match=message):
+        PairWise(**kwargs)
+
+
+def test_exception_shapes():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match="same stride"):
+        pair_wise(student, teacher[..., :-1])
+    with pytest.raises(ValueError, match=r"expected torch\.bool"):
+        pair_wise(student, teacher, mask=torch.ones(2, 7, 8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_all_masked_is_a_finite_zero_with_a_graph(form):
+    student, teacher = pair(n=1)
+    loss = pair_wise(student, teacher, mask=torch.zeros(1, 7, 9, dtype=torch.bool), **form)
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_an_image_without_valid_pixels_drops_out(form):
+    student, teacher = pair()
+    mask = torch.ones(2, 7, 9, dtype=torch.bool)
+    mask[1] = False
+    torch.testing.assert_close(
+        pair_wise(student, teacher, mask=mask, **form),
+        pair_wise(student[:1], teacher[:1], **form),
+    )
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_zero_norm_features(form):
+    student, teacher = pair()
+    student = student.detach()
+    student[:, :, :5, :5] = 0
+    student.requires_grad_()
+    teacher[0] = 0
+    loss = pair_wise(student, teacher, **form)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() < 10  # not 1 / eps
+
+
+@pytest.mark.parametrize("affinity", ["cosine", "sigmoid", "softmax"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [3, (3, 5), (1, 7), 0.6, 99])
+def test_shifts_equal_the_full_matrix(affinity, masked, window, monkeypatch):
+    student, teacher = pair()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.3
+    losses, gradients = [], []
+    for pays in (0, 10**9):
+        monkeypatch.setattr(module, "_SHIFTS_PAY", pays)
+        student.grad = None
+        loss = pair_wise(
+            student,
+            teacher,
+            granularity=1,
+            connection_range=window,
+            affinity=affinity,
+            mask=mask if masked else None,
+        )
+        loss.backward()
+        losses.append(loss)
+        gradients.append(student.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_window_over_everything_is_the_full_range():
+    student, teacher = pair()
+    full = pair_wise(student, teacher, granularity=1)
+    torch.testing.assert_close(
+        pair_wise(student, teacher, granularity=1, connection_range=(13, 17)), full
+    )
+    torch.testing.assert_close(
+        pair_wise(student, teacher, granularity=1, connection_range=1.0), full
+    )
+
+
+def test_a_cell_larger_than_the_map_is_one_node():
+    student, teacher = pair()
+    assert pair_wise(student, teacher, granularity=50).abs() < 1e-10
+    assert pair_wise(student, teacher, granularity=1.0).abs() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"connection_range": 3, "granularity": 1},
+        {"affinity": "softmax"},
+        {"affinity": "sigmoid", "connection_range": 3, "granularity": 1},
+        {"pooling": "max"},
+    ],
+    ids=str,
+)
+def test_gradcheck(form):
+    student, teacher = pair(n=2, c=3, h=3, w=4, dtype=torch.float64)
+    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+    mask[0, :2, :3] = False
+    for m in (None, mask):
+        torch.autograd.gradcheck(lambda s, m=m: pair_wise(s, teacher, mask=m, **form), student)
+
+
+def test_norm_without_gradient_has_the_same_value():
+    student, teacher = pair()
+    torch.testing.assert_close(
+        pair_wise(student, teacher, norm_gradient=False), pair_wise(student, teacher)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_half_precision(dtype, form):
+    student, teacher = pair(h=17, w=16)
+    student = (1e4 * student.detach()).to(dtype).requires_grad_()
+    loss = pair_wise(student, (1e4 * teacher).to(dtype), **form)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_autocast_does_not_reach_the_matrix():
+    student, teacher = pair()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = pair_wise(student, teacher)
+    assert torch.equal(inside, pair_wise(student, teacher))
+
+
+@pytest.mark.slow
+def test_compile():
+    student, teacher = pair()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.3
+    for form in ({}, {"granularity": 1, "connection_range": 3, "mask": mask}):
+        compiled = torch.compile(pair_wise, fullgraph=True)
+        torch.testing.assert_close(
+            compiled(student, teacher, **form), pair_wise(student, teacher, **form)
+        )
+
+
+sizes = st.integers(1, 6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    c=sizes,
+    h=sizes,
+    w=sizes,
+    seed=st.integers(0, 100),
+    form=st.sampled_from(FORMS),
+)
+def test_properties(n, c, h, w, seed, form):
+    student, teacher = pair(n, c, h, w, seed)
+    student = student.detach()
+    mask = torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)) > 0.4
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    for m in (None, mask):
+        loss = pair_wise(student, teacher, mask=m, **form)
+        assert loss >= 0
+        both = None if m is None else m.repeat(2, 1, 1)
+        twice = pair_wise(student.repeat(2, 1, 1, 1), teacher.repeat(2, 1, 1, 1), mask=both, **form)
+        torch.testing.assert_close(twice, loss, **close)
+        order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
+        shuffled = pair_wise(student[:, order], teacher, mask=m, **form)
+        torch.testing.assert_close(shuffled, loss, **close)
+    everywhere = torch.ones(n, h, w, dtype=torch.bool)
+    torch.testing.assert_close(
+        pair_wise(student, teacher, mask=everywhere, **form),
+        pair_wise(student, teacher, **form),
+        **close,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    c=sizes,
+    h=sizes,
+    w=sizes,
+    seed=st.integers(0, 100),
+    affinity=st.sampled_from(["cosine", "sigmoid", "softmax"]),
+)
+def test_mask_is_as_if_only_valid_pixels_were_there(c, h, w, seed, affinity):
+    student, teacher = pair(1, c, h, w, seed)
+    mask = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed)) > 0.4
+    mask[0, 0, 0] = True
+    rows = [x.movedim(1, -1)[mask].t()[None, :, None] for x in (student, teacher)]  # (1, C, 1, M)
+    torch.testing.assert_close(
+        pair_wise(student, teacher, granularity=1, affinity=affinity, mask=mask),
+        pair_wise(*rows, granularity=1, affinity=affinity),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_masked_pixels_do_not_enter_a_cell(pooling):
+    student, teacher = pair()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.5
+    loss = pair_wise(student, teacher, mask=mask, pooling=pooling)
+    changed = torch.where(mask[:, None], student, torch.randn_like(student) * 100)
+    torch.testing.assert_close(pair_wise(changed, teacher, mask=mask, pooling=pooling), loss)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densekd.losses import PixelWise, pixel_wise
+from tests.golden_rule import load_golden
+
+CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
+
+
+def pair(n=2, c=5, h=6, w=7, seed=0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    student = torch.randn(n, c, h, w, generator=g, dtype=dtype)
+    return student.requires_grad_(), torch.randn(n, c, h, w, generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_smoke(convention):
+    student, teacher = pair()
+    teacher.requires_grad_()
+    loss = pixel_wise(student, teacher, convention=convention)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss > 0
+    assert student.grad.isfinite().all()
+    assert teacher.grad is None
+    assert torch.equal(PixelWise(convention=convention)(student, teacher), loss)
+
+
+def test_value_by_hand():
+    # Teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 log(3/2) + 1/4 log(1/2).
+    teacher = torch.tensor([math.log(3.0), 0.0]).view(1, 2, 1, 1)
+    loss = pixel_wise(torch.zeros(1, 2, 1, 1), teacher)
+    assert loss.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
+    # At T = 2 the same distributions come from doubled logits, and T² = 4 multiplies.
+    doubled = pixel_wise(torch.zeros(1, 2, 1, 1), 2 * teacher, temperature=2.0)
+    assert doubled.item() == pytest.approx(4 * loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "convention", "temperature"),
+    [
+        ("seed_losses", "pixel_wise", "authors", 1),
+        ("zoo_losses", "pixel_wise.cirkd.T1", "cirkd", 1),
+        ("zoo_losses", "pixel_wise.cirkd.T4", "cirkd", 4),
+        ("zoo_losses", "pixel_wise.ifvd.T1", "ifvd", 1),
+        ("zoo_losses", "pixel_wise.mmrazor.T1", "mmrazor", 1),
+        ("zoo_losses", "pixel_wise.mmrazor.T4", "mmrazor", 4),
+    ],
+)
+def test_golden(file, row, convention, temperature):
+    inputs, golden = load_golden("seed_losses"), load_golden(file)
+    student = inputs["logits_student"].requires_grad_()
+    loss = pixel_wise(
+        student, inputs["logits_teacher"], temperature=temperature, convention=convention
+    )
+    loss.backward()
+    expected = golden[f"{row}.grad"]
+    torch.testing.assert_close(loss, golden[f"{row}.loss"], rtol=1e-5, atol=0)
+    assert (student.grad - expected).norm() / expected.norm() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"convention": "paperr"}, "'paperr'; choose one of 'paper'"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 2.0, "convention": "authors"}, "knows only 1"),
+    ],
+)
+def test_exception_arguments(kwargs, message):
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=message):
+        pixel_wise(student, teacher, **kwargs)
+    with pytest.raises(ValueError, match=message):
+        PixelWise(**kwargs)
+
+
+def test_exception_shapes():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match="resize one of them"):
+        pixel_wise(student, teacher[..., :-1])
+    with pytest.raises(ValueError, match="same classes"):
+        pixel_wise(student, teacher[:, :-1])
+    with pytest.raises(ValueError, match="floating"):
+        pixel_wise(student[0], teacher[0])
+    with pytest.raises(ValueError, match=r"expected torch.bool of shape \(2, 6, 7\)"):
+        pixel_wise(student, teacher, mask=torch.ones(2, 6, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mask is torch.int64"):
+        pixel_wise(student, teacher, mask=torch.ones(2, 6, 7, dtype=torch.long))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_all_masked_is_a_finite_zero_with_a_graph(convention):
+    student, teacher = pair(n=1)
+    loss = pixel_wise(
+        student, teacher, mask=torch.zeros(1, 6, 7, dtype=torch.bool), convention=convention
+    )
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_mask_keeps_the_factor_between_conventions(convention):
+    student, teacher = pair()
+    mask = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(1)) > 0.5
+    mean = pixel_wise(student, teacher, mask=mask)
+    scaled = pixel_wise(student, teacher, mask=mask, convention=convention)
+    if convention == "authors":
+        log_t = teacher.log_softmax(1)
+        entropy = -(log_t.exp() * log_t).sum(1)[mask].mean()
+        torch.testing.assert_close(scaled, 2 * (mean + entropy))
+    else:
+        factor = {"paper": 1, "cirkd": 1, "ifvd": 1 / 5, "mmrazor": 42}[convention]
+        torch.testing.assert_close(scaled, mean * factor)
+
+
+def test_gradcheck():
+    student, teacher = pair(n=1, c=3, h=2, w=3, dtype=torch.float64)
+    mask = torch.tensor([[[True, True, False], [True, False, True]]])
+    for convention in CONVENTIONS:
+        torch.autograd.gradcheck(
+            lambda s, c=convention: pixel_wise(s, teacher, mask=mask, convention=c), student
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    student = (1e4 * torch.randn(1, 5, 65, 65)).to(dtype).requires_grad_()
+    loss = pixel_wise(student, (1e4 * torch.randn(1, 5, 65, 65)).to(dtype))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.slow
+def test_compile():
+    student, teacher = pair()
+    mask = torch.rand(2, 6, 7) > 0.5
+    compiled = torch.compile(pixel_wise, fullgraph=True)
+    torch.testing.assert_close(
+        compiled(student, teacher, temperature=4.0, mask=mask),
+        pixel_wise(student, teacher, temperature=4.0, mask=mask),
+    )
+
+
+sizes = st.integers(1, 5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=sizes, c=sizes, h=sizes, w=sizes, seed=st.integers(0, 100), t=st.floats(0.5, 8))
+def test_properties(n, c, h, w, seed, t):
+    student, teacher = pair(n, c, h, w, seed)
+    student = student.detach()
+    loss = pixel_wise(student, teacher, temperature=t)
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    assert loss >= -1e-6
+    assert pixel_wise(teacher, teacher, temperature=t).abs() < 1e-6
+    twice = pixel_wise(student.repeat(2, 1, 1, 1), teacher.repeat(2, 1, 1, 1), temperature=t)
+    torch.testing.assert_close(twice, loss, **close)
+    tiled = pixel_wise(student.repeat(1, 1, 2, 3), teacher.repeat(1, 1, 2, 3), temperature=t)
+    torch.testing.assert_close(tiled, loss, **close)
+    order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(
+        pixel_wise(student[:, order], teacher[:, order], temperature=t), loss, **close
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=sizes, c=sizes, h=sizes, w=sizes, seed=st.integers(0, 100))
+def test_mask_is_as_if_only_valid_pixels_were_there(n, c, h, w, seed):
+    student, teacher = pair(n, c, h, w, seed)
+    mask = torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)) > 0.4
+    mask[0, 0, 0] = True
+    rows = [x.movedim(1, -1)[mask].t()[None, :, None] for x in (student, teacher)]  # (1, C, 1, M)
+    torch.testing.assert_close(
+        pixel_wise(student, teacher, mask=mask), pixel_wise(*rows), rtol=1e-4, atol=1e-6
+    )
