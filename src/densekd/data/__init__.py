@@ -14,6 +14,7 @@ from densekd.data.check import CheckReport, check_all, sample_check
 from densekd.data.cityscapes import Cityscapes, to_label_ids
 from densekd.data.folder import Folder
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
+from densekd.data.scene_set import SceneSet
 from densekd.data.transforms import Augment, augment
 from densekd.data.voc import VOC
 
@@ -29,6 +30,7 @@ __all__ = [
     "Item",
     "PairedFiles",
     "Sample",
+    "SceneSet",
     "SegmentationSet",
     "TrainLoader",
     "augment",

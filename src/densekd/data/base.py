@@ -78,7 +78,7 @@ class PairedFiles:
         classes: one name per class index.
         palette: one RGB colour per class; `distinct_colours` where None.
         table: number in the label files -> class index; numbers it lacks are errors.
-        ignored: numbers in the label files that are not scored.
+        ignored: numbers in the label files that are not scored, even where `table` has them.
         root: names are image paths relative to it.
         channels: 1, 3 or 4.
         allow_unlabelled: samples without a label file become unlabelled ones (target None).
@@ -124,9 +124,7 @@ class PairedFiles:
         self._unlabelled_ok = allow_unlabelled
         if table is None:
             table = {index: index for index in range(len(self.classes))}
-        self._table, self._invalid = _lookup(
-            table, set(ignored) - set(table), len(self.classes), self.ignore_index
-        )
+        self._table, self._invalid = _lookup(table, ignored, len(self.classes), self.ignore_index)
         self._legal = _ranges(sorted({*table, *ignored}))
 
     @property
@@ -333,7 +331,7 @@ def first_few(things: Sequence[object]) -> str:
 
 
 def _lookup(
-    table: Mapping[int, int], ignored: set[int], num_classes: int, ignore_index: int
+    table: Mapping[int, int], ignored: Iterable[int], num_classes: int, ignore_index: int
 ) -> tuple[np.ndarray, int]:
     """A 65536-entry array from file values to classes, and the entry that marks an illegal value."""
     # Eight bits hold up to 254 classes beside 255 (ignored) and 254 (illegal).

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from densekd.data.base import SegmentationSet, first_few
-from densekd.data.loader import start_worker
+from densekd.data.loader import closed_at_exit, start_worker
 from densekd.errors import DataError
 
 
@@ -59,7 +59,7 @@ def check_all(reader: SegmentationSet, workers: int = 0) -> CheckReport:
     loader = DataLoader(
         _Facts(reader), batch_size=None, num_workers=workers, worker_init_fn=start_worker
     )
-    for facts in loader:
+    for facts in closed_at_exit(facts for facts in loader):
         report.add(facts)
     return report
 

@@ -93,18 +93,15 @@ class Cityscapes(PairedFiles):
         pairs = _listed(root, Path(list_file)) if listed else _scanned(root, split, _SUFFIX[labels])
         kept = _kept(classes)
         # In label files, -1 (licence plate) is stored as 255.
-        ids = {
-            train_id: (LABELS[train_id].label_id if labels == "labelids" else train_id)
-            for train_id in range(19)
-        }
+        ids = [row.label_id for row in LABELS] if labels == "labelids" else list(range(19))
         table = {ids[train_id]: index for index, train_id in enumerate(kept)}
-        legal = range(34) if labels == "labelids" else range(19)
+        legal = {*(range(34) if labels == "labelids" else range(19)), IGNORE_INDEX}
         super().__init__(
             pairs,
             classes=[CLASSES[train_id] for train_id in kept],
             palette=[PALETTE[train_id] for train_id in kept],
             table=table,
-            ignored=[*legal, IGNORE_INDEX],
+            ignored=legal - set(table),
             root=root,
             allow_unlabelled=allow_unlabelled or (split == "test" and not listed),
             verify_files=verify_files,

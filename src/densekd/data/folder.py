@@ -27,7 +27,8 @@ class Folder(PairedFiles):
         split: see above.
         classes: class names by index; where None, ``root/classes.txt``, one name a line.
         palette: RGB colours by class, to draw with.
-        ignore_index: the number in the masks that is not scored.
+        ignore_index: the number in the masks that is not scored; None means 255, or none at all where
+            there are more than 255 classes.
         channels: 1, 3 or 4.
         images, masks: other names for those two folders.
         allow_unlabelled: take images without a mask.
@@ -44,7 +45,7 @@ class Folder(PairedFiles):
         *,
         classes: Sequence[str] | None = None,
         palette: Sequence[tuple[int, int, int]] | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         channels: int = 3,
         images: str = "images",
         masks: str = "masks",
@@ -61,12 +62,13 @@ class Folder(PairedFiles):
             raise DataError(f"{image_folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
         labels = _by_stem(mask_folder) if mask_folder.is_dir() else {}
         stems = sorted(found) if listed is None else _listed(listed, found)
+        ignored = [ignore_index] if ignore_index is not None else [255][: len(names) <= 255]
         # A missing mask is given the path it should have, so that the message can name it.
         super().__init__(
             [(found[stem], labels.get(stem, mask_folder / f"{stem}.png")) for stem in stems],
             classes=names,
             palette=[(int(r), int(g), int(b)) for r, g, b in palette] if palette else None,
-            ignored=[ignore_index],
+            ignored=ignored,
             root=root,
             channels=channels,
             allow_unlabelled=allow_unlabelled,

@@ -8,8 +8,10 @@ the number of workers nor an interruption changes anything, and resuming at a st
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -125,24 +127,21 @@ class TrainLoader:
         self.batch_size = batch_size
         self.start_step = start_step
         self.skipped: dict[str, str] = {}
-        self._dataset = _TrainItems(reader, transform, seed, on_bad_file == "skip")
-        self._positions = _Positions(len(reader), batch_size, rank, world_size, start_step)
-        self._packer = _Packer(getattr(transform, "fill", 0), reader.ignore_index)
-        self._workers = workers
-        self._pin = pin_memory
+        self._stride = world_size * batch_size
+        self._loader = _torch_loader(
+            _TrainItems(reader, transform, seed, on_bad_file == "skip"),
+            _Positions(len(reader), batch_size, rank, world_size, start_step),
+            _Packer(getattr(transform, "fill", 0), reader.ignore_index),
+            workers,
+            pin_memory,
+        )
 
     def epoch(self, step: int) -> float:
         """How often the whole set has been seen when `step` begins."""
-        return step * self._positions.stride / len(self.reader)
+        return step * self._stride / len(self.reader)
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = _torch_loader(
-            self._dataset, self._positions, self._packer, self._workers, self._pin, persistent=False
-        )
-        for packed in loader:
-            batch = _unpack(packed, self.skipped)
-            assert batch is not None  # a training item always has a replacement or an error
-            yield batch
+        return closed_at_exit(_batches(self._loader, self.skipped))
 
 
 class EvalLoader:
@@ -190,7 +189,6 @@ class EvalLoader:
             _Packer(fill, reader.ignore_index),
             workers,
             pin_memory,
-            persistent=True,
         )
 
     def __len__(self) -> int:
@@ -198,10 +196,7 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for packed in self._loader:
-            batch = _unpack(packed, self.skipped)
-            if batch is not None:
-                yield batch
+        return closed_at_exit(_batches(self._loader, self.skipped))
 
 
 class _Positions:
@@ -319,28 +314,40 @@ class _Packer:
         )
 
 
-def _unpack(packed: _Packed, skipped: dict[str, str]) -> Batch | None:
-    fields, newly_skipped, error = packed
-    skipped.update(newly_skipped)
-    if error is not None:
-        raise error
-    return Batch(*fields) if fields is not None else None
+# Workers ignore SIGTERM (see start_worker), so multiprocessing, which sends it when the interpreter ends,
+# would wait for them for ever: streams still open are closed before, which tells the workers to go.
+_open_streams: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    for stream in list(_open_streams):
+        stream.close()
+
+
+def closed_at_exit(stream: Generator) -> Generator:
+    """The same generator, closed before the interpreter waits for its worker processes."""
+    _open_streams.add(stream)
+    return stream
+
+
+def _batches(loader: DataLoader, skipped: dict[str, str]) -> Generator[Batch, None, None]:
+    for fields, newly_skipped, error in loader:
+        skipped.update(newly_skipped)
+        if error is not None:
+            raise error
+        if fields is not None:  # else every sample of an evaluation batch was skipped
+            yield Batch(*fields)
 
 
 def _torch_loader(
-    dataset: Dataset,
-    batches: Any,
-    packer: _Packer,
-    workers: int,
-    pin: bool | None,
-    persistent: bool,
+    dataset: Dataset, batches: Any, packer: _Packer, workers: int, pin: bool | None
 ) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=packer,
         num_workers=workers,
-        persistent_workers=persistent and workers > 0,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() if pin is None else pin,
         # A private generator: making an iterator must not advance the global one.
