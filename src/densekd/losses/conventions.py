@@ -39,6 +39,7 @@ def scale_between(
         options: arguments of the loss, the same for both.
 
     Example:
+        >>> import torch
         >>> s, t = torch.randn(8, 19, 65, 65), torch.randn(8, 19, 65, 65)
         >>> round(scale_between("pixel_wise", "ifvd", "cirkd", s, t))
         19

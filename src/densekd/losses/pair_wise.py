@@ -155,6 +155,7 @@ def pair_wise(
         A scalar, at least 0 (float32 for half-precision input).
 
     Example:
+        >>> import torch
         >>> student = torch.randn(2, 24, 33, 41, requires_grad=True)
         >>> pair_wise(student, torch.randn(2, 64, 33, 41), granularity=4).backward()
     """

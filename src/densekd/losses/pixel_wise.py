@@ -52,6 +52,7 @@ def pixel_wise(
         A scalar, at least 0 (float32 for half-precision input).
 
     Example:
+        >>> import torch
         >>> student = torch.randn(2, 19, 33, 41, requires_grad=True)
         >>> pixel_wise(student, torch.randn(2, 19, 33, 41), temperature=4.0).backward()
     """
@@ -66,9 +67,7 @@ def pixel_wise(
         # Differs from the paper: the teacher's entropy is not subtracted. The gradient is the same.
         per_pixel = -(log_t.exp() * log_s).sum(dim=1)  # (N, h, w)
     else:
-        per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(
-            dim=1
-        )  # (N, h, w)
+        per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
 
     count = per_pixel.numel() if mask is None else mask.sum().clamp(min=1)
     if mask is not None:

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["pixel_wise", "pair_wise", "conventions"])
+def test_the_docstring_runs(name):
+    result = doctest.testmod(importlib.import_module(f"densekd.losses.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
