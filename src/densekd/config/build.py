@@ -21,6 +21,7 @@ from densekd.config import schema
 from densekd.config.names import DATASETS, LOSSES, MODELS
 from densekd.data.check import sample_check
 from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.data.transforms import Augment
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary, Distiller
 from densekd.distill.teacher import Teacher
@@ -126,17 +127,22 @@ def build_train_loader(
         reader,
         batch_size=data.batch_size,
         seed=config.seed,
+        transform=Augment(
+            crop=data.crop,
+            scale=data.scale,
+            scales=data.scales,
+            short_side=data.short_side,
+            hflip=data.hflip,
+            color_jitter=data.color_jitter,
+            fill=spec.fill(),
+            ignore_index=reader.ignore_index,
+            cat_max_ratio=data.cat_max_ratio,
+        ),
         rank=process.rank,
         world_size=process.world_size,
         workers=data.workers,
         start_step=start_step * config.train.accumulate,
         on_bad_file=data.on_bad_file,
-        crop=data.crop,
-        scale=tuple(data.scale) if data.scales is None else list(data.scales),
-        hflip=data.hflip,
-        color_jitter=data.color_jitter,
-        cat_max_ratio=data.cat_max_ratio,
-        fill=spec.fill(),
     )
 
 

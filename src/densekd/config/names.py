@@ -4,20 +4,20 @@ A dotted path of your own (my_pkg.my_file.MyLoss) works wherever a name does.
 """
 
 MODELS = {
-    "espnet": "densekd.models.espnet",
-    "espnet_c": "densekd.models.espnet_c",
-    "mobilenetv2plus": "densekd.models.mobilenetv2plus",
-    "pspnet_resnet18": "densekd.models.pspnet_resnet18",
-    "pspnet_resnet101": "densekd.models.pspnet_resnet101",
-    "psp_timm": "densekd.models.psp_timm",
-    "fpn_timm": "densekd.models.fpn_timm",
+    "espnet": "densekd.models.espnet.espnet",
+    "espnet_c": "densekd.models.espnet.espnet_c",
+    "mobilenetv2plus": "densekd.models.mobilenetv2plus.mobilenetv2plus",
+    "pspnet_resnet18": "densekd.models.pspnet.pspnet_resnet18",
+    "pspnet_resnet101": "densekd.models.pspnet.pspnet_resnet101",
+    "psp_timm": "densekd.models.timm_heads.psp_timm",
+    "fpn_timm": "densekd.models.timm_heads.fpn_timm",
 }
 DATASETS = {
     "ade20k": "densekd.data.ADE20K",
     "camvid": "densekd.data.CamVid",
     "cityscapes": "densekd.data.Cityscapes",
     "folder": "densekd.data.Folder",
-    "scenes": "densekd.data.SceneSet",
+    "scenes": "densekd.data.scene_set.SceneSet",
     "voc": "densekd.data.VOC",
 }
 # name -> (where it is, what it compares where the recipe does not say)

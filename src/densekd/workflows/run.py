@@ -150,7 +150,6 @@ def run(
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
         )
         loader = build.build_train_loader(config, train_reader, spec, process, training.done)
-        stack.callback(loader.close)
         begin = time.perf_counter()
         score = partial(_score, config, val_reader, task, spec, process)
         outcome = fit(

@@ -1,0 +1,61 @@
+"""Pyramid pooling (PSP): what the pair-wise term looks at in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from densekd.layers.abn import ABN
+from densekd.ops.resize import resize_map
+
+
+class PyramidPooling(nn.Module):
+    """Pool to several grids, project, upsample, join with the input and fuse.
+
+    Source: Zhao et al., *Pyramid Scene Parsing Network* (CVPR 2017), in the layout of the paper's authors: every
+    projection has `out_channels` (PSPNet itself takes C / 4), both norms are `ABN` with leaky ReLU, priors come before
+    the input in the joined map. Keys: ``stages.{i}.1`` conv, ``stages.{i}.2`` norm, ``bottleneck.0`` conv,
+    ``bottleneck.1`` norm.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: of each projection and of the result.
+        sizes: side lengths of the pooled grids.
+        dropout: whole channels, in training.
+
+    Example:
+        >>> PyramidPooling(16, 8).eval()(torch.randn(1, 16, 9, 13)).shape
+        torch.Size([1, 8, 9, 13])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        sizes: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size),
+                nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                ABN(out_channels),
+            )
+            for size in sizes
+        )
+        joined = in_channels + len(sizes) * out_channels
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(joined, out_channels, 3, padding=1, bias=False),
+            ABN(out_channels),
+            nn.Dropout2d(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
+        size = (x.shape[-2], x.shape[-1])
+        priors = [resize_map(stage(x), size) for stage in self.stages]
+        return self.bottleneck(torch.cat([*priors, x], dim=1))

@@ -1,0 +1,133 @@
+"""Settings: files, overrides, terms, and the messages of what is wrong."""
+
+import pytest
+import yaml
+
+from densekd.config.load import (
+    apply_overrides,
+    dump_config,
+    find_config,
+    list_configs,
+    load_config,
+    make_config,
+    read_overrides,
+)
+from densekd.errors import UserError
+
+MINIMAL = {"model": {"name": "espnet_c"}, "data": {"dataset": "scenes"}}
+
+
+def write(folder, text):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_fill_what_is_not_given():
+    config = make_config(MINIMAL, "here")
+    assert config.data.batch_size == 8
+    assert config.teacher is None
+
+
+def test_a_key_under_distill_is_a_term_and_its_rest_are_options():
+    config = make_config(
+        {**MINIMAL, "distill": {"pair_wise": {"weight": 3, "granularity": 4}, "mask": "none"}}, "x"
+    )
+    term = config.distill.terms["pair_wise"]
+    assert (term.weight, term.options) == (3, {"granularity": 4})
+    assert config.distill.mask == "none"
+
+
+def test_dump_and_make_are_inverse():
+    config = make_config(
+        {
+            **MINIMAL,
+            "distill": {
+                "pixel_wise": {"weight": 1, "temperature": 2.0},
+                "holistic": {"weight": 0.1},
+            },
+        },
+        "x",
+    )
+    assert make_config(yaml.safe_load(dump_config(config)), "y") == config
+
+
+def test_null_switches_a_term_off():
+    config = make_config({**MINIMAL, "distill": {"pixel_wise": None, "holistic": None}}, "x")
+    assert config.distill.terms == {}
+    assert config.distill.holistic is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"dataset": "scenes", "rooot": 1}}, ["data.rooot", "unknown key", "'root'"]),
+        ({"trian": {}}, ["trian", "'train'"]),
+        ({"distill": {"holistic": {"wieght": 1}}}, ["distill.holistic.wieght", "'weight'"]),
+        ({"data": {"dataset": "scenes", "batch_size": "eight"}}, ["data.batch_size", "'eight'"]),
+        ({"data": {}}, ["data.dataset", "missing"]),
+        ({"distill": {"pair_wise": 10}}, ["distill.pair_wise", "weight"]),
+        ({"distill": {"pair_wise": {"granularity": 2}}}, ["distill.pair_wise.weight", "missing"]),
+        ({"train": {"steps": 0}}, ["train.steps", "at least 1", "0"]),
+        ({"data": {"dataset": "scenes", "scale": [2, 1]}}, ["data.scale", "low"]),
+        ({"optim": {"lr": -1}}, ["optim.lr", "above 0"]),
+    ],
+)
+def test_a_wrong_setting_names_file_key_and_cure(tmp_path, change, words):
+    path = write(tmp_path, yaml.safe_dump({**MINIMAL, **change}))
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_all_wrong_settings_are_said_at_once(tmp_path):
+    path = write(tmp_path, yaml.safe_dump({**MINIMAL, "trian": 1, "optim": {"lrr": 2}}))
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_yaml_numbers_in_scientific_form_are_numbers(tmp_path):
+    path = write(tmp_path, yaml.safe_dump(MINIMAL) + "optim: {lr: 1e-3}\n")
+    assert load_config(path).optim.lr == 1e-3
+
+
+@pytest.mark.parametrize("text", ["model: [", "a: 1\na: 2\n", "- 1\n", "model: !!python/object:os.X {}"])
+def test_broken_yaml_is_a_user_error(tmp_path, text):
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        load_config(write(tmp_path, text))
+
+
+def test_overrides():
+    overrides = read_overrides(["--data.root", "a b", "--optim.lr=1e-2", "--data.crop", "[4, 5]", "--x", "-3"])
+    assert overrides == {"data.root": "a b", "optim.lr": 0.01, "data.crop": [4, 5], "x": -3}
+    tree = {"data": {"root": "old"}, "optim": None}
+    apply_overrides(tree, overrides)
+    assert tree["data"] == {"root": "a b", "crop": [4, 5]}
+    assert tree["optim"] == {"lr": 0.01}
+
+
+@pytest.mark.parametrize("words", [["--data.root"], ["data.root", "x"], ["--a.b", "--c.d", "1"]])
+def test_overrides_without_value_are_errors(words):
+    with pytest.raises(UserError):
+        read_overrides(words)
+
+
+def test_an_override_cannot_enter_a_value():
+    with pytest.raises(UserError, match="not a section"):
+        apply_overrides({"seed": 3}, {"seed.x": 1})
+
+
+def test_shipped_recipes_are_found_without_a_path():
+    assert "camvid/espnet.yaml" in list_configs()
+    for name in ("camvid/espnet", "configs/camvid/espnet.yaml", "espnet"):
+        assert find_config(name).name == "espnet.yaml"
+    with pytest.raises(UserError, match="Did you mean"):
+        find_config("camvid/espnett")
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_shipped_recipe_is_valid_and_survives_a_dump(name):
+    config = load_config(name)
+    assert make_config(yaml.safe_load(dump_config(config)), name) == config
