@@ -212,6 +212,7 @@ import signal, sys, time
 from densekd.data import CamVid, TrainLoader
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 stream = iter(TrainLoader(CamVid(sys.argv[1]), batch_size=2, workers=2))
+next(stream)  # from the first worker; the next is the second's, so both are up
 print(next(stream).names, flush=True)
 time.sleep(float(sys.argv[2]))
 for _ in range(20):

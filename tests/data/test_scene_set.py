@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from densekd.data import TrainLoader
-from densekd.data.scene_set import SceneSet
+from densekd.data import Cityscapes, SceneSet, TrainLoader, sample_check
+from densekd.data.scenes import CLASSES
+from densekd.data.scenes.export import write_cityscapes
 from densekd.errors import UserError
 
 SMALL = {"length": 3, "height": 32, "width": 64}
@@ -61,3 +62,15 @@ def test_wrong_settings():
         SceneSet("vall")
     with pytest.raises(UserError, match="length is 0"):
         SceneSet(length=0)
+
+
+def test_written_as_cityscapes_they_read_the_same(tmp_path):
+    root = tmp_path / "scenes"
+    write_cityscapes(root, splits={"train": 2, "val": 1}, height=32, width=64, depth=False)
+    names = ["traffic sign" if name == "sign" else name for name in CLASSES]
+    files, scenes = Cityscapes(root, classes=names), SceneSet(**SMALL)
+    assert (len(files), len(Cityscapes(root, "val"))) == (2, 1)
+    for i in range(2):
+        np.testing.assert_array_equal(files.read(i).image, scenes.read(i).image)
+        np.testing.assert_array_equal(files.read(i).target, scenes.read(i).target)
+    assert sample_check(Cityscapes(root)) == []

@@ -73,7 +73,7 @@ class CheckReport:
         labelled, unlabelled: readable samples with and without a label.
         classes: names. pixels, images: per class, labelled pixels, and images it occurs in.
         ignored: pixels with ignore_index, of `labelled` samples.
-        sizes: "widthxheight" -> images.
+        sizes: "480x360" (width x height) -> images.
         image_range, label_range: smallest and largest value (labels as class indices), None where unseen.
         bad: (name, reason) of each unreadable or ill-fitting pair.
     """

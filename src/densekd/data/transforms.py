@@ -121,8 +121,8 @@ class Augment:
         return rows, columns, out
 
     def _is_mixed(self, labels: np.ndarray) -> bool:
-        counts = np.unique(labels[labels != self.ignore_index], return_counts=True)[1]
-        return len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
+        counts = np.bincount(labels[labels != self.ignore_index])
+        return np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
 
     def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         limits = _numbers(self.color_jitter)
@@ -131,7 +131,8 @@ class Augment:
         image = np.ascontiguousarray(image)
         # Brightness and contrast are one table; contrast turns about the mean after brightness.
         values = np.clip(np.arange(256) * brightness, 0, 255)
-        mean = float(values[image].mean()) if limits[1] else 0.0
+        counts = cv2.calcHist([image.reshape(-1, 1)], [0], None, [256], [0, 256]).ravel()
+        mean = float(counts.astype(np.float64) @ values) / image.size
         table = np.clip((values - mean) * contrast + mean + 0.5, 0, 255).astype(np.uint8)
         image = cv2.LUT(image, table).reshape(image.shape)
         if limits[2] and image.shape[2] == 3:  # grey and four-band images have no saturation
