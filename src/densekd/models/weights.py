@@ -1,0 +1,265 @@
+"""Weights on disk: read without unpickling, checked against the network before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from densekd.errors import WeightsError
+
+# Where training codes put the network inside a checkpoint, tried in this order.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
+# What data parallelism and torch.compile put before every key.
+PREFIXES = ("module.", "_orig_mod.")
+COUNTER = "num_batches_tracked"
+SHOWN = 5
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth or .pt file, on the CPU.
+
+    The content decides how it is read, not the file's name. Pickled objects are refused (``weights_only``). A state
+    dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
+
+    Raises:
+        WeightsError: the file is missing, empty, no weights file, cut short, or needs unpickling.
+    """
+    path = Path(path)
+    return strip_prefixes(unwrap(read_file(path), path))
+
+
+def read_file(path: Path) -> Mapping[str, object]:
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file")
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder; give the weights file in it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not start:
+        raise WeightsError(f"{path}: is empty; download or copy it again")
+    if start.lstrip().startswith(b"<"):
+        raise WeightsError(
+            f"{path}: is a web page, not a weights file; the download needs another link or a login"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path}: is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+        )
+    if start.startswith((b"PK", b"\x80")):  # zip archive, or the bare pickle of torch < 1.6
+        return read_torch(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: neither a safetensors nor a PyTorch file, or cut short ({error}); copy it again"
+        ) from error
+
+
+def read_torch(path: Path) -> Mapping[str, object]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: damaged, or holds Python objects beside tensors, which could run code and are not read. "
+            "In the code that wrote it, save `model.state_dict()` instead."
+        ) from error
+    # A damaged archive surfaces as almost any error of zip and pickle readers.
+    except Exception as error:
+        raise WeightsError(f"{path}: damaged or cut short ({error}); copy it again") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
+    return content
+
+
+def unwrap(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
+    for key in WRAPPERS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and inner:
+            return unwrap(inner, path)
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors; its keys are {shorten(map(str, content))}")
+    return tensors
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = dict(state)
+    found = True
+    while found:
+        found = False
+        for prefix in PREFIXES:
+            if all(key.startswith(prefix) for key in state):
+                state = {key[len(prefix) :]: value for key, value in state.items()}
+                found = True
+    return state
+
+
+def load_weights(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, strict: bool = True
+) -> list[str]:
+    """Load a file or a state dict into `model`, checking every key and shape before touching it.
+
+    A model may declare ``rename_keys`` (static; state dict -> state dict: the key map of published files) and
+    ``optional_prefixes`` (keys a file may hold that this model has no use for).
+
+    Args:
+        model: the bare network.
+        source: file, or state dict.
+        strict: False loads what fits and leaves the rest as it is.
+
+    Returns:
+        the model's keys that were left as they were (empty when strict).
+
+    Raises:
+        WeightsError: the weights do not fit; says which keys, and why where that can be told. Also without `strict`
+            where nothing fits.
+    """
+    if isinstance(source, Mapping):
+        name, state = "the given weights", strip_prefixes(source)
+    else:
+        name, state = str(source), read_weights(source)
+    state = prepare(model, state)
+    expected = model.state_dict()
+    fits = compare(
+        expected, state, name, strict=strict, num_classes=getattr(model, "num_classes", None)
+    )
+    # Norms' counters are kept where a file has none: nothing in evaluation reads them.
+    counters = {k: v for k, v in expected.items() if k.endswith(COUNTER)}
+    left = [key for key in expected if key not in fits and key not in counters]
+    model.load_state_dict({**counters, **fits}, strict=not left)
+    return left
+
+
+def load_part(model: nn.Module, source: str | Path, *, without: Iterable[str]) -> None:
+    """Load everything of `model` but the keys under the prefixes `without`; the file may hold more than that.
+
+    Raises:
+        WeightsError: a key of that part is missing or has another shape.
+    """
+    without = tuple(without)
+    state = prepare(model, read_weights(source))
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(without)}
+    state = {k: v for k, v in state.items() if k in expected}
+    fits = compare(expected, state, str(source), strict=True, num_classes=None)
+    model.load_state_dict(fits, strict=False)
+
+
+def prepare(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply the model's own key map, and drop what it says it has no use for."""
+    own = set(model.state_dict())
+    # The trainer's `last` holds the student inside of its wrapper.
+    inner = {key.removeprefix("model."): value for key, value in state.items()}
+    if not own & set(state) and own & set(inner):
+        state = inner
+    rename = getattr(model, "rename_keys", None)
+    if rename is not None:
+        state = rename(state)
+    optional = tuple(getattr(model, "optional_prefixes", ()))
+    return {k: v for k, v in state.items() if k in own or not k.startswith(optional)}
+
+
+def compare(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    name: str,
+    *,
+    strict: bool,
+    num_classes: int | None,
+) -> dict[str, Tensor]:
+    """The tensors that fit; raises where they must all fit and do not."""
+    wanted = {k for k in expected if not k.endswith(COUNTER)}
+    given = {k for k in state if not k.endswith(COUNTER)}
+    shared = wanted & given
+    if len(shared) < 0.1 * len(wanted):
+        raise WeightsError(
+            f"{name}: these look like weights of another network: {len(shared)} of {len(wanted)} keys match. "
+            f"The file has {shorten(sorted(given))}; the network has {shorten(sorted(wanted))}."
+        )
+    wrong = [k for k in expected if k in shared and state[k].shape != expected[k].shape]
+    missing = [k for k in expected if k in wanted - given]
+    unexpected = [k for k in state if k in given - wanted]
+    if strict and (wrong or missing or unexpected):
+        parts = []
+        if wrong:
+            classes = class_counts(expected, state, wrong, num_classes)
+            if classes is not None:
+                parts.append(f"the checkpoint has {classes} classes, the network {num_classes}")
+            shapes = (
+                f"{k} is {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
+                for k in wrong
+            )
+            parts.append(f"other shapes ({len(wrong)}): {shorten(shapes, '; ')}")
+        if missing:
+            parts.append(f"missing ({len(missing)}): {shorten(missing)}")
+        if unexpected:
+            parts.append(f"unexpected ({len(unexpected)}): {shorten(unexpected)}")
+        raise WeightsError(f"{name}: does not fit the network. " + ". ".join(parts) + ".")
+    bad = set(wrong)
+    return {k: v for k, v in state.items() if k in expected and k not in bad}
+
+
+def class_counts(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    wrong: Iterable[str],
+    num_classes: int | None,
+) -> int | None:
+    """The checkpoint's class count, if that is what the wrong shapes have in common."""
+    found: Counter[int] = Counter()
+    for key in wrong:
+        if state[key].ndim == expected[key].ndim:
+            for theirs, ours in zip(state[key].shape, expected[key].shape, strict=True):
+                if ours == num_classes and theirs != ours:
+                    found[theirs] += 1
+    return found.most_common(1)[0][0] if found else None
+
+
+def shorten(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    more = f"{separator}… and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + more
+
+
+def save_weights(
+    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the bare network as safetensors; the file appears whole or not at all.
+
+    Args:
+        model: bare, so that its keys carry no wrapper's prefix.
+        path: of the file; its folder is made.
+        metadata: strings to travel with the weights (input spec, class names as JSON).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Cloned: safetensors refuses tensors that share memory.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata=dict(metadata or {}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What `save_weights` put beside the tensors; empty for files that carry none (.pth)."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
