@@ -78,26 +78,27 @@ def paint_facade(facade: Facade, wide: float, tall: float, per_metre: float) -> 
     storeys, bays = int(tall / facade.storey), max(int(wide / facade.bay), 1)
     bay = wide / bays
     share_x, share_y = facade.window
-    sizes = rng.random((storeys + 1, bays, 2))
+    sizes = rng.random((storeys + 1, bays, 2)).tolist()
+    glass = [shade(facade.glass, 0.65 + step / 16) for step in range(7)] + [(226, 196, 130)]
     frame = facade.wall * (1.25 if rng.random() < 0.6 else 0.6)
     for storey in range(storeys):
         ground_floor = storey == 0
         for column in range(bays):
-            look, blind = sizes[storey, column]
+            look, blind = sizes[storey][column]
             left = (column + 0.5 - share_x / 2) * bay
             low = storey * facade.storey + (0.45 - share_y / 2 + 0.1) * facade.storey
             right, high = left + share_x * bay, low + share_y * facade.storey
             if ground_floor and look < 0.3:
                 box(left, min(left + 1.0, right), 0.0, 2.1, facade.wall * (0.35 + 0.5 * blind))
                 continue
-            pane = facade.glass * (0.65 + 0.5 * look)
-            if look > 0.9:
-                pane = np.array([226, 196, 130])
-            if per_metre > 5:
-                box(left - 0.12, right + 0.12, low - 0.12, high + 0.12, frame)
-            box(left, right, low, high, pane)
-            if per_metre <= 5:
+            pane = glass[int(8 * look)]
+            if per_metre <= 6:  # too far for frames
+                first = int(left * per_metre), int((tall - high) * per_metre)
+                last = int(right * per_metre), int((tall - low) * per_metre)
+                cv2.rectangle(image, first, last, pane, cv2.FILLED)
                 continue
+            box(left - 0.12, right + 0.12, low - 0.12, high + 0.12, frame)
+            box(left, right, low, high, pane)
             if blind > 0.6:
                 box(left, right, high - (blind - 0.5) * (high - low), high, frame * 0.9)
             if share_x < 0.8:

@@ -6,6 +6,7 @@ Pixel (row i, column j) of an image lies at u = j, v = i (centres at whole numbe
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Camera:
         """Canvas pixels per pixel of a 256-wide image: keeps thin things equally thin at any size."""
         return SUPERSAMPLE * self.width / 256
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """Horizontal unit vector (3,) across the view; the axis along which billboards stand."""
         axis = self.rotation[0] * (1.0, 0.0, 1.0)

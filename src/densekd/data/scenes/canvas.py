@@ -17,7 +17,7 @@ _SHIFT = 4  # fillPoly's fractional bits: corners keep a sixteenth of a canvas p
 
 def shade(colour: Colour, amount: float) -> tuple[int, int, int]:
     """An RGB colour (0..255) times a brightness, clipped to bytes."""
-    red, green, blue = colour
+    red, green, blue = colour.tolist() if isinstance(colour, np.ndarray) else colour
     return (
         min(255, max(0, int(red * amount))),
         min(255, max(0, int(green * amount))),
@@ -209,14 +209,8 @@ class Billboard(Sprite):
         camera = canvas.camera
         base = np.array([x, 0.0, z])
         axis, up = camera.right, np.array([0.0, top, 0.0])
-        corners = np.stack(
-            [
-                base + left * axis,
-                base + right * axis,
-                base + left * axis + up,
-                base + right * axis + up,
-            ]
-        )
+        ends = base + np.array([[left], [right]]) * axis
+        corners = np.concatenate([ends, ends + up])
         board = cls.around(canvas, corners, 0.8)
         if board is not None:
             board.depth = float(camera.project(base[None])[1][0])

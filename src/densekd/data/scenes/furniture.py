@@ -52,7 +52,7 @@ def draw_tree(
         for across, up, size, _ in clumps:
             centre = ((across - 0.5) * 1.5 * spread, crown + (0.2 + 0.62 * up) * rise)
             radius = (0.28 + 0.3 * size) * np.array([spread, 0.62 * rise])
-            board.part((centre + _RING * radius * (0.85 + 0.25 * clumps[0, 3])), 0)
+            board.part(centre + _RING * radius * (0.85 + 0.25 * clumps[0, 3]), 0)
     if holes and not bare:
         rows, columns = board.mask.shape
         gaps = textures.crop(
@@ -72,9 +72,9 @@ def draw_tree(
         for across, up, size, _ in clumps:
             foot = crown * (0.8 + 0.4 * size)
             tip = ((across - 0.5) * 1.6 * spread, crown + (0.3 + 0.7 * up) * rise)
-            board.part(([(-0.05, foot), (0.05, foot), tip]), shaded)
+            board.part([(-0.05, foot), (0.05, foot), tip], shaded)
     below = [(-thick, 0), (thick, 0), (0.8 * thick, crown * 1.15), (-0.8 * thick, crown * 1.15)]
-    board.part((stem if bare else below), shaded)
+    board.part(stem if bare else below, shaded)
     board.paste(board.depth, VEGETATION)
 
 
@@ -90,7 +90,7 @@ def draw_bush(
     for across, up, radius in clumps:
         centre = ((across - 0.5) * 1.1 * size, (0.2 + 0.4 * up) * size)
         outline = centre + _RING * (0.3 + 0.2 * radius) * size
-        board.part((np.maximum(outline, (-np.inf, 0.0))), 0)
+        board.part(np.maximum(outline, (-np.inf, 0.0)), 0)
     _leaves(board, light, colour, start, 40 * size)
     board.paste(board.depth, VEGETATION)
 
@@ -141,12 +141,12 @@ def draw_pole(
     half = max(thick, 0.75 * canvas.camera.pixel_unit / board.metre)
     lit = light.on(-canvas.camera.rotation[2])
     shaft = [(-half, 0), (half, 0), (0.8 * half, tall), (-0.8 * half, tall)]
-    board.part((shaft), shade(colour, lit))
-    board.detail(([(-half, 0), (0, 0), (0, tall), (-half, tall)]), shade(colour, lit * 0.75))
+    board.part(shaft, shade(colour, lit))
+    board.detail([(-half, 0), (0, 0), (0, tall), (-half, tall)], shade(colour, lit * 0.75))
     if kind == "lamp":
         beam = max(0.04, 0.5 * half)
         board.part(
-            ([(0, tall - 2 * beam), (arm, tall - beam), (arm, tall), (0, tall)]), shade(colour, lit)
+            [(0, tall - 2 * beam), (arm, tall - beam), (arm, tall), (0, tall)], shade(colour, lit)
         )
         head = [
             (arm - 0.3, tall - 0.16),
@@ -154,9 +154,9 @@ def draw_pole(
             (arm + 0.25, tall),
             (arm - 0.25, tall),
         ]
-        board.part((head), shade(colour, lit * 0.8))
+        board.part(head, shade(colour, lit * 0.8))
     if kind == "bollard":
-        board.detail(([(-half, 0.6), (half, 0.6), (half, 0.75), (-half, 0.75)]), (220, 216, 210))
+        board.detail([(-half, 0.6), (half, 0.6), (half, 0.75), (-half, 0.75)], (220, 216, 210))
     board.paste(board.depth, POLE)
     if kind == "post":
         top = tall
@@ -195,10 +195,10 @@ def _draw_sign(
     if board is None:
         return top - size
     centre = np.array([0.0, top - half])
-    board.part((centre + outline * half), shade(outer, lit))
-    board.detail((centre + outline * half * share), shade(inner, lit))
+    board.part(centre + outline * half, shade(outer, lit))
+    board.detail(centre + outline * half * share, shade(inner, lit))
     glyph = (30, 30, 30) if inner in (white, yellow) else white
     bar = square * ((0.1, 0.35) if mark < 0.5 else (0.42, 0.1)) * half
-    board.detail((centre + bar), shade(glyph, lit))
+    board.detail(centre + bar, shade(glyph, lit))
     board.paste(board.depth - 0.05, SIGN, canvas.new_instance(SIGN))
     return top - size - 0.06

@@ -33,14 +33,12 @@ def draw_car(
     nose = np.array([np.sin(heading), 0.0, np.cos(heading)])
     flank = np.array([np.cos(heading), 0.0, -np.sin(heading)])
     middle = np.array([x, 0.0, z])
+    ahead, aside, above = length * nose, 0.5 * width * flank, np.array([0.0, 1.0, 0.0])
 
     def at(along, across, up) -> np.ndarray:
         """World points of car coordinates: along 0..1 from the rear, across -1..1, up in metres."""
-        along, across, up = np.broadcast_arrays(along, across, up)
-        points = middle + ((along - 0.5) * length)[:, None] * nose
-        points = points + (across * 0.5 * width)[:, None] * flank
-        points[:, 1] += up
-        return points
+        along, across, up = (np.reshape(part, (-1, 1)) for part in (along, across, up))
+        return middle + (along - 0.5) * ahead + across * aside + up * above
 
     ends, sides = np.array([0, 0, 1, 1]), np.array([-1, 1, 1, -1])
     sprite = Sprite.around(canvas, np.concatenate([at(ends, sides, 0), at(ends, sides, roof)]), 1.2)
@@ -60,6 +58,9 @@ def draw_car(
         fill(sprite.colour, pixels, shade(colour, light.on(normal)))
         fill(inside, pixels, 1)
         cv2.bitwise_or(sprite.mask, inside, sprite.mask)
+        if sprite.coarse:
+            depth[inside.view(bool)] = corners.mean()
+            return True
         plane = canvas.camera.plane_depth(normal, points[0], sprite.window)
         # A face seen edge-on has no sound depth on its rim: keep it within its corners.
         np.clip(plane, corners.min(), corners.max(), out=plane)
@@ -181,17 +182,22 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
             (x1 + thick * 0.8, y1),
             (x1 - thick * 0.8, y1),
         ]
-        board.part((outline), shade(colour, lit))
+        board.part(outline, shade(colour, lit))
 
     hip, neck = 0.50 * tall, 0.82 * tall
     for sign in (-1, 1):
         foot = sign * (step + 0.35 * wide)
         knee = 0.6 * foot + 0.03 * tall * look
         tone = legs * (0.85 if sign < 0 else 1.0)
+        if board.coarse:
+            limb(sign * 0.4 * wide, hip, foot, 0.0, 0.4 * wide, tone)
+            continue
         limb(sign * 0.4 * wide, hip, knee, 0.26 * tall, 0.42 * wide, tone)
         limb(knee, 0.28 * tall, foot, 0.03 * tall, 0.34 * wide, tone)
         limb(foot, 0.04 * tall, foot + 0.03 * tall * look, 0.0, 0.4 * wide, np.full(3, 34))
     for sign in (-1, 1):
+        if board.coarse:
+            break
         hand = sign * (0.95 * wide + 0.4 * abs(step)) * (1 if side_on >= 0.5 else swing)
         limb(sign * 0.85 * wide, 0.80 * tall, hand * 1.15, 0.62 * tall, 0.28 * wide, shirt * 0.88)
         limb(
@@ -205,14 +211,15 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
     hem = hip - (0.16 * tall if coat > 0.7 else 0.02 * tall)
     torso = [(-0.85 * wide, hem), (0.85 * wide, hem), (wide, 0.78 * tall), (0.6 * wide, neck)]
     torso += [(-0.6 * wide, neck), (-wide, 0.78 * tall)]
-    board.part((torso), shade(shirt, lit))
+    board.part(torso, shade(shirt, lit))
     lower = [
         (-0.8 * wide, hem),
         (0.1 * wide, hem),
         (0.0, neck - 0.02 * tall),
         (-0.9 * wide, 0.77 * tall),
     ]
-    board.detail((lower), shade(shirt, lit * 0.84))
+    if not board.coarse:
+        board.detail(lower, shade(shirt, lit * 0.84))
     if bag < 0.35:
         at = wide * (1.0 if look > 0 else -1.0)
         limb(at, 0.74 * tall, at * 1.1, 0.52 * tall, 0.5 * wide, np.array([60, 40, 36]) + 120 * bag)
@@ -220,11 +227,11 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
     ring = np.stack([np.cos(angle), np.sin(angle)], 1)
     limb(0.0, neck - 0.01 * tall, 0.0, 0.87 * tall, 0.3 * wide, skin)
     head = np.array([0.0, 0.92 * tall])
-    board.part((head + ring * (0.05 * tall, 0.075 * tall)), shade(skin, lit))
+    board.part(head + ring * (0.05 * tall, 0.075 * tall), shade(skin, lit))
     back = ring[ring[:, 1] > -0.2] if hat > 0.3 else ring
     cap = shirt if hat < 0.1 else hair
     board.part(
-        (head + (0.008 * tall * look, 0.016 * tall) + back * (0.054 * tall, 0.066 * tall)),
+        head + (0.008 * tall * look, 0.016 * tall) + back * (0.054 * tall, 0.066 * tall),
         shade(cap, lit),
     )
     board.paste(board.depth, PERSON, canvas.new_instance(PERSON))
