@@ -237,3 +237,12 @@ def test_write_refuses_what_it_would_spoil(tmp_path):
         with pytest.raises(UserError, match=message):
             write_cityscapes(tmp_path / "new", splits=splits)
     assert not (tmp_path / "new").exists()
+
+
+def test_depth_stays_in_range_over_many_small_scenes():
+    """Walls seen edge-on once had a depth of kilometres on their rim."""
+    for index in range(150):
+        scene = render_scene(11, index, height=32, width=64)
+        assert np.isfinite(scene.depth).all()
+        assert scene.depth.max() < 250
+        assert scene.depth[scene.depth > 0].min() > 0.3

@@ -1,6 +1,7 @@
 """The drawing surface: colour, class, depth and instance, filled together under one depth test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from densekd.data.scenes.camera import SUPERSAMPLE, Camera
 from densekd.data.scenes.classes import SKY
 
 Colour = tuple[float, float, float] | np.ndarray
+Points = np.ndarray | Sequence[tuple[float, float]]
 
 # Things stand on the ground and lean on walls: a tie within this many metres goes to the newcomer.
 _TIE = 0.25
@@ -108,6 +110,8 @@ class Canvas:
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
         fill(mask, pixels - (x0, y0), 1)
         plane = self.camera.plane_depth(np.cross(along, down), corner, window)
+        # A wall seen edge-on has no sound depth on its rim: keep it within its corners.
+        np.clip(plane, depth.min(), depth.max(), out=plane)
         mask &= plane < self.depth[y0:y1, x0:x1]
         if not mask.any():
             return
@@ -119,8 +123,9 @@ class Canvas:
         frame = (x1 - x0, y1 - y0)
         colour = cv2.warpPerspective(texture, matrix, frame, borderMode=cv2.BORDER_REPLICATE)
         if solid is not None:
-            mask &= cv2.warpPerspective(solid, matrix, frame, flags=cv2.INTER_NEAREST)
-        self.paste(window, colour, mask.view(bool), plane, label, tie=0.0)
+            seen_solid = cv2.warpPerspective(solid, matrix, frame, flags=cv2.INTER_NEAREST)
+            mask = cv2.bitwise_and(mask, seen_solid)
+        self.paste(window, colour, mask.astype(bool), plane, label, tie=0.0)
 
     def ground_mark(self, points: np.ndarray, colour: Colour, opacity: float, label: int) -> None:
         """Paint a polygon (n, 2) of ground (X, Z) positions, only where `label` already lies."""
@@ -143,7 +148,8 @@ class Canvas:
 def fill(image: np.ndarray, polygon: np.ndarray, colour: Colour | int) -> None:
     """Fill a polygon (n, 2) of float pixel positions in place."""
     corners = np.rint(polygon * (1 << _SHIFT)).astype(np.int32)
-    cv2.fillPoly(image, [corners], colour, cv2.LINE_8, _SHIFT)
+    value = colour if isinstance(colour, int) else tuple(colour)
+    cv2.fillPoly(image, [corners], value, cv2.LINE_8, _SHIFT)
 
 
 class Sprite:
@@ -158,7 +164,7 @@ class Sprite:
         self.origin = np.array([x0, y0], dtype=np.float64)
 
     @classmethod
-    def around(cls, canvas: Canvas, points: np.ndarray, nearest: float) -> "Sprite | None":
+    def around(cls, canvas: Canvas, points: np.ndarray, nearest: float) -> Self | None:
         """A sprite that holds the world points (n, 3).
 
         None if it would be out of view, hidden, or nearer than `nearest` metres.
@@ -177,17 +183,17 @@ class Sprite:
         """Whether details would be smaller than a pixel."""
         return self.mask.shape[0] < 9 * self.canvas.camera.pixel_unit
 
-    def local(self, points: np.ndarray) -> np.ndarray:
+    def local(self, points: Points) -> np.ndarray:
         """Pixels (n, 2) on this patch of world points (n, 3)."""
-        return self.canvas.camera.project(points)[0] - self.origin
+        return self.canvas.camera.project(np.asarray(points))[0] - self.origin
 
-    def part(self, points: np.ndarray, colour: Colour) -> None:
+    def part(self, points: Points, colour: Colour) -> None:
         """A polygon that belongs to the object's outline."""
         polygon = self.local(points)
         fill(self.colour, polygon, colour)
         fill(self.mask, polygon, 1)
 
-    def detail(self, points: np.ndarray, colour: Colour) -> None:
+    def detail(self, points: Points, colour: Colour) -> None:
         """A polygon drawn on what is already there; it does not enlarge the object."""
         fill(self.colour, self.local(points), colour)
 
@@ -201,10 +207,15 @@ class Billboard(Sprite):
     Its depth is one number, so its pixels follow from its foot by an affine map.
     """
 
+    depth: float  # metres, of its foot
+    metre: float  # canvas pixels a metre at that depth
+    foot: np.ndarray  # (2,) pixel on the patch of the point (0, 0)
+    steps: np.ndarray  # (2, 2) pixels for a metre across and a metre up
+
     @classmethod
     def at(
         cls, canvas: Canvas, x: float, z: float, left: float, right: float, top: float
-    ) -> "Billboard | None":
+    ) -> Self | None:
         """Room for an object at ground (x, z) that reaches from left to right and 0 to top metres."""
         camera = canvas.camera
         base = np.array([x, 0.0, z])
@@ -220,5 +231,5 @@ class Billboard(Sprite):
             board.steps = np.stack([across - foot, (above - foot) / top])
         return board
 
-    def local(self, points: np.ndarray | list[tuple[float, float]]) -> np.ndarray:
+    def local(self, points: Points) -> np.ndarray:
         return np.asarray(points, dtype=np.float64) @ self.steps + self.foot

@@ -52,7 +52,7 @@ def draw_tree(
         for across, up, size, _ in clumps:
             centre = ((across - 0.5) * 1.5 * spread, crown + (0.2 + 0.62 * up) * rise)
             radius = (0.28 + 0.3 * size) * np.array([spread, 0.62 * rise])
-            board.part(centre + _RING * radius * (0.85 + 0.25 * clumps[0, 3]), 0)
+            board.part(centre + _RING * radius * (0.85 + 0.25 * clumps[0, 3]), (0, 0, 0))
     if holes and not bare:
         rows, columns = board.mask.shape
         gaps = textures.crop(
@@ -90,7 +90,7 @@ def draw_bush(
     for across, up, radius in clumps:
         centre = ((across - 0.5) * 1.1 * size, (0.2 + 0.4 * up) * size)
         outline = centre + _RING * (0.3 + 0.2 * radius) * size
-        board.part(np.maximum(outline, (-np.inf, 0.0)), 0)
+        board.part(np.maximum(outline, (-np.inf, 0.0)), (0, 0, 0))
     _leaves(board, light, colour, start, 40 * size)
     board.paste(board.depth, VEGETATION)
 

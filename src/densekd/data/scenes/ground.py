@@ -143,9 +143,10 @@ def draw_ground(canvas: Canvas, street: Street, surface: Surface, shadows: Shado
     label = np.full(depth.shape, SIDEWALK, np.uint8)
     kerb_at = np.float32(street.half_width)
     road = reach < kerb_at
-    verge = np.where(side, *np.float32(street.verge[::-1]))
+    left_verge, right_verge = (np.float32(width) for width in street.verge)
+    verge = np.where(side, right_verge, left_verge)
     verge_zone = ~road & (reach < kerb_at + verge)
-    front = np.where(side, *np.float32((street.front(1), street.front(0))))
+    front = np.where(side, np.float32(street.front(1)), np.float32(street.front(0)))
     behind = reach > front
     half_metre = (np.clip(z, 0, street.end) * 2).astype(np.int32)
     left, right = _yard_labels(street, 0), _yard_labels(street, 1)
@@ -184,7 +185,7 @@ def draw_ground(canvas: Canvas, street: Street, surface: Surface, shadows: Shado
     colour[wet] = 0.35 * colour[wet] + np.float32(0.6 * light.horizon)
     tone *= shadows.look_up(x, z) * np.float32(light.on(up))
     colour *= tone[..., None]
-    pixels = cv2.convertScaleAbs(cv2.max(colour, 0.0))
+    pixels = cv2.convertScaleAbs(np.maximum(colour, 0.0, out=colour))
     cv2.copyTo(pixels, seen.view(np.uint8), canvas.colour[first:])
     canvas.label[first:][seen] = label[seen]
     np.copyto(canvas.depth[first:], depth, where=seen)

@@ -92,8 +92,8 @@ def front_line(street: Street, plot: Plot) -> tuple[np.ndarray, np.ndarray]:
     """Ground positions (X, Z) of the near and the far end of a plot's front."""
     sign = 1 if plot.side else -1
     reach = sign * (street.front(plot.side) + (plot.setback if plot.tall else 0.0))
-    ends = (plot.z0, plot.z1)
-    return tuple(np.array([street.middle(z) + reach, z]) for z in ends)
+    near, far = (np.array([street.middle(z) + reach, z]) for z in (plot.z0, plot.z1))
+    return near, far
 
 
 def place_things(
