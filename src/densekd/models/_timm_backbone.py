@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,13 @@ class TimmBackbone(nn.Module):
         if output_stride is not None and self.strides[-1] != output_stride:
             raise stride_error(name, output_stride, self.strides[-1])
         self.channels_last_maps = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        # Patches do not overlap: images that they do not fill are padded, and the maps cut.
-        self.pad_to = self.strides[-1] if has_patches(self.body) else 1
+        self.pad_to = needed_padding(self.body, name, in_channels, self.strides[-1])
         # Under steady paths, and always (N, C, h, w), whatever the backbone's own modules are called and return.
         self.maps = nn.ModuleList(nn.Identity() for _ in self.channels)
         self.input_spec = input_spec(name, in_channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, in_channels, H, W) -> maps (N, channels[i], H / strides[i], W / strides[i]), sizes rounded up."""
+        """(N, in_channels, H, W) -> maps (N, channels[i], H / strides[i], W / strides[i]), sizes rounded."""
         height, width = x.shape[-2:]
         bottom, right = -height % self.pad_to, -width % self.pad_to
         maps = self.body(F.pad(x, (0, right, 0, bottom)) if bottom or right else x)
@@ -104,6 +104,28 @@ def stride_error(name: str, wished: int, own: int) -> UserError:
     )
 
 
+def needed_padding(body: nn.Module, name: str, in_channels: int, stride: int) -> int:
+    """What image sides must be multiples of: 1 where the backbone takes any size, else its stride. Found by trying."""
+    training = body.training
+    body.eval()
+    try:
+        for multiple in (1, stride):
+            height, width = (-(-side // multiple) * multiple for side in (65, 97))
+            try:
+                with torch.no_grad():
+                    body(next(body.parameters()).new_zeros(1, in_channels, height, width))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                reason = error
+            else:
+                return multiple
+    finally:
+        body.train(training)
+    raise UserError(
+        f"backbone {name!r} does not take images of any size ({reason}); take one that does, such as resnet18, "
+        "convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_224"
+    )
+
+
 def has_patches(body: nn.Module) -> bool:
     return any(path.split(".")[-1] == "patch_embed" for path, _ in body.named_modules())
 
@@ -129,6 +151,11 @@ def make_body(
         options["output_stride"] = output_stride
     if has_patches(probe):
         options |= any_size_options(create)
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    if "pretrained_cfg_overlay" in source:
+        # The keys were checked; timm would warn of the classifier's, which a feature extractor has no use for.
+        logger.setLevel(logging.ERROR)
     try:
         return create(**options, **source)
     except (TypeError, NotImplementedError, AssertionError) as error:
@@ -143,6 +170,8 @@ def make_body(
                 f"or backbone_weights={LITE!r} with backbone tf_efficientnet_lite0"
             ) from error
         raise
+    finally:
+        logger.setLevel(level)
 
 
 def any_size_options(create: Any) -> dict[str, Any]:

@@ -48,6 +48,9 @@ def read_file(path: Path) -> Mapping[str, object]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not start:
         raise WeightsError(f"{path}: is empty; download or copy it again")
+    # Asked first: a safetensors file starts with a length, whose bytes may look like anything.
+    if start[8:9] == b"{":
+        return read_safetensors(path)
     if start.lstrip().startswith(b"<"):
         raise WeightsError(
             f"{path}: is a web page, not a weights file; the download needs another link or a login"
@@ -58,12 +61,14 @@ def read_file(path: Path) -> Mapping[str, object]:
         )
     if start.startswith((b"PK", b"\x80")):  # zip archive, or the bare pickle of torch < 1.6
         return read_torch(path)
+    raise WeightsError(f"{path}: neither a safetensors nor a PyTorch file")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: neither a safetensors nor a PyTorch file, or cut short ({error}); copy it again"
-        ) from error
+        raise WeightsError(f"{path}: damaged or cut short ({error}); copy it again") from error
 
 
 def read_torch(path: Path) -> Mapping[str, object]:
