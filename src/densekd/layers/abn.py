@@ -50,17 +50,17 @@ class ABN(nn.BatchNorm2d):
         self.activation = activation
         self.slope = slope
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        single_value = x.shape[0] * x.shape[2] * x.shape[3] == 1
+        single_value = input.shape[0] * input.shape[2] * input.shape[3] == 1
         x = F.batch_norm(
-            x,
+            input,
             self.running_mean,
             self.running_var,
             self.weight.abs() + self.eps,
             self.bias,
             training=self.training and not single_value,
-            momentum=self.momentum,
+            momentum=self.momentum or 0.0,
             eps=self.eps,
         )
         if self.activation == "leaky_relu":
@@ -72,7 +72,9 @@ class ABN(nn.BatchNorm2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyrefly: ignore[bad-override]
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
         # _NormBase would put a num_batches_tracked into old files, which strict loading then calls unexpected.
         state_dict.pop(prefix + "num_batches_tracked", None)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)

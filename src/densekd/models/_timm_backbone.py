@@ -53,7 +53,7 @@ class TimmBackbone(nn.Module):
         check_name(name)
         source = weight_source(name, weights)
         self.body = make_body(name, in_channels, output_stride, source)
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         self.channels: list[int] = info.channels()
         self.strides: list[int] = info.reduction()
         if output_stride is not None and self.strides[-1] != output_stride:
@@ -146,7 +146,8 @@ def make_body(
             probe = create()
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise UserError(f"backbone {name!r} gives no feature maps: {error}") from error
-    own = probe.feature_info.reduction()[-1]
+    info: Any = probe.feature_info
+    own: int = info.reduction()[-1]
     if output_stride is not None and output_stride != own:
         options["output_stride"] = output_stride
     if has_patches(probe):

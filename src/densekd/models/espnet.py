@@ -14,6 +14,8 @@ from densekd.layers.esp import (
     ImagePyramid,
     NormAct,
 )
+from densekd.models._inputs import plain_input
+from densekd.models.weights import rename_prefixes
 from densekd.ops.resize import resize_map
 from densekd.types import Feature, InputSpec
 
@@ -51,11 +53,7 @@ class ESPEncoder(nn.Module):
         self.level3_0 = ESPDown(128 + in_channels, 128)
         self.level3 = nn.Sequential(*(ESPBlock(128, 128) for _ in range(q)))
         self.b3 = NormAct(256)
-        self.input_spec = (
-            CAMVID_INPUT
-            if in_channels == 3
-            else InputSpec(mean=(0.5,) * in_channels, std=(0.25,) * in_channels)
-        )
+        self.input_spec = CAMVID_INPUT if in_channels == 3 else plain_input(in_channels)
         self.feature_info = [
             Feature("b1", 16 + in_channels, 2),
             Feature("b2", 128 + in_channels, 4),
@@ -132,13 +130,7 @@ class ESPNet(ESPEncoder):
         """Keys of the original ESPNet repository (``encoder.*``) -> ours."""
         if not any(key.startswith("encoder.") for key in state):
             return state
-        names = {"encoder.classifier.": "classifier_1.", "encoder.": ""}
-        return {
-            next(
-                (new + key[len(old) :] for old, new in names.items() if key.startswith(old)), key
-            ): v
-            for key, v in state.items()
-        }
+        return rename_prefixes(state, {"encoder.classifier.": "classifier_1.", "encoder.": ""})
 
 
 def fit(x: Tensor, other: Tensor) -> Tensor:

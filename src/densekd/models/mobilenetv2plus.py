@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from densekd.layers.abn import ABN
 from densekd.layers.pyramid import PyramidPooling
+from densekd.models._inputs import plain_input
 from densekd.models.weights import load_part
 from densekd.types import Feature, InputSpec
 
@@ -77,11 +78,7 @@ class MobileNetV2Plus(nn.Module):
             if aux_head
             else None
         )
-        self.input_spec = (
-            InputSpec()
-            if in_channels == 3
-            else InputSpec(mean=(0.5,) * in_channels, std=(0.25,) * in_channels)
-        )
+        self.input_spec = InputSpec() if in_channels == 3 else plain_input(in_channels)
         self.feature_info = [
             Feature(f"features.{i}", c, s)
             for i, c, s in zip(STAGES, channels, (2, 4, 8, 8, 8), strict=True)

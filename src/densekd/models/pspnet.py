@@ -10,19 +10,15 @@ from torch import Tensor, nn
 
 from densekd.layers.abn import ABN
 from densekd.layers.pyramid import PyramidPooling
+from densekd.models._inputs import plain_input
 from densekd.models.resnet import BasicBlock, Bottleneck, DilatedResNet
-from densekd.models.weights import load_part
+from densekd.models.weights import load_part, rename_prefixes
 from densekd.types import Feature, InputSpec
 
 # The Caffe mean, in the order and range of the authors' files.
 AUTHORS_INPUT = InputSpec(
     mean=(104.00698793, 116.66876762, 122.67891434), std=(1.0, 1.0, 1.0), order="bgr", range=255.0
 )
-
-
-def plain_input(channels: int) -> InputSpec:
-    """For images that are not RGB, where no published mean applies: [0, 1] -> about [-2, 2]."""
-    return InputSpec(mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
 class PSPNet(DilatedResNet):
@@ -97,24 +93,12 @@ class PSPNet(DilatedResNet):
         """Keys of the authors' teacher files (``head.0.*``, ``head.1.*``) -> ours."""
         if not any(key.startswith("head.0.") for key in state):
             return state
-        names = {"head.0.": "pspmodule.", "head.1.": "head."}
-        return {
-            next(
-                (new + key[len(old) :] for old, new in names.items() if key.startswith(old)), key
-            ): v
-            for key, v in state.items()
-        }
+        return rename_prefixes(state, {"head.0.": "pspmodule.", "head.1.": "head."})
 
 
-def build(
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: Sequence[int],
-    backbone_weights: str | Path | None,
-    **options: object,
-) -> PSPNet:
-    network = PSPNet(block, depths, **options)
-    if backbone_weights is not None:
-        load_part(network, backbone_weights, without=("pspmodule.", "head.", "dsn."))
+def fill_backbone(network: PSPNet, weights: str | Path | None) -> PSPNet:
+    if weights is not None:
+        load_part(network, weights, without=("pspmodule.", "head.", "dsn."))
     return network
 
 
@@ -135,15 +119,15 @@ def pspnet_resnet18(
         aux_head: whether to build the auxiliary head on ``layer3``.
         backbone_weights: a file of deep-stem ImageNet weights; fills the backbone alone.
     """
-    return build(
+    network = PSPNet(
         BasicBlock,
         (2, 2, 2, 2),
-        backbone_weights,
         num_classes=num_classes,
         in_channels=in_channels,
         width=width,
         aux_head=aux_head,
     )
+    return fill_backbone(network, backbone_weights)
 
 
 def pspnet_resnet101(
@@ -154,11 +138,11 @@ def pspnet_resnet101(
     backbone_weights: str | Path | None = None,
 ) -> PSPNet:
     """The paper's teacher. Arguments as in `pspnet_resnet18`."""
-    return build(
+    network = PSPNet(
         Bottleneck,
         (3, 4, 23, 3),
-        backbone_weights,
         num_classes=num_classes,
         in_channels=in_channels,
         aux_head=aux_head,
     )
+    return fill_backbone(network, backbone_weights)

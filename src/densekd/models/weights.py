@@ -174,6 +174,18 @@ def prepare(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k in own or not k.startswith(optional)}
 
 
+def rename_prefixes(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace the first of the prefixes `names` (old -> new) that a key starts with."""
+
+    def rename(key: str) -> str:
+        for old, new in names.items():
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+    return {rename(key): value for key, value in state.items()}
+
+
 def compare(
     expected: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
