@@ -19,6 +19,7 @@ def command(arguments: list[str]) -> int:
         name: str | None = None,
         out: Path = Path("runs"),
         device: str = "auto",
+        note: str | None = None,
     ) -> int:
         """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget, and print the table.
 
@@ -33,8 +34,9 @@ def command(arguments: list[str]) -> int:
             name: the folder under --out; by default made of the recipe's name.
             out: where run folders are made.
             device: auto, cpu, cuda, cuda:N or mps.
+            note: stands for the setting note; it stands beside every score.
         """
-        settings = read_recipe(config, overrides)
+        settings = read_recipe(config, overrides, note=note)
         if seeds < 1 or (jobs is not None and jobs < 1):
             raise UserError(f"--seeds {seeds} --jobs {jobs}: both must be at least 1")
         folder = run_folder(out, name, config, "ablate")

@@ -17,6 +17,7 @@ def command(arguments: list[str]) -> int:
         split: str | None = None,
         output: Path | None = None,
         device: str = "auto",
+        note: str | None = None,
     ) -> int:
         """Score a weights file on a split: mIoU, pixel accuracy and the IoU of each class, as fractions.
 
@@ -29,8 +30,9 @@ def command(arguments: list[str]) -> int:
             split: of the data set; by default the recipe's data.val_split.
             output: JSON file to write. An older score file there is replaced, any other file is not.
             device: auto, cpu, cuda, cuda:N or mps.
+            note: stands for the setting note; it stands beside every score.
         """
-        settings = read_recipe(config, overrides)
+        settings = read_recipe(config, overrides, note=note)
         from densekd.ops.collectives import is_main
         from densekd.workflows.evaluate import (
             check_output,

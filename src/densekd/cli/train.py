@@ -37,6 +37,7 @@ def command(arguments: list[str], verb: str = "train") -> int:
         resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         device: str = "auto",
         seed: int | None = None,
+        note: str | None = None,
         deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Replaced by the description given to `parse`.
@@ -48,12 +49,14 @@ def command(arguments: list[str], verb: str = "train") -> int:
             resume: go on from the last checkpoint of the run's folder.
             device: auto, cpu, cuda, cuda:N or mps.
             seed: stands for the setting seed.
+            note: stands for the setting note; it stands beside every score.
             deterministic: stands for the setting train.deterministic.
         """
         settings = read_recipe(
             config,
             overrides,
             seed=seed,
+            note=note,
             train__deterministic=True if deterministic else None,
         )
         folder = run_folder(out, name, config, verb)

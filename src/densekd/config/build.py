@@ -90,12 +90,12 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def build_reader(data: schema.Data, split: str, *, training: bool) -> Any:
-    """The data set of one split; missing folders and label files fail here."""
+def build_reader(data: schema.Data, split: str, *, training: bool, verify_files: bool = True) -> Any:
+    """The data set of one split; missing folders and label files fail here (unless `verify_files` is off)."""
     builder = resolve(data.dataset, DATASETS, "data.dataset")
     if accepts(builder, "root") and data.root is None and _required(builder, "root"):
         raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
-    given: dict[str, Any] = {"split": split}
+    given: dict[str, Any] = {"split": split, "verify_files": verify_files}
     if data.root is not None:
         if not accepts(builder, "root"):
             raise UserError(f"data.root: {data.dataset} takes no folder; leave data.root out")
@@ -110,13 +110,13 @@ def _required(builder: Callable[..., Any], name: str) -> bool:
     return inspect.signature(builder).parameters[name].default is inspect.Parameter.empty
 
 
-def check_reader(reader: Any, channels: int) -> None:
-    """Before any work: the files that a sample touches can be read, and have the channels the network takes."""
+def check_reader(reader: Any, channels: int) -> list[str]:
+    """Before any work: a spread of files can be read, with the channels the network takes; returns remarks."""
     if reader.channels != channels:
         raise UserError(
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal"
         )
-    sample_check(reader)
+    return sample_check(reader)
 
 
 def build_train_loader(
@@ -423,18 +423,18 @@ def build_views(evaluate: schema.Evaluate) -> Views:
 
 
 def weights_metadata(config: schema.Config, task: Segmentation, spec: InputSpec) -> dict[str, str]:
-    """What travels with the student's weights, so that they can be used without the config."""
-    return {
-        "densekd": densekd.__version__,
+    """What travels with the student's weights, so that they can be used without the config.
+
+    One entry of JSON: safetensors writes several entries in an order that changes from process to process, and equal
+    runs should give equal files.
+    """
+    model = config.model
+    about = {
+        "version": densekd.__version__,
         "task": config.task,
-        "model": json.dumps(
-            {
-                "name": config.model.name,
-                "options": config.model.options,
-                "in_channels": config.model.in_channels,
-            }
-        ),
-        "input": json.dumps(spec.as_dict()),
-        "classes": json.dumps(task.classes),
+        "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
+        "input": spec.as_dict(),
+        "classes": task.classes,
         "note": config.note,
     }
+    return {"densekd": json.dumps(about)}

@@ -12,6 +12,6 @@ def check_splits(config: Config, splits: list[str]) -> dict[str, CheckReport]:
     reports = {}
     for split in splits:
         training = split == config.data.train_split
-        reader = build.build_reader(config.data, split, training=training)
+        reader = build.build_reader(config.data, split, training=training, verify_files=False)
         reports[split] = check_all(reader, workers=config.data.workers)
     return reports

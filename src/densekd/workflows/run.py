@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -78,8 +79,14 @@ def run(
         run_folder.check(resume=resume, changed=changed)
         train_reader = build.build_reader(config.data, config.data.train_split, training=True)
         val_reader = build.build_reader(config.data, config.data.val_split, training=False)
-        for reader in (train_reader, val_reader):
-            build.check_reader(reader, config.model.in_channels)
+        remarks = [
+            f"{split}: {remark}"
+            for split, reader in (
+                (config.data.train_split, train_reader),
+                (config.data.val_split, val_reader),
+            )
+            for remark in build.check_reader(reader, config.model.in_channels)
+        ]
         task = build.build_task(config, train_reader)
         if val_reader.num_classes != task.num_classes:
             raise UserError(
@@ -90,6 +97,7 @@ def run(
             raise UserError(
                 f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
             )
+        torch.manual_seed(config.seed)  # initial weights; every step seeds itself
         distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
         size = config.data.crop or train_reader.read(0).image.shape[:2]
         build.dry_run(distiller, config.model.in_channels, size, process.device)
@@ -143,6 +151,8 @@ def run(
                 if resumed
                 else "no checkpoint yet: starting from the beginning"
             )
+        for remark in remarks:
+            log.say(remark)
         effective = config.data.batch_size * config.train.accumulate * process.world_size
         log.say(
             f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "

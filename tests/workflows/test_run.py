@@ -1,0 +1,158 @@
+"""A whole run in-process: what it writes, and that an interrupted one ends where the other does."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from densekd.config.load import make_config
+from densekd.engine.checkpoint import load_checkpoint
+from densekd.engine.folder import RunFolder
+from densekd.engine.log import read_metrics
+from densekd.errors import UserError
+from densekd.models.weights import read_metadata, read_weights
+from densekd.workflows.evaluate import evaluate_weights
+from densekd.workflows.run import run
+
+
+def go(tree, folder, *, distil=True, resume=False):
+    config = make_config(tree, "test")
+    return run(config, distil=distil, folder=folder, command="test", resume=resume, device="cpu")
+
+
+def test_a_run_writes_its_folder(tiny_tree, tmp_path):
+    tiny_tree["note"] = "a note"
+    assert go(tiny_tree, tmp_path / "r") == 0
+    folder = RunFolder(tmp_path / "r")
+    rows = read_metrics(folder.metrics)
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 4]
+    assert {"task/ce", "distill/pixel_wise", "distill/pair_wise", "distill/holistic",
+            "discriminator/penalty", "lr", "images_per_s", "memory_gb"} <= set(rows[0])  # fmt: skip
+    result = json.loads(folder.result.read_text())
+    assert result["scores"]["miou"] == rows[-1]["val/miou"]
+    assert result["note"] == "a note"
+    assert result["macs"] > result["parameters"]
+    assert yaml.safe_load(folder.config.read_text())["distill"]["pair_wise"]["weight"] == 10
+    assert folder.command.read_text() == "test\n"
+    assert json.loads(folder.environment.read_text())["versions"]["torch"]
+    # the student alone, without any prefix, with what is needed to use it
+    state = read_weights(folder.student)
+    assert "level1.conv.weight" in state
+    about = json.loads(read_metadata(folder.student)["densekd"])
+    assert about["classes"][0] == "road"
+    assert about["input"]["order"] == "bgr"
+    # and it scores the same when it is loaded
+    scores = evaluate_weights(
+        make_config(tiny_tree, "test"), folder.student, "val", device="cpu", quiet=True
+    )
+    assert scores["miou"] == result["scores"]["miou"]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tiny_tree, tmp_path, ema):
+    tiny_tree["train"].update(steps=5, save_every=1, ema=ema)
+    tiny_tree["optim"] = {"name": "adam", "lr": 1e-3}
+    assert go(tiny_tree, tmp_path / "whole") == 0
+
+    # Stop after 3 of 5 steps as a kill would: by an exception between a save and the end.
+    import densekd.engine.trainer as trainer
+
+    original = trainer.Training.save
+
+    def die(self):
+        original(self)
+        if self.done == 3:
+            raise KeyboardInterrupt
+
+    trainer.Training.save = die
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(tiny_tree, tmp_path / "parts")
+    finally:
+        trainer.Training.save = original
+    assert go(tiny_tree, tmp_path / "parts", resume=True) == 0
+
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    assert whole.student.read_bytes() == parts.student.read_bytes()
+    a, b = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    for part in ("student", "discriminator", "ema"):
+        if a[part] is not None:
+            assert all(torch.equal(v, b[part][k]) for k, v in a[part].items()), part
+    speed = ("images_per_s", "memory_gb")
+    strip = [
+        [{k: v for k, v in row.items() if k not in speed} for row in read_metrics(f.metrics)]
+        for f in (whole, parts)
+    ]
+    assert strip[0] == strip[1]
+
+
+def test_training_alone_ignores_the_teacher(tiny_tree, tmp_path):
+    tiny_tree["teacher"]["name"] = "does_not_exist"
+    tiny_tree["train"]["steps"] = 1
+    assert go(tiny_tree, tmp_path / "r", distil=False) == 0
+    rows = read_metrics(tmp_path / "r" / "metrics.jsonl")
+    assert not any(k.startswith("distill/") for k in rows[0])
+
+
+def test_an_existing_folder_is_refused_and_untouched(tiny_tree, tmp_path):
+    precious = tmp_path / "r" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="already exists|no config.yaml"):
+            go(tiny_tree, tmp_path / "r", resume=resume)
+    assert [p.name for p in precious.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_with_other_settings_names_them(tiny_tree, tmp_path):
+    tiny_tree["train"]["steps"] = 2
+    assert go(tiny_tree, tmp_path / "r") == 0
+    tiny_tree["optim"]["lr"] = 0.5
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.01 -> 0\.5"):
+        go(tiny_tree, tmp_path / "r", resume=True)
+
+
+def test_resume_of_a_finished_run_does_nothing(tiny_tree, tmp_path):
+    tiny_tree["train"]["steps"] = 2
+    go(tiny_tree, tmp_path / "r")
+    before = (tmp_path / "r" / "checkpoints" / "student.safetensors").read_bytes()
+    assert go(tiny_tree, tmp_path / "r", resume=True) == 0
+    assert (tmp_path / "r" / "checkpoints" / "student.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"name": "espnot"}}, ["model.name", "espnot", "did you mean"]),
+        ({"model": {"name": "espnet_c", "options": {"pp": 1}}}, ["model.options.pp", "'p'"]),
+        ({"model": {"name": "no_such.module.Net"}}, ["model.name", "cannot be imported"]),
+        ({"data": {"dataset": "cityscape"}}, ["data.dataset", "'cityscapes'"]),
+        ({"data": {"dataset": "camvid"}}, ["data.root"]),
+        ({"data": {"dataset": "camvid", "root": "/no/such"}}, ["/no/such"]),
+        ({"data": {"dataset": "scenes", "train_split": "trian"}}, ["trian", "train"]),
+        ({"teacher": {"name": "espnet"}}, ["teacher.weights"]),
+        ({"teacher": {"name": "espnet", "weights": "/no/file.pth"}}, ["/no/file.pth"]),
+        ({"distill": {"pixle_wise": {"weight": 1}}}, ["distill.pixle_wise", "'pixel_wise'"]),
+        (
+            {"distill": {"pair_wise": {"weight": 1, "granulariti": 2}}},
+            ["distill.pair_wise.granulariti", "'granularity'"],
+        ),
+        ({"distill": {"pair_wise": {"weight": 1, "student": "b4"}}}, ["b4", "b3"]),
+        ({"distill": {}}, ["distill", "pixel_wise"]),
+        ({"optim": {"groups": [{"prefix": "backbone"}]}}, ["optim.groups", "backbone"]),
+        ({"train": {"best": "mAP"}}, ["train.best", "miou"]),
+        ({"loss": {"class_weights": [1.0]}}, ["class_weights", "9 classes"]),
+        ({"model": {"name": "espnet_c", "in_channels": 4}}, ["in_channels"]),
+    ],
+)
+def test_bad_settings_end_before_a_folder_is_made(tiny_tree, tmp_path, change, words):
+    for section, value in change.items():
+        tiny_tree[section] = {**tiny_tree.get(section, {}), **value} if section == "data" else value
+    if "options" in tiny_tree["data"] and tiny_tree["data"]["dataset"] != "scenes":
+        tiny_tree["data"].update(options={}, train_options={}, val_options={})
+    with pytest.raises(UserError) as caught:
+        go(tiny_tree, tmp_path / "r")
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "r").exists()
