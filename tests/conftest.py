@@ -10,7 +10,9 @@ import torch
 
 torch.set_num_threads(1)
 
-SHARED = Path(os.environ.get("DENSEKD_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared"))
+SHARED = Path(
+    os.environ.get("DENSEKD_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared")
+)
 
 
 @pytest.fixture

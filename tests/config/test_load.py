@@ -93,14 +93,18 @@ def test_yaml_numbers_in_scientific_form_are_numbers(tmp_path):
     assert load_config(path).optim.lr == 1e-3
 
 
-@pytest.mark.parametrize("text", ["model: [", "a: 1\na: 2\n", "- 1\n", "model: !!python/object:os.X {}"])
+@pytest.mark.parametrize(
+    "text", ["model: [", "a: 1\na: 2\n", "- 1\n", "model: !!python/object:os.X {}"]
+)
 def test_broken_yaml_is_a_user_error(tmp_path, text):
     with pytest.raises(UserError, match=r"recipe\.yaml"):
         load_config(write(tmp_path, text))
 
 
 def test_overrides():
-    overrides = read_overrides(["--data.root", "a b", "--optim.lr=1e-2", "--data.crop", "[4, 5]", "--x", "-3"])
+    overrides = read_overrides(
+        ["--data.root", "a b", "--optim.lr=1e-2", "--data.crop", "[4, 5]", "--x", "-3"]
+    )
     assert overrides == {"data.root": "a b", "optim.lr": 0.01, "data.crop": [4, 5], "x": -3}
     tree = {"data": {"root": "old"}, "optim": None}
     apply_overrides(tree, overrides)

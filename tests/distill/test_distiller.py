@@ -54,9 +54,7 @@ def test_the_students_phase_leaves_the_discriminator_alone():
     distiller = make_distiller()
     losses, _ = distiller.student_phase(make_batch(2))
     sum(losses.values()).backward()
-    assert all(
-        p.grad is None and p.requires_grad for p in distiller.adversary.network.parameters()
-    )
+    assert all(p.grad is None and p.requires_grad for p in distiller.adversary.network.parameters())
     assert all(p.grad is not None for p in distiller.student.parameters())
 
 

@@ -61,7 +61,9 @@ def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):
         timeout=240,
         capture_output=True,
     )  # fmt: skip
-    expected = gradients(make_distiller(), make_batch(4), torch.linspace(0.1, 0.9, 4).view(4, 1, 1, 1))
+    expected = gradients(
+        make_distiller(), make_batch(4), torch.linspace(0.1, 0.9, 4).view(4, 1, 1, 1)
+    )
     ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in (0, 1)]
     assert list(ranks[0]) == list(expected)
     largest = max(g.norm() for g in expected.values())

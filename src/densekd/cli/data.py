@@ -77,15 +77,13 @@ def synthesize(
         height: of the images, in pixels.
         width: of the images, in pixels.
     """
-    from densekd.data.scenes import write_cityscapes
+    from densekd.workflows.synthesize import synthesize as write
 
     if train < 1 or val < 1 or min(height, width) < 32:
         raise UserError(
             f"got {train} training and {val} validation images of {height}x{width}; expected at least one of each "
             "and 32 pixels a side"
         )
-    write_cityscapes(
-        folder, splits={"train": train, "val": val}, seed=seed, height=height, width=width
-    )
+    write(folder, splits={"train": train, "val": val}, seed=seed, height=height, width=width)
     print(f"{train} + {val} scenes of {height}x{width} in {folder}")
     return 0

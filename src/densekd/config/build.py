@@ -90,7 +90,9 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def build_reader(data: schema.Data, split: str, *, training: bool, verify_files: bool = True) -> Any:
+def build_reader(
+    data: schema.Data, split: str, *, training: bool, verify_files: bool = True
+) -> Any:
     """The data set of one split; missing folders and label files fail here (unless `verify_files` is off)."""
     builder = resolve(data.dataset, DATASETS, "data.dataset")
     if accepts(builder, "root") and data.root is None and _required(builder, "root"):

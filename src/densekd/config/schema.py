@@ -62,7 +62,9 @@ class Data:
     crop: tuple[int, int] | None = None  # (height, width); none trains on whole images
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # (low, high), drawn uniformly
     scales: list[float] | None = None  # instead of `scale`: draw one of these
-    short_side: int | None = None  # scale 1 means a shorter side of this length; none: the image's own size
+    short_side: int | None = (
+        None  # scale 1 means a shorter side of this length; none: the image's own size
+    )
     hflip: float = 0.5
     color_jitter: float = 0.0  # brightness, contrast and saturation in 1 ± this
     cat_max_ratio: float | None = None  # redraw a crop in which one class covers more than this

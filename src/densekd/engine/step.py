@@ -123,7 +123,8 @@ class Step:
             self.ema.update_parameters(bare(self.distiller.student).model)
 
     def _discriminator_phase(self, kept: Sequence[Maps], step: int) -> dict[str, float]:
-        assert self.discriminator_optimizer is not None and self.distiller.adversary is not None
+        assert self.discriminator_optimizer is not None
+        assert self.distiller.adversary is not None
         network = self.distiller.adversary.network
         network.train()
         self.discriminator_optimizer.zero_grad(set_to_none=True)

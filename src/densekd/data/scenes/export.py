@@ -1,7 +1,10 @@
 """Scenes written in the Cityscapes layout, so that the real readers read them."""
 
+import functools
 import json
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +60,8 @@ def write_cityscapes(
     width: int = 256,
     depth: bool = True,
     boxes: bool = True,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write scenes with labels, and if asked depth and boxes, under an empty or new folder.
 
@@ -69,22 +74,28 @@ def write_cityscapes(
         height, width: size in pixels.
         depth: write 16-bit depth and the intrinsics.
         boxes: write COCO annotations.
+        workers: processes that render; 0 renders in this one. The files are the same.
+        progress: called with the number of scenes just written.
     """
     root = Path(root)
     _check(root, splits)
     first = 0
-    for split, count in splits.items():
-        images, annotations = [], []
-        for index in range(first, first + count):
-            scene = render_scene(seed, index, height=height, width=width)
-            name = f"scenes_{index:06d}_000000"
-            _write_scene(root, split, name, scene, depth=depth)
-            file_name = f"leftImg8bit/{split}/{_CITY}/{name}_leftImg8bit.png"
-            images.append({"id": index, "file_name": file_name, "height": height, "width": width})
-            annotations += _coco_boxes(scene, index, len(annotations) + 1)
-        first += count
-        if boxes:
-            _write_coco(root / "annotations" / f"instances_{split}.json", images, annotations)
+    with _mapper(workers) as mapped:
+        for split, count in splits.items():
+            images, annotations = [], []
+            jobs = [
+                (root, split, seed, i, height, width, depth) for i in range(first, first + count)
+            ]
+            for image, rows in mapped(_write_one, jobs):
+                images.append(image)
+                annotations += [
+                    {"id": len(annotations) + i, **row} for i, row in enumerate(rows, 1)
+                ]
+                if progress is not None:
+                    progress(1)
+            first += count
+            if boxes:
+                _write_coco(root / "annotations" / f"instances_{split}.json", images, annotations)
     text = _README.format(
         seed=seed,
         height=height,
@@ -94,6 +105,28 @@ def write_cityscapes(
         classes=", ".join(CLASSES),
     )
     (root / "README.txt").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Iterable]]:
+    """An ordered map, in this process or over several."""
+    if workers < 1:
+        yield map
+        return
+    # Spawned, not forked: a caller may hold threads (a progress bar, OpenMP) that a fork would not carry over.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield functools.partial(pool.imap, chunksize=8)
+
+
+def _write_one(job: tuple[Path, str, int, int, int, int, bool]) -> tuple[dict, list[dict]]:
+    """Render and write one scene; returns its COCO image and boxes (without ids)."""
+    root, split, seed, index, height, width, depth = job
+    scene = render_scene(seed, index, height=height, width=width)
+    name = f"scenes_{index:06d}_000000"
+    _write_scene(root, split, name, scene, depth=depth)
+    file_name = f"leftImg8bit/{split}/{_CITY}/{name}_leftImg8bit.png"
+    image = {"id": index, "file_name": file_name, "height": height, "width": width}
+    return image, _coco_boxes(scene, index)
 
 
 def _check(root: Path, splits: Mapping[str, int]) -> None:
@@ -146,13 +179,12 @@ def _write_scene(root: Path, split: str, name: str, scene: Scene, *, depth: bool
         (folder / f"{name}_camera.json").write_text(json.dumps(camera), encoding="utf-8")
 
 
-def _coco_boxes(scene: Scene, image_id: int, first_id: int) -> list[dict]:
+def _coco_boxes(scene: Scene, image_id: int) -> list[dict]:
     rows = []
     for number, (box, label) in enumerate(zip(scene.boxes, scene.box_labels, strict=True)):
         x0, y0, x1, y1 = (float(value) for value in box)
         rows.append(
             {
-                "id": first_id + number,
                 "image_id": image_id,
                 "category_id": int(label),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
