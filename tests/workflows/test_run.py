@@ -100,7 +100,7 @@ def test_an_existing_folder_is_refused_and_untouched(tiny_tree, tmp_path):
     precious.parent.mkdir()
     precious.write_text("mine")
     for resume in (False, True):
-        with pytest.raises(UserError, match="already exists|no config.yaml"):
+        with pytest.raises(UserError, match=r"already exists|no config\.yaml"):
             go(tiny_tree, tmp_path / "r", resume=resume)
     assert [p.name for p in precious.parent.iterdir()] == ["thesis.txt"]
 
