@@ -200,6 +200,12 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
     return image.reshape(*image.shape[:2], channels)
 
 
+def _raw_mode(file: Image.Image) -> str:
+    """How the pixels are stored, where Pillow says (``"L;4"``: four bits of grey)."""
+    tiles = getattr(file, "tile", None)
+    return str(tiles[0][3]) if tiles else ""
+
+
 def read_labels(path: str | Path) -> np.ndarray:
     """Decode a label file to its (H, W) numbers: uint8, or int32 where the file has 16 bits.
 
@@ -219,7 +225,7 @@ def read_labels(path: str | Path) -> np.ndarray:
                 "of class indices (grey or palette PNG). Convert its colours to indices first."
             )
         # Pillow spreads 2- and 4-bit grey over 0..255; labels need the numbers as stored.
-        spread = {"L;2": 85, "L;4": 17}.get(file.tile[0][3] if file.tile else None, 1)
+        spread = {"L;2": 85, "L;4": 17}.get(_raw_mode(file), 1)
         labels = np.array(_decoded(file, path))
     if labels.dtype == np.uint8:
         return labels // spread if spread > 1 else labels

@@ -61,9 +61,12 @@ def collate(
     size = (max(item.image.shape[0] for item in items), max(item.image.shape[1] for item in items))
     if any(item.image.shape[:2] != size for item in items):
         items = [
-            item._replace(**dict(zip(("image", "target", "inside"), padded, strict=True)))
+            Item(
+                *pad(item.image, item.target, size, fill, ignore_index, item.inside),
+                item.labelled,
+                item.name,
+            )
             for item in items
-            for padded in [pad(item.image, item.target, size, fill, ignore_index, item.inside)]
         ]
     # (N, H, W, C) -> (N, C, H, W), contiguous
     images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
@@ -237,8 +240,8 @@ class _TrainItems(Dataset):
         self.skip_bad = skip_bad
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def __getitem__(self, key: tuple[int, int]) -> _Fetched:
-        epoch, place = key
+    def __getitem__(self, index: tuple[int, int]) -> _Fetched:
+        epoch, place = index
         if self._order[0] != epoch:
             self._order = (epoch, order(self.seed, epoch, len(self.reader)))
         permutation = self._order[1]
@@ -247,14 +250,14 @@ class _TrainItems(Dataset):
         rng = sample_rng(self.seed, epoch, int(permutation[place]))
         skipped: dict[str, str] = {}
         for ahead in range(len(permutation)):
-            index = int(permutation[(place + ahead) % len(permutation)])
+            drawn = int(permutation[(place + ahead) % len(permutation)])
             try:
-                sample = self.reader.read(index)
+                sample = self.reader.read(drawn)
                 image, target, inside = self.transform(sample, rng)
             except DataError as error:
                 if not self.skip_bad:
                     return _Fetched(None, skipped, error)
-                skipped[self.reader.name(index)] = str(error)
+                skipped[self.reader.name(drawn)] = str(error)
                 continue
             except UserError as error:
                 return _Fetched(None, skipped, error)

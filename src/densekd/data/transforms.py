@@ -104,10 +104,10 @@ class Augment:
             scale = rng.uniform(low_high[0], low_high[-1])
         if self.short_side is not None:
             scale *= self.short_side / min(size)
-        scaled = tuple(max(1, round(side * scale)) for side in size)
+        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         if self.crop is None:
             return slice(None), slice(None), scaled
-        out = tuple(min(a, b) for a, b in zip(scaled, self.crop, strict=True))
+        out = (min(scaled[0], self.crop[0]), min(scaled[1], self.crop[1]))
         # A side that fits into the crop is taken whole; of a longer one, as much as fills the crop.
         taken = tuple(
             side if long <= crop else min(side, max(1, round(crop / scale)))
@@ -122,7 +122,8 @@ class Augment:
 
     def _is_mixed(self, labels: np.ndarray) -> bool:
         counts = np.bincount(labels[labels != self.ignore_index])
-        return np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
+        largest = 1.0 if self.cat_max_ratio is None else self.cat_max_ratio
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < largest * counts.sum())
 
     def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         limits = _numbers(self.color_jitter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,8 @@ class Discriminator(nn.Module):
             # The batch norm counts masked pixels, as zeros.
             x = self.preprocess_additional(x)
         else:
-            image = resize_map(images.to(x.dtype), tuple(x.shape[-2:]))
+            assert images is not None  # checked above
+            image = resize_map(images.to(x.dtype), x.shape[-2:])
             if mask is not None:
                 image = image.masked_fill(~mask[:, None], 0.0)
             x = torch.cat([image, x], dim=1)
@@ -173,7 +175,7 @@ class SpectralNorm(nn.Module):
         self.module = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.module
+        conv: Any = self.module
         rows = conv.weight_bar.flatten(1)  # (out, in·kh·kw)
         # Fresh tensors, copied into the buffers: an earlier graph that holds u and v stays valid.
         u, v = conv.weight_u.clone(), conv.weight_v.clone()

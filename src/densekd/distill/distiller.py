@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from densekd.distill.discriminator import student_score
+from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
 from densekd.distill.teacher import Teacher
 from densekd.distill.terms import Term, compute_terms, match_sizes
 from densekd.losses import holistic
@@ -40,9 +40,10 @@ class Adversary:
     start_step: int = 0
 
     @property
-    def discriminator(self) -> nn.Module:
+    def discriminator(self) -> Discriminator:
         """The bare discriminator: the student's phase must not go through DDP."""
         inner = getattr(self.network, "module", self.network)
+        assert isinstance(inner, DiscriminatorLoss)
         return inner.discriminator
 
 
@@ -93,8 +94,9 @@ class Distiller:
         Returns:
             named scalars whose sum is the student's loss, and the maps for `discriminator_phase` (None without one).
         """
-        distils = self.teacher is not None and (self.terms or self.adversary is not None)
-        theirs: DenseOutput | None = self.teacher(batch.images) if distils else None
+        theirs: DenseOutput | None = None
+        if self.teacher is not None and (self.terms or self.adversary is not None):
+            theirs = self.teacher(batch.images)
         mine: DenseOutput = self.student(batch.images)
         losses = self.task.loss(mine, batch)
         if theirs is None:

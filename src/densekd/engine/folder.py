@@ -86,7 +86,7 @@ class RunFolder:
 
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware, for whoever wants to repeat a number."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in VERSIONS:
         try:
             versions[name] = metadata.version(name)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from densekd.distill.distiller import Distiller, Maps
 from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
+from densekd.models.taps import Taps
 from densekd.ops import collectives
 from densekd.types import Batch
 
@@ -152,9 +153,11 @@ class Step:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def bare(module: nn.Module) -> nn.Module:
-    """The module itself, without DDP around it."""
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+def bare(student: nn.Module) -> Taps:
+    """The tapped network itself, without DDP around it."""
+    inner = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
+    assert isinstance(inner, Taps)
+    return inner
 
 
 def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:

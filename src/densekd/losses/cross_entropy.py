@@ -37,7 +37,7 @@ def cross_entropy(
     """
     _check_smoothing(label_smoothing)
     _check_target(logits, target, class_weights)
-    logits = resize_map(full_precision(logits), tuple(target.shape[-2:]))
+    logits = resize_map(full_precision(logits), target.shape[-2:])
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     total = F.cross_entropy(
@@ -80,7 +80,7 @@ def ohem_cross_entropy(
     """
     _check_ohem(threshold, min_kept)
     _check_target(logits, target, None)
-    logits = resize_map(full_precision(logits), tuple(target.shape[-2:]))
+    logits = resize_map(full_precision(logits), target.shape[-2:])
     loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")  # (N, H, W)
     valid = target != ignore_index
     # The true class's probability; ignored pixels sort behind all others.

@@ -7,6 +7,7 @@ difference. Letters: N images, C channels, h×w the map, p×q the grid of nodes,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def _check_range(value: Range) -> None:
 
 
 # What a convention fixes. A preset overrides the arguments it names.
-_PRESETS: dict[str, dict[str, object]] = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # Granularity stays free: the authors' 0.5 (2×2 or 3×3 nodes) is one setting of theirs.
     "authors": {
@@ -319,7 +320,8 @@ class PairWise(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(connection_range, list):  # as YAML gives it
-            connection_range = tuple(connection_range)
+            rows, columns = connection_range
+            connection_range = (rows, columns)
         form = _Form(granularity, pooling, connection_range, affinity, norm_gradient)
         _resolve(form, convention)
         self.granularity = granularity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,14 +48,12 @@ class MobileNetV2Plus(nn.Module):
         aux_head: bool = True,
     ) -> None:
         super().__init__()
-        from torchvision.models import (
-            mobilenet_v2,
-        )  # here: its import takes longer than all of ours
+        # Here, because its import takes longer than all of ours.
+        from torchvision.models import mobilenet_v2
 
         self.num_classes = num_classes
-        features = mobilenet_v2(width_mult=width).features[
-            :-1
-        ]  # without the classifier's 1x1 to 1280
+        # without the classifier's 1x1 to 1280
+        features: Any = mobilenet_v2(width_mult=width).features[:-1]
         if in_channels != 3:
             first = features[0][0]
             features[0][0] = nn.Conv2d(
@@ -64,7 +63,7 @@ class MobileNetV2Plus(nn.Module):
         for start, end, dilation in DILATIONS:
             dilate(features[start:end], dilation)
         self.features = features
-        channels = [features[i].out_channels for i in STAGES]
+        channels: list[int] = [features[i].out_channels for i in STAGES]
         self.pyramid = PyramidPooling(channels[4], pyramid_channels)
         self.head = nn.Conv2d(pyramid_channels, num_classes, 1)
         hidden = max(channels[3], 32)

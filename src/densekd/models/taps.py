@@ -61,6 +61,8 @@ class Taps(nn.Module):
         (torch.Size([1, 5, 4, 4]), torch.Size([1, 8, 4, 4]))
     """
 
+    model: nn.Module
+
     def __init__(
         self,
         model: nn.Module,

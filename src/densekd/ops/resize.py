@@ -7,6 +7,8 @@ be handed in at full size instead.) Class labels and masks are resized by neares
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 ALIGN_CORNERS = True
 
 
-def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear (N, C, h, w) -> (N, C, *size); the tensor itself where the size already fits."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
@@ -31,7 +33,7 @@ def nearest_indices(source: int, target: int, device: torch.device | str = "cpu"
     return (2 * steps * (source - 1) + (target - 1)) // (2 * (target - 1))
 
 
-def resize_labels(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest (N, H, W) labels or masks of any dtype -> (N, *size), on the same grid as `resize_map`."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x

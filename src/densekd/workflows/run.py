@@ -23,7 +23,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, StopRequest, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
-from densekd.engine.step import AMP, Step
+from densekd.engine.step import AMP, Step, bare
 from densekd.engine.trainer import Outcome, Training, fit
 from densekd.errors import UserError
 from densekd.models.taps import Taps
@@ -103,7 +103,8 @@ def run(
         build.dry_run(distiller, config.model.in_channels, size, process.device)
 
         # Optimizers hold the bare parameters, so build them before DDP renames anything.
-        network = distiller.student.model
+        tapped = bare(distiller.student)
+        network = tapped.model
         optimizer = build.build_optimizer(config.optim, network)
         discriminator_optimizer = build.build_discriminator_optimizer(
             config.distill.holistic if distil else None, distiller
@@ -116,9 +117,9 @@ def run(
             )
         )
         if config.train.sync_batchnorm:
-            distiller.student = build.synchronise_norms(distiller.student, process)
+            distiller.student = build.synchronise_norms(tapped, process)
         if config.train.compile:
-            distiller.student.model.compile()
+            distiller.student.compile()
         build.wrap_ddp(distiller, process)
         step = Step(
             distiller,
