@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from densekd.config.load import load_config, read_overrides
+from densekd.config.load import load_config, read_overrides, setting_names
 from densekd.config.schema import Config
 from densekd.errors import UserError
 
@@ -44,7 +45,25 @@ def parse(
     Args:
         description: replaces the function's own docstring in --help.
     """
+    _point_to_settings(function, name, arguments)
     return tyro.cli(function, prog=f"densekd {name}", args=arguments, description=description)
+
+
+def _point_to_settings(function: Callable[..., Any], name: str, arguments: list[str]) -> None:
+    """``--steps 5`` is nearly right: say that the setting is ``--train.steps``."""
+    own = set(inspect.signature(function).parameters)
+    if "config" not in own:  # the command takes no recipe, so no settings
+        return
+    for word in arguments:
+        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if not word.startswith("--") or key in own:
+            continue
+        near = [dotted for dotted in setting_names() if dotted.rpartition(".")[2] == key]
+        if near:
+            raise UserError(
+                f"{word.partition('=')[0]} is no option of densekd {name}; "
+                f"settings are given with their section: --{' or --'.join(near)}"
+            )
 
 
 def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:

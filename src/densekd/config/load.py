@@ -177,6 +177,12 @@ def _keys_at(location: list[str]) -> list[str]:
     return [f.name for f in fields(kind)]
 
 
+def setting_names() -> list[str]:
+    """Dotted name of every setting that lies in a section: ``["model.name", ..., "train.steps", ...]``."""
+    sections = {f.name: _keys_at([f.name]) for f in fields(Config)}
+    return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
+
+
 def make_config(tree: dict[str, Any], where: str) -> Config:
     """A nested dict in user form -> `Config`; UserError names `where`, the key, the reason and a near match."""
     if not isinstance(tree, dict):
