@@ -5,7 +5,13 @@ Each message says what it got, what it expected and what to do. Our own invarian
 
 
 class UserError(ValueError):
-    """Something the user gave (a setting, a file, a tensor) cannot be used."""
+    """Something the user gave (a setting, a file, a tensor) cannot be used.
+
+    Attributes:
+        one_rank: met by one process of several, so that one has to say it; other errors all of them meet.
+    """
+
+    one_rank = False
 
 
 class DataError(UserError):

@@ -29,6 +29,22 @@ def densekd(*arguments: object, timeout: float = 120) -> subprocess.CompletedPro
     )
 
 
+def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """`densekd ARGUMENTS` as two processes that work together."""
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "densekd",
+    ]  # fmt: skip
+    return subprocess.run(
+        [*launcher, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def one_message(result: subprocess.CompletedProcess[str]) -> str:
     """What a mistake of the user's ends with: status 2, one message on stderr, nothing of Python's."""
     assert result.returncode == 2, result.stdout + result.stderr

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     except NonFiniteError as error:
         return fail(str(error), 1)
     except UserError as error:
-        return fail(str(error), 2)
+        return fail(str(error), 2, every_rank=error.one_rank)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         )
 
 
-def fail(message: str, status: int) -> int:
-    # Under torchrun every rank meets the same error; one message is enough.
-    if os.environ.get("RANK", "0") == "0":
+def fail(message: str, status: int, *, every_rank: bool = False) -> int:
+    # Under torchrun every rank meets most errors; one message is enough.
+    if every_rank or os.environ.get("RANK", "0") == "0":
         print(f"densekd: error: {message}", file=sys.stderr)
     return status

@@ -60,6 +60,11 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def merge_ranks(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """Every rank's entries in one dict, on every rank."""
+    return {key: value for part in gather_objects(mapping) for key, value in part.items()}
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's picklable value, in rank order, on every rank."""
     if not is_distributed():

@@ -15,8 +15,9 @@ from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
-from densekd.errors import UserError
+from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
+from densekd.ops.collectives import merge_ranks
 
 
 def check_output(path: Path) -> None:
@@ -54,18 +55,23 @@ def evaluate_weights(
             if quiet or process.rank != 0
             else track(loader, description=f"evaluate {split}", total=len(loader), transient=True)
         )
-        scores = evaluate(
-            tapped,
-            shown,
-            task,
-            device=process.device,
-            views=build.build_views(config.evaluate),
-            amp=AMP[config.train.amp] if process.device.type == "cuda" else None,
-        )
+        try:
+            scores = evaluate(
+                tapped,
+                shown,
+                task,
+                device=process.device,
+                views=build.build_views(config.evaluate),
+                amp=AMP[config.train.amp] if process.device.type == "cuda" else None,
+            )
+        except DataError as error:
+            error.one_rank = True  # each rank reads files of its own
+            raise
+        skipped = merge_ranks(loader.skipped)
     return {
         **scores,
-        "images": len(reader),
-        "skipped": loader.skipped,
+        "images": len(reader) - len(skipped),
+        "skipped": skipped,
         "split": split,
         "weights": str(model.weights),
         "note": config.note,
@@ -84,4 +90,8 @@ def scores_text(scores: dict[str, Any]) -> str:
     lines.append(
         f"{'mIoU':>16}  {scores['miou']:.4f}  on {scores['images']} images of {scores['split']}{note}"
     )
+    if scores["skipped"]:
+        lines.append(
+            f"skipped {len(scores['skipped'])} unreadable files: {', '.join(scores['skipped'])}"
+        )
     return "\n".join(lines)

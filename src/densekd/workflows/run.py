@@ -25,8 +25,9 @@ from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
 from densekd.engine.step import AMP, Step, bare
 from densekd.engine.trainer import Outcome, Training, fit
-from densekd.errors import UserError
+from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
+from densekd.ops.collectives import merge_ranks
 from densekd.profiling import count_macs, count_parameters
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
@@ -162,34 +163,40 @@ def run(
         )
         loader = build.build_train_loader(config, train_reader, spec, process, training.done)
         begin = time.perf_counter()
-        score = partial(_score, config, val_reader, task, spec, process)
-        outcome = fit(
-            training,
-            loader,
-            log,
-            stop,
-            steps=config.train.steps,
-            seed=config.seed,
-            lr_factor=partial(
-                lr_factor,
-                total=config.train.steps,
-                schedule=config.optim.schedule,
-                power=config.optim.power,
-                warmup=config.optim.warmup_steps,
-            ),
-            evaluate=score,
-            best=config.train.best,
-            accumulate=config.train.accumulate,
-            channels_last=config.train.channels_last,
-            log_every=config.train.log_every,
-            save_every=config.train.save_every,
-            evaluate_every=config.train.evaluate_every,
-        )
-        if loader.skipped:
-            log.say(f"skipped {len(loader.skipped)} unreadable files: {', '.join(loader.skipped)}")
+        skipped_val: dict[str, str] = {}
+        score = partial(_score, config, val_reader, task, spec, process, skipped_val)
+        try:
+            outcome = fit(
+                training,
+                loader,
+                log,
+                stop,
+                steps=config.train.steps,
+                seed=config.seed,
+                lr_factor=partial(
+                    lr_factor,
+                    total=config.train.steps,
+                    schedule=config.optim.schedule,
+                    power=config.optim.power,
+                    warmup=config.optim.warmup_steps,
+                ),
+                evaluate=score,
+                best=config.train.best,
+                accumulate=config.train.accumulate,
+                channels_last=config.train.channels_last,
+                log_every=config.train.log_every,
+                save_every=config.train.save_every,
+                evaluate_every=config.train.evaluate_every,
+            )
+        except DataError as error:
+            error.one_rank = True  # each rank reads files of its own
+            raise
+        skipped = merge_ranks({**loader.skipped, **skipped_val})
+        if skipped:
+            log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
         if main and outcome.finished:
             seconds = time.perf_counter() - begin
-            extra = {"seconds": round(seconds, 1), "skipped": loader.skipped}
+            extra = {"seconds": round(seconds, 1), "skipped": skipped}
             _write_result(config, run_folder, outcome, network, size, extra)
             log.say(_closing_line(config, run_folder, outcome))
         elif main:
@@ -198,16 +205,25 @@ def run(
 
 
 def _score(
-    config: Config, reader: Any, task: Any, spec: Any, process: Process, network: nn.Module
+    config: Config,
+    reader: Any,
+    task: Any,
+    spec: Any,
+    process: Process,
+    skipped: dict[str, str],
+    network: nn.Module,
 ) -> dict[str, Any]:
-    return evaluate(
+    loader = build.build_eval_loader(config, reader, process)
+    scores = evaluate(
         Taps(network, {}, spec),
-        build.build_eval_loader(config, reader, process),
+        loader,
         task,
         device=process.device,
         views=build.build_views(config.evaluate),
         amp=AMP[config.train.amp],
     )
+    skipped.update(loader.skipped)
+    return scores
 
 
 def _write_result(
