@@ -30,7 +30,8 @@ def load(monkeypatch):
 @pytest.fixture
 def side_by_side(tmp_path):
     """Scenes in the layout that examples/my_dataset.py reads: sky is 30, buildings 20, the rest 10 or unknown."""
-    numbers = np.array([10, 10, 20, 30, 0, 10, 0, 0, 0], np.uint8)
+    numbers = np.zeros(256, np.uint8)
+    numbers[:9] = [10, 10, 20, 30, 0, 10, 0, 0, 0]
     for split, length in (("train", 4), ("val", 2)):
         scenes = SceneSet(split, length=length, height=64, width=96)
         (tmp_path / "data" / split).mkdir(parents=True)
