@@ -337,7 +337,7 @@ def build_distiller(
 def dry_run(
     distiller: Distiller, channels: int, size: tuple[int, int], device: torch.device
 ) -> None:
-    """Every forward pass and term once, on a blank image: shapes, taps and class counts fail here."""
+    """Every forward pass and term once, on a random image: shapes, taps and class counts fail here."""
     n, (height, width) = 2, size
     batch = Batch(
         images=torch.rand(n, channels, height, width, device=device),
