@@ -1,0 +1,1 @@
+"""Measuring scripts; what they found is told in docs/benchmarks.md."""

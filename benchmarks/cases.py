@@ -1,0 +1,117 @@
+"""The student-teacher pairs that are measured, built by the same code as a run's, on random weights and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from densekd.config import build
+from densekd.config.load import make_config
+from densekd.config.schema import Config
+from densekd.distill.distiller import Distiller
+from densekd.engine.step import Step
+from densekd.tasks import Segmentation
+from densekd.types import Batch
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair and the sizes it is measured at.
+
+    Attributes:
+        student, teacher: (name, options) of the networks.
+        classes: predicted.
+        cpu, cuda: (batch, height, width) on that device.
+        dry: networks of the same kind, small.
+    """
+
+    student: tuple[str, dict[str, Any]]
+    teacher: tuple[str, dict[str, Any]]
+    classes: int
+    cpu: tuple[int, int, int]
+    cuda: tuple[int, int, int]
+    dry: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+
+
+_ESPNET = {"p": 2, "q": 8}
+_SMALL = {"p": 1, "q": 1}
+_LITE = {"backbone": "tf_efficientnet_lite0", "output_stride": 8, "psp_channels": 128}
+CASES = {
+    "espnet_c_from_espnet": Case(
+        ("espnet_c", _ESPNET), ("espnet", _ESPNET), 11, (4, 360, 480), (16, 360, 480),
+        (("espnet_c", _SMALL), ("espnet", _SMALL)),
+    ),
+    "espnet_from_psp_lite0": Case(
+        ("espnet", _ESPNET), ("psp_timm", _LITE), 11, (2, 360, 480), (16, 360, 480),
+        (("espnet", _SMALL), ("psp_timm", _LITE)),
+    ),
+    "psp_lite0_from_espnet": Case(  # the other way round: what a timm network's own step costs
+        ("psp_timm", _LITE), ("espnet", _ESPNET), 11, (2, 360, 480), (16, 360, 480),
+        (("psp_timm", _LITE), ("espnet", _SMALL)),
+    ),
+    "pspnet_r18_from_r101": Case(
+        ("pspnet_resnet18", {}), ("pspnet_resnet101", {}), 19, (2, 192, 192), (8, 512, 512),
+        (("pspnet_resnet18", {}), ("pspnet_resnet18", {})),
+    ),
+}  # fmt: skip
+
+
+def make_case(
+    case: Case,
+    device: torch.device,
+    *,
+    size: tuple[int, int, int] | None = None,
+    amp: str = "none",
+    channels_last: bool = False,
+    dry: bool = False,
+) -> tuple[Config, Distiller, Batch]:
+    """The recipe, its distiller with all three terms, and one batch on the device.
+
+    Args:
+        size: (batch, height, width) instead of the case's own.
+    """
+    student, teacher = case.dry if dry else (case.student, case.teacher)
+    n, height, width = size or ((2, 64, 64) if dry else getattr(case, device.type))
+    config = make_config(
+        {
+            "model": {"name": student[0], "options": student[1]},
+            "teacher": {"name": teacher[0], "options": teacher[1], "allow_untrained": True},
+            "data": {"dataset": "scenes", "batch_size": n, "crop": [height, width]},
+            "distill": {
+                "pixel_wise": {"weight": 10},
+                "pair_wise": {"weight": 10},
+                "holistic": {"weight": 0.1},
+            },
+            # So small a rate that a random teacher pulls the weights nowhere.
+            "optim": {"name": "sgd", "lr": 1e-6},
+            "train": {"amp": amp, "channels_last": channels_last},
+        },
+        "benchmark",
+    )
+    torch.manual_seed(0)
+    names = [f"class {i}" for i in range(case.classes)]
+    task = Segmentation(names, [(i, i, i) for i in range(case.classes)])
+    distiller, _ = build.build_distiller(config, task, distil=True, device=device)
+    batch = Batch(
+        images=torch.rand(n, 3, height, width),
+        targets=torch.randint(0, case.classes, (n, height, width)),
+        labelled=torch.ones(n, dtype=torch.bool),
+        inside=torch.ones(n, height, width, dtype=torch.bool),
+        names=[f"image {i}" for i in range(n)],
+    )
+    return config, distiller, batch.to(device, channels_last)
+
+
+def make_step(config: Config, distiller: Distiller, device: torch.device) -> Step:
+    """The optimizer step of a run with this distiller."""
+    return Step(
+        distiller,
+        build.build_optimizer(config.optim, distiller.student.model),
+        discriminator_optimizer=build.build_discriminator_optimizer(
+            config.distill.holistic, distiller
+        ),
+        amp=config.train.amp,
+        device=device,
+    )

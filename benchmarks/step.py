@@ -1,0 +1,149 @@
+"""What distillation costs over its floor: time(distil step) / (time(teacher forward) + time(student step alone)).
+
+    python -m benchmarks.step [--device cpu|cuda] [--case NAME ...] [--pairs 20] [--dry] [--output FILE]
+
+With the holistic term the floor also holds the discriminator's own cost, measured alone: scoring the student's map
+with the gradient back to it, and its own phase with penalty and update. The teacher has the same form, precision and
+batch in numerator and denominator.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+from benchmarks.cases import CASES, Case, make_case, make_step
+from densekd.distill.discriminator import student_score
+from densekd.distill.distiller import Distiller
+from densekd.engine.launch import started
+from densekd.losses import holistic
+
+STANDARD = ["espnet_c_from_espnet", "espnet_from_psp_lite0", "pspnet_r18_from_r101"]
+
+
+def make_arms(
+    case: Case, device: torch.device, **options: Any
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """Name -> one call of that part, and what was built. All arms share the student, the teacher and the batch."""
+    config, full, batch = make_case(case, device, **options)
+    student, task, teacher = full.student, full.task, full.teacher
+    assert teacher is not None
+    assert full.adversary is not None
+    alone = make_step(config, Distiller(student, task), device)
+    pairs = make_step(config, Distiller(student, task, teacher=teacher, terms=full.terms), device)
+    whole = make_step(config, full, device)
+    _, maps = full.student_phase(batch)
+    assert maps is not None
+
+    def teacher_forward() -> None:
+        with whole._autocast():
+            teacher(batch.images)
+
+    def discriminator() -> None:
+        assert full.adversary is not None
+        seen = maps.student.clone().requires_grad_()
+        scores = student_score(full.adversary.discriminator, maps.images, seen, maps.mask)
+        holistic(scores, mode=full.adversary.mode).backward()
+        whole._discriminator_phase([maps], 0)
+
+    arms = {
+        "teacher": teacher_forward,
+        "student": lambda: alone([batch], 0),
+        "discriminator": discriminator,
+        "pi_pa": lambda: pairs([batch], 0),
+        "pi_pa_ho": lambda: whole([batch], 0),
+    }
+    built = {
+        "batch": list(batch.images.shape),
+        "classes": case.classes,
+        "amp": config.train.amp,
+        "channels_last": config.train.channels_last,
+        "student": config.model.name,
+        "teacher": None if config.teacher is None else config.teacher.name,
+        "map": list(maps.student.shape),
+    }
+    return arms, built
+
+
+def measure_case(
+    case: Case, device: torch.device, *, pairs: int, warmup: int, **options: Any
+) -> dict[str, Any]:
+    """Seconds of every arm and the two ratios."""
+    arms, built = make_arms(case, device, **options)
+    calls = {name: partial(measure.timed, arm, device) for name, arm in arms.items()}
+    seconds = measure.interleave(calls, pairs=pairs, warmup=warmup)
+    floor = measure.total(seconds["teacher"], seconds["student"])
+    return {
+        **built,
+        "seconds": {name: measure.spread(values) for name, values in seconds.items()},
+        "ratio": {
+            "pi_pa": measure.ratio(seconds["pi_pa"], floor),
+            "pi_pa_ho": measure.ratio(
+                seconds["pi_pa_ho"], measure.total(floor, seconds["discriminator"])
+            ),
+        },
+        "peak_bytes": {name: measure.peak_memory(arm, device) for name, arm in arms.items()},
+        "raw_seconds": seconds,
+    }
+
+
+def as_table(cases: dict[str, dict[str, Any]]) -> str:
+    head = ["pair", "batch", "teacher s", "student s", "discriminator s"]
+    head += ["Pi+Pa s", "ratio", "Pi+Pa+Ho s", "ratio"]
+    rows = []
+    for name, case in cases.items():
+        time = {k: f"{v['median']:.4f}" for k, v in case["seconds"].items()}
+        part = {
+            k: f"{v['median']:.3f} [{v['interval'][0]:.3f}, {v['interval'][1]:.3f}]"
+            for k, v in case["ratio"].items()
+        }
+        rows.append(
+            [
+                name, "×".join(map(str, case["batch"])), time["teacher"], time["student"],
+                time["discriminator"], time["pi_pa"], part["pi_pa"], time["pi_pa_ho"], part["pi_pa_ho"],
+            ]
+        )  # fmt: skip
+    return measure.table(head, rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__.split("\n")[0]
+    )
+    measure.common_arguments(parser)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
+    parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
+    parser.add_argument("--amp", choices=["none", "bf16", "fp16"], default="none")
+    parser.add_argument("--channels-last", action="store_true")
+    args = parser.parse_args(arguments)
+    device = measure.pick(args.device)
+    path = measure.output_path(args.output, f"step-{device.type}" + ("-dry" if args.dry else ""))
+    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    cases = {}
+    with started(device.type) as process:
+        for name in args.case:
+            print(f"{name} ...", flush=True)
+            cases[name] = measure_case(
+                CASES[name],
+                process.device,
+                pairs=pairs,
+                warmup=warmup,
+                size=tuple(args.size) if args.size else None,
+                amp=args.amp,
+                channels_last=args.channels_last,
+                dry=args.dry,
+            )
+        result = measure.record("step", process.device, pairs=pairs, warmup=warmup, cases=cases)
+    measure.write(result, path)
+    print(as_table(cases))
+    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
