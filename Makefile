@@ -31,10 +31,16 @@ lint: $(READY)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
+# DRY=1: the same on the CPU, tiny. PYTHON_GPU=python3: that interpreter with its own torch, as it is, no .venv.
+ifdef PYTHON_GPU
+gpu:
+	PYTHONPATH=src $(PYTHON_GPU) -m benchmarks.gpu $(if $(DRY),--dry) $(ARGS)
+else
 gpu: $(READY)
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry) $(ARGS)
+endif
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
