@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from densekd.config.build import build_reader
 from densekd.config.load import load_config, shipped_configs, to_tree
+from densekd.config.schema import Config
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
@@ -16,72 +20,101 @@ from densekd.workflows.ablate import ablate, term_variants
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.pictures import save_comparison
 from densekd.workflows.run import changed_settings
+from densekd.workflows.synthesize import synthesize
 
+RECIPES = shipped_configs() / "demo"
+SCENES = {"train": 400, "val": 100}
+SIZE = (96, 192)  # height, width
 PICTURES = (0, 3, 7, 12)
+MARK = "teacher.yaml"  # what shows that a folder is a demo's
 
 
-def demo(folder: Path, *, overrides: dict, device: str = "auto", seeds: int = 1) -> int:
-    """Train a teacher, run the ablation on it, draw the pictures; the same command goes on where it was stopped."""
+def demo(
+    folder: Path,
+    *,
+    overrides: dict[str, Any],
+    device: str = "auto",
+    seeds: int = 1,
+    scale: float = 1.0,
+) -> int:
+    """Write scenes, train a teacher, run the ablation on it, draw pictures; returns the exit status.
+
+    The same command goes on where it was stopped.
+
+    Args:
+        overrides: dotted settings of the student's recipe; those of ``data.`` hold for the teacher too.
+        scale: factor on the number of scenes and steps (tests).
+    """
     begin = time.perf_counter()
-    cores = os.cpu_count() or 1
-    teacher_config = load_config(
-        shipped_configs() / "demo" / "teacher.yaml",
-        {k: v for k, v in overrides.items() if k.startswith("data.")},
-    )
+    scenes = folder / "scenes"
+    shared = {k: v for k, v in overrides.items() if k.startswith("data.")}
+    shared["data.root"] = str(scenes)
     teacher = RunFolder(folder / "teacher")
+    teacher_config = _scaled(load_config(RECIPES / "teacher.yaml", shared), scale)
     config = load_config(
-        shipped_configs() / "demo" / "student.yaml",
-        {**overrides, "teacher.weights": str(teacher.student)},
+        RECIPES / "student.yaml", {**overrides, **shared, "teacher.weights": str(teacher.student)}
     )
-    if folder.exists() and any(folder.iterdir()):
-        if not teacher.config.exists():
-            raise UserError(f"{folder} exists and is no demo's folder; give another --name")
-        if changed := changed_settings(teacher, teacher_config):
-            raise UserError(
-                f"{folder} holds another demo: {'; '.join(changed)}; give another --name"
-            )
-    recipe = folder / "teacher.yaml"
-    write_text_atomic(recipe, yaml.safe_dump(to_tree(teacher_config), sort_keys=False))
+    config = _scaled(config, scale)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise UserError(f"{folder} exists and is no demo's folder; give another --name")
+    if changed := changed_settings(teacher, teacher_config):
+        raise UserError(f"{folder} holds another demo: {'; '.join(changed)}; give another --name")
+    write_text_atomic(folder / MARK, yaml.safe_dump(to_tree(teacher_config), sort_keys=False))
+
+    _write_scenes(scenes, scale)
     child = Child(
         "teacher",
-        [
-            "train",
-            str(recipe),
-            "--out",
-            str(folder),
-            "--name",
-            "teacher",
-            "--device",
-            device,
-            "--resume",
-        ],
+        ["train", str(folder / MARK), "--out", str(folder), "--name", "teacher",
+         "--device", device, "--resume"],
         teacher,
         teacher_config.train.steps,
-    )
-    status = run_children([child], jobs=1, threads=cores)
+    )  # fmt: skip
+    status = run_children([child], jobs=1)
     if status:
         return status
     status, table = ablate(config, folder=folder / "ablation", seeds=seeds, device=device)
     if status:
         return status
+    picture = folder / "images" / "comparison.png"
+    _draw(config, folder, teacher, picture)
+    write_text_atomic(folder / "table.md", table)
+    minutes = (time.perf_counter() - begin) / 60
+    print(f"\n{table}\npictures  {picture}\ntable     {folder / 'table.md'}\n{minutes:.1f} minutes")
+    return 0
+
+
+def _scaled(config: Config, scale: float) -> Config:
+    steps = max(2, round(config.train.steps * scale))
+    return replace(config, train=replace(config.train, steps=steps))
+
+
+def _write_scenes(folder: Path, scale: float) -> None:
+    """Under another name until they are complete, so that a stopped demo does not train on half of them."""
+    if folder.exists():
+        return
+    partial = folder.with_name("scenes.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    splits = {name: max(4, round(count * scale)) for name, count in SCENES.items()}
+    synthesize(partial, splits=splits, seed=0, height=SIZE[0], width=SIZE[1], extras=False)
+    partial.rename(folder)
+
+
+def _draw(config: Config, folder: Path, teacher: RunFolder, picture: Path) -> None:
     variants = term_variants(config)
     first, last = variants[0], variants[-1]
     assert config.teacher is not None
-    seed = f"seed{config.seed}"
-    weights = {v.key: RunFolder(folder / "ablation" / v.key / seed).student for v in (first, last)}
-    picture = folder / "images" / "comparison.png"
+    runs = {
+        v.key: RunFolder(folder / "ablation" / v.key / f"seed{config.seed}") for v in (first, last)
+    }
+    count = len(build_reader(config.data, config.data.val_split, training=False))
     save_comparison(
         config,
         [
             ("teacher", config.teacher, teacher.student),
-            ("student alone", config.model, weights[first.key]),
-            (f"distilled ({last.title})", config.model, weights[last.key]),
+            (first.title, config.model, runs[first.key].student),
+            (f"distilled, {last.title}", config.model, runs[last.key].student),
         ],
         picture,
-        indices=PICTURES,
+        indices=[i for i in PICTURES if i < count],
     )
-    write_text_atomic(folder / "table.md", table)
-    seconds = time.perf_counter() - begin
-    print(f"\n{table}\npictures {picture}\ntable    {folder / 'table.md'}")
-    print(f"{seconds / 60:.1f} minutes")
-    return 0

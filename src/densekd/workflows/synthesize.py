@@ -12,9 +12,15 @@ from densekd.data.scenes import write_cityscapes
 
 
 def synthesize(
-    folder: Path, *, splits: Mapping[str, int], seed: int, height: int, width: int
+    folder: Path,
+    *,
+    splits: Mapping[str, int],
+    seed: int,
+    height: int,
+    width: int,
+    extras: bool = True,
 ) -> None:
-    """`write_cityscapes` over all cores."""
+    """`write_cityscapes` over all cores; `extras` are depth and boxes."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -29,6 +35,8 @@ def synthesize(
             seed=seed,
             height=height,
             width=width,
+            depth=extras,
+            boxes=extras,
             workers=os.cpu_count() or 1,
             progress=lambda done: progress.advance(bar, done),
         )
