@@ -30,7 +30,13 @@ PARTS = {"distil": "pi_pa", "distil_ho": "pi_pa_ho", "student": "student", "teac
 
 
 def serve(
-    pipe: Connection, case: str, part: str, threads: int, dry: bool, options: dict[str, Any]
+    pipe: Connection,
+    case: str,
+    part: str,
+    threads: int,
+    clock: str,
+    dry: bool,
+    options: dict[str, Any],
 ) -> None:
     """Child: build, then one timed call each time it is asked."""
     torch.set_num_threads(threads)
@@ -41,7 +47,7 @@ def serve(
     arms, _ = make_arms(CASES[case], device, dry=dry, **options)
     call = arms[PARTS[part]]
     while pipe.recv() == "step":
-        pipe.send(measure.timed(call, device))
+        pipe.send(measure.timed(call, device, clock))
     pipe.send(measure.peak_memory(call, device))
 
 
@@ -55,7 +61,7 @@ def measure_levers(
         pipes[name], theirs = context.Pipe()
         child = context.Process(
             target=serve,
-            args=(theirs, case, part, args.threads, args.dry, LEVERS.get(name, {})),
+            args=(theirs, case, part, args.threads, args.clock, args.dry, LEVERS.get(name, {})),
             daemon=True,
         )
         child.start()
@@ -105,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             torch.device("cpu"),
             pairs=2 if args.dry else args.pairs,
             threads=args.threads,
+            clock=args.clock,
             cases=cases,
         ),
         path,

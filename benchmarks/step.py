@@ -71,11 +71,17 @@ def make_arms(
 
 
 def measure_case(
-    case: Case, device: torch.device, *, pairs: int, warmup: int, **options: Any
+    case: Case,
+    device: torch.device,
+    *,
+    pairs: int,
+    warmup: int,
+    clock: str = "wall",
+    **options: Any,
 ) -> dict[str, Any]:
     """Seconds of every arm and the two ratios."""
     arms, built = make_arms(case, device, **options)
-    calls = {name: partial(measure.timed, arm, device) for name, arm in arms.items()}
+    calls = {name: partial(measure.timed, arm, device, clock) for name, arm in arms.items()}
     seconds = measure.interleave(calls, pairs=pairs, warmup=warmup)
     floor = measure.total(seconds["teacher"], seconds["student"])
     return {
@@ -124,6 +130,10 @@ def main(arguments: list[str] | None = None) -> int:
     device = measure.pick(args.device)
     path = measure.output_path(args.output, f"step-{device.type}" + ("-dry" if args.dry else ""))
     pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    if args.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() != 1):
+        raise SystemExit(
+            "--clock cpu needs --device cpu and OMP_NUM_THREADS=1: threads' times would add up"
+        )
     cases = {}
     with started(device.type) as process:
         for name in args.case:
@@ -133,12 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
                 process.device,
                 pairs=pairs,
                 warmup=warmup,
+                clock=args.clock,
                 size=tuple(args.size) if args.size else None,
                 amp=args.amp,
                 channels_last=args.channels_last,
                 dry=args.dry,
             )
-        result = measure.record("step", process.device, pairs=pairs, warmup=warmup, cases=cases)
+        result = measure.record(
+            "step", process.device, clock=args.clock, pairs=pairs, warmup=warmup, cases=cases
+        )
     measure.write(result, path)
     print(as_table(cases))
     print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")

@@ -1,0 +1,84 @@
+"""Each script runs: tiny, on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import levers, pack_camvid, step
+from densekd.data import CamVid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_step(tmp_path, capsys):
+    path = tmp_path / "step.json"
+    arguments = [
+        "--dry",
+        "--device",
+        "cpu",
+        "--case",
+        "espnet_c_from_espnet",
+        "--output",
+        str(path),
+    ]
+    assert step.main(arguments) == 0
+    case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
+    assert set(case["seconds"]) == {"teacher", "student", "discriminator", "pi_pa", "pi_pa_ho"}
+    assert case["ratio"]["pi_pa"]["count"] == 2
+    assert "| espnet_c_from_espnet | 2×3×64×64 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="exists"):
+        step.main(arguments)
+
+
+@pytest.mark.slow  # a process for each arm
+def test_levers(tmp_path):
+    path = tmp_path / "levers.json"
+    arguments = ["--dry", "--case", "espnet_c_from_espnet", "--output", str(path)]
+    assert levers.main([*arguments, "--lever", "allocator_untouched", "channels_last"]) == 0
+    case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
+    assert set(case["ratio"]) == {"allocator_untouched", "channels_last"}
+
+
+def test_pack_camvid(tmp_path):
+    source, target = tmp_path / "camvid", tmp_path / "packed"
+    for name in ("train", "trainannot"):
+        (source / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 12, (24, 32), dtype=np.uint8)
+    Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(source / "train/a.png")
+    Image.fromarray(labels).save(source / "trainannot/a.png")
+    (source / "train.txt").write_text(
+        "/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png\n"
+    )
+    assert pack_camvid.pack(source, target) == 1
+    before, after = CamVid(source).read(0), CamVid(target).read(0)
+    assert (target / "train/a.jpg").exists()
+    assert np.array_equal(before.target, after.target)
+    assert np.abs(before.image.astype(int) - after.image).mean() < 12  # noise is JPEG's worst case
+    with pytest.raises(SystemExit, match="exists"):
+        pack_camvid.pack(source, target)
+
+
+@pytest.mark.slow
+def test_gpu_dry(tmp_path):
+    """`make gpu DRY=1`: every stage."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--dry", "--steps", "2", "--output", str(tmp_path / "out")],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("tests", "step", "teacher", "student"):
+        found = json.loads((tmp_path / "out" / f"{stage}.json").read_text())
+        assert found["status"] == 0
+        assert found["environment"]["versions"]["torch"]
+        assert str(tmp_path) not in json.dumps(found.get("result"))
+    assert found["result"]["step"] == 2
+    assert found["seconds_to_miou"] == {"0.614": None, "0.651": None}
+    assert (tmp_path / "out" / "student.safetensors").exists()
