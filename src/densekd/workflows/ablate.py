@@ -72,17 +72,16 @@ def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
             f"--over {over!r}: expected KEY=value,value, e.g. distill.pair_wise.granularity=1,2,4"
         )
     values = parse_yaml(f"[{text}]", "--over")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise UserError(f"--over {over!r}: the value {value!r} stands twice")
     variants = []
     for value in values:
         tree = deepcopy(to_tree(config))
         apply_overrides(tree, {key: value})
         safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
         title = f"{key} = {value}"
-        variants.append(
-            Variant(
-                f"{key.split('.')[-1]}={safe}", title, make_config(tree, f"--over {key}"), distil
-            )
-        )
+        variants.append(Variant(f"{key}={safe}", title, make_config(tree, f"--over {key}"), distil))
     return variants
 
 
@@ -102,12 +101,22 @@ def ablate(
     if config.teacher is None and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
     distil = config.teacher is not None
+    if config.teacher is not None and config.teacher.weights is None:
+        raise UserError(
+            "teacher.weights: missing; the ablation distils from a trained teacher and scores it; give "
+            "--teacher.weights FILE"
+        )
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
-    _open(folder, config, variants)
+    _check_folder(folder, config)
     place = pick_device(device)
     cores = os.cpu_count() or 1
     count = jobs or (1 if place.type != "cpu" else max(1, min(cores, len(variants) * seeds)))
+    # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
     teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
+    if not (folder / "config.yaml").exists():
+        write_text_atomic(folder / "config.yaml", dump_config(config))
+    if teacher is not None and not (folder / "teacher.json").exists():
+        write_text_atomic(folder / "teacher.json", json.dumps(teacher, indent=2) + "\n")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
@@ -117,11 +126,10 @@ def ablate(
     return status, table
 
 
-def _open(folder: Path, config: Config, variants: list[Variant]) -> None:
-    """Make the ablation's folder, or check that it is this ablation's."""
+def _check_folder(folder: Path, config: Config) -> None:
+    """The ablation's folder is new, or this ablation's."""
     record = RunFolder(folder)
     if not record.occupied():
-        write_text_atomic(record.config, dump_config(config))
         return
     if not record.config.exists():
         raise UserError(f"{folder} exists and is no ablation's folder; give another --name")
@@ -150,9 +158,15 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
         "--device", device, "--resume",
     ]  # fmt: skip
     title = f"{variant.title} (seed {seed})"
-    return Child(
+    child = Child(
         title, arguments, RunFolder(folder / variant.key / name), variant.config.train.steps
     )
+    # One that goes on checks this itself; a finished one is not started again.
+    if child.finished and (changed := changed_settings(child.folder, make_config(tree, title))):
+        raise UserError(
+            f"{child.folder.path} was made with other settings: {'; '.join(changed)}; give another --name"
+        )
+    return child
 
 
 def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
@@ -167,13 +181,11 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     scores = evaluate_weights(alone, None, config.data.val_split, device=device)
     network, _ = build.build_network(alone.model, len(scores["iou"]), "teacher")
     size = _input_size(config)
-    row = {
+    return {
         "scores": scores,
         "parameters": count_parameters(network),
         "macs": count_macs(network, alone.model.in_channels, size),
     }
-    write_text_atomic(path, json.dumps(row, indent=2) + "\n")
-    return row
 
 
 def _input_size(config: Config) -> tuple[int, int]:
