@@ -72,5 +72,5 @@ class ConfusionMatrix:
 
     def pixel_accuracy(self) -> float:
         """Fraction of counted pixels that are right; NaN when nothing was counted."""
-        total = self.counts.sum()
-        return float(self.counts.diagonal().sum() / total) if total else float("nan")
+        total = int(self.counts.sum())  # exact: a quotient of integer tensors would be float32
+        return int(self.counts.diagonal().sum()) / total if total else float("nan")
