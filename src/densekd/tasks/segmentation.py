@@ -115,11 +115,10 @@ class Segmentation:
 
     def colour(self, labels: np.ndarray) -> np.ndarray:
         """(H, W) class map -> (H, W, 3) uint8 RGB; ignored pixels black."""
-        table = np.zeros((256, 3), np.uint8)
-        table[: self.num_classes] = np.array(self.palette[: self.num_classes], np.uint8)
-        if 0 <= self.ignore_index < 256:
-            table[self.ignore_index] = 0
-        return table[np.asarray(labels).astype(np.uint8)]
+        labels = np.asarray(labels)
+        table = np.array(self.palette[: self.num_classes], np.uint8)
+        known = (labels != self.ignore_index) & (labels >= 0) & (labels < len(table))
+        return table[np.where(known, labels, 0)] * known[..., None].astype(np.uint8)
 
 
 class SegmentationMetric:
