@@ -25,8 +25,9 @@ def check_output(path: Path) -> None:
     if not path.exists():
         return
     try:
-        ours = "miou" in json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ours = isinstance(content, dict) and "miou" in content
+    except (ValueError, OSError):
         ours = False
     if not ours:
         raise UserError(f"--output {path} exists and is no score file; give another path")
