@@ -10,6 +10,8 @@ import difflib
 import importlib
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +48,9 @@ def nearest(given: str, possible: list[str]) -> str:
 def import_dotted(path: str, where: str) -> Any:
     """``package.module.Name`` -> the object."""
     module, _, name = path.rpartition(".")
+    # As `python -m densekd` has it: a user's own file beside the recipe is found by the command too.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -87,6 +92,19 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
         raise UserError(f"{where}: {error}") from error
 
 
+# What the engine and the checks use of a data set.
+READER = (
+    "classes",
+    "num_classes",
+    "palette",
+    "ignore_index",
+    "channels",
+    "name",
+    "read",
+    "__len__",
+)
+
+
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
@@ -97,15 +115,31 @@ def build_reader(
     builder = resolve(data.dataset, DATASETS, "data.dataset")
     if accepts(builder, "root") and data.root is None and _required(builder, "root"):
         raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
+    if not accepts(builder, "split"):
+        raise UserError(
+            f"data.dataset: {data.dataset!r} takes no split, so training and validation would be the same samples; "
+            "give its constructor a parameter named split"
+        )
     given: dict[str, Any] = {"split": split, "verify_files": verify_files}
     if data.root is not None:
         if not accepts(builder, "root"):
             raise UserError(f"data.root: {data.dataset} takes no folder; leave data.root out")
         given["root"] = data.root
     if training and data.allow_unlabelled:
+        if not accepts(builder, "allow_unlabelled"):
+            raise UserError(
+                f"data.allow_unlabelled: {data.dataset!r} has labels for every image; leave it out"
+            )
         given["allow_unlabelled"] = True
     extra = data.train_options if training else data.val_options
-    return call(builder, {**data.options, **extra}, "data.options", **given)
+    reader = call(builder, {**data.options, **extra}, "data.options", **given)
+    missing = [name for name in READER if not hasattr(reader, name)]
+    if missing:
+        raise UserError(
+            f"data.dataset: {data.dataset!r} lacks {', '.join(missing)}; a data set has {', '.join(READER)} "
+            "(see densekd.data.SegmentationSet)"
+        )
+    return reader
 
 
 def _required(builder: Callable[..., Any], name: str) -> bool:
@@ -148,10 +182,13 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(config: schema.Config, reader: Any, process: Process) -> EvalLoader:
+def build_eval_loader(
+    config: schema.Config, reader: Any, spec: InputSpec, process: Process
+) -> EvalLoader:
     return EvalLoader(
         reader,
         batch_size=config.evaluate.batch_size,
+        fill=spec.fill(),
         rank=process.rank,
         world_size=process.world_size,
         workers=min(config.data.workers, 2),
@@ -238,6 +275,11 @@ def build_terms(
         where = f"distill.{name}"
         loss_name = term.loss or name
         loss = call(resolve(loss_name, table, where), term.options, where)
+        if any(True for _ in getattr(loss, "parameters", tuple)()):
+            raise UserError(
+                f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; "
+                "distillation terms are functions of the two tensors"
+            )
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
         sources = []
         for side, network, given, wanted in (
@@ -355,7 +397,7 @@ def dry_run(
             distiller.student_phase(batch, step=2**31)
     except UserError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"the networks and terms do not fit at {height}x{width}: {error}"
         ) from error

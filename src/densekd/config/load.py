@@ -153,7 +153,7 @@ def _explain(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
         key = ".".join(location).replace("distill.terms.", "distill.")
         if item["type"] == "unexpected_keyword_argument":
             possible = _keys_at(location[:-1])
-            near = difflib.get_close_matches(location[-1], possible, 1, 0.5)
+            near = difflib.get_close_matches(location[-1], possible, 1, 0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(possible)}"
             lines.append(f"{where}: {key}: unknown key; {hint}")
         elif item["type"] in ("missing", "missing_argument"):

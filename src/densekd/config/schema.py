@@ -20,8 +20,8 @@ class Input:
 
     __pydantic_config__ = FORBID
     mean: list[float] | None = None  # in the network's channel order and range
-    std: list[float] | None = None
-    order: Literal["rgb", "bgr"] | None = None
+    std: list[float] | None = None  # as the mean
+    order: Literal["rgb", "bgr"] | None = None  # of three channels
     range: float | None = None  # 1.0 or 255.0
 
 
@@ -30,10 +30,10 @@ class Model:
     """A network by name (``densekd list models``) or dotted path, with the arguments of its builder."""
 
     __pydantic_config__ = FORBID
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    name: str  # see `densekd list models`
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of its builder
     weights: str | None = None  # .safetensors or .pth of this very network
-    in_channels: int = 3
+    in_channels: int = 3  # of the images; other than 3 needs input.mean and input.std
     input: Input = field(default_factory=Input)
 
 
@@ -42,7 +42,7 @@ class Teacher(Model):
     """The frozen network. It needs weights: a random teacher teaches noise."""
 
     allow_untrained: bool = False  # for tests only
-    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"
+    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"  # same: as train.amp
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Data:
 
     __pydantic_config__ = FORBID
     dataset: str  # a name from `densekd list datasets`, or a dotted path
-    root: str | None = None
-    train_split: str = "train"
-    val_split: str = "val"
+    root: str | None = None  # folder of the data set
+    train_split: str = "train"  # name of the split to learn from
+    val_split: str = "val"  # name of the split to score on
     options: dict[str, Any] = field(default_factory=dict)  # of the data set's reader
     train_options: dict[str, Any] = field(default_factory=dict)  # of the training split only
     val_options: dict[str, Any] = field(default_factory=dict)  # of the validation split only
@@ -65,11 +65,11 @@ class Data:
     short_side: int | None = (
         None  # scale 1 means a shorter side of this length; none: the image's own size
     )
-    hflip: float = 0.5
+    hflip: float = 0.5  # probability of mirroring
     color_jitter: float = 0.0  # brightness, contrast and saturation in 1 ± this
     cat_max_ratio: float | None = None  # redraw a crop in which one class covers more than this
     allow_unlabelled: bool = False  # images without a label train the distillation terms only
-    on_bad_file: Literal["stop", "skip"] = "stop"
+    on_bad_file: Literal["stop", "skip"] = "stop"  # an unreadable file met while training
 
 
 @dataclass
@@ -77,10 +77,10 @@ class Loss:
     """The supervised term."""
 
     __pydantic_config__ = FORBID
-    name: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    aux_weight: float = 0.4
-    class_weights: list[float] | None = None
-    label_smoothing: float = 0.0
+    name: Literal["cross_entropy", "ohem"] = "cross_entropy"  # ohem: hard pixels only
+    aux_weight: float = 0.4  # of the auxiliary head, where the network has one
+    class_weights: list[float] | None = None  # one a class (cross_entropy)
+    label_smoothing: float = 0.0  # of cross_entropy
     threshold: float = 0.7  # OHEM: keep pixels whose true class has less probability
     min_kept: float = 0.0625  # OHEM: but at least this fraction of the valid pixels
 
@@ -90,10 +90,10 @@ class Term:
     """One distillation term: a loss, its weight, and the tensors it compares."""
 
     __pydantic_config__ = FORBID
-    weight: float
+    weight: float  # multiplies the loss
     loss: str = ""  # a name from `densekd list losses` or a dotted path; empty: the term's own key
     student: str = ""  # "prediction" or a module path; empty: what the network offers for this loss
-    teacher: str = ""
+    teacher: str = ""  # the same, of the teacher
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the loss
 
 
@@ -102,16 +102,16 @@ class Holistic:
     """The adversarial term with its discriminator and the discriminator's own optimizer."""
 
     __pydantic_config__ = FORBID
-    weight: float = 0.1
-    mode: Literal["wgan-gp", "hinge"] = "wgan-gp"
+    weight: float = 0.1  # of the student's term
+    mode: Literal["wgan-gp", "hinge"] = "wgan-gp"  # of both sides
     penalty: float = 10.0  # weight of the gradient penalty (wgan-gp)
-    convention: Literal["paper", "authors"] = "paper"
-    channels: int = 64
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 4e-4
-    betas: tuple[float, float] = (0.9, 0.99)
+    convention: Literal["paper", "authors"] = "paper"  # authors: raw logits only, batch norm
+    channels: int = 64  # of its first convolution; doubled three times
+    optimizer: Literal["adam", "sgd"] = "adam"  # of the discriminator
+    lr: float = 4e-4  # constant
+    betas: tuple[float, float] = (0.9, 0.99)  # adam only
     momentum: float = 0.9  # sgd only
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of the discriminator
     start_step: int = (
         0  # the student hears the discriminator from this step on; it learns from the first
     )
@@ -123,8 +123,8 @@ class Distill:
 
     __pydantic_config__ = FORBID
     mask: Literal["label", "padding", "none"] = "label"  # which pixels the terms leave out
-    holistic: Holistic | None = None
-    terms: dict[str, Term] = field(default_factory=dict)
+    holistic: Holistic | None = None  # none: no discriminator
+    terms: dict[str, Term] = field(default_factory=dict)  # written as distill.NAME: {weight: ...}
 
 
 @dataclass
@@ -132,9 +132,9 @@ class Group:
     """Parameters whose name starts with `prefix` (or matches it with * wildcards) learn differently."""
 
     __pydantic_config__ = FORBID
-    prefix: str
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
+    prefix: str  # e.g. "backbone."
+    lr_scale: float = 1.0  # factor on optim.lr
+    weight_decay: float | None = None  # none: as optim.weight_decay
 
 
 @dataclass
@@ -142,17 +142,17 @@ class Optim:
     """The student's optimizer and learning rate."""
 
     __pydantic_config__ = FORBID
-    name: Literal["sgd", "adamw", "adam"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 5e-4
+    name: Literal["sgd", "adamw", "adam"] = "sgd"  # which optimizer
+    lr: float = 0.01  # never scaled by batch size or processes
+    momentum: float = 0.9  # sgd only
+    betas: tuple[float, float] = (0.9, 0.999)  # adam and adamw
+    weight_decay: float = 5e-4  # decoupled in adamw
     decay_norms: bool = True  # False: no weight decay on norms and biases
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    power: float = 0.9
-    warmup_steps: int = 0
+    schedule: Literal["poly", "cosine", "constant"] = "poly"  # of the learning rate
+    power: float = 0.9  # of poly
+    warmup_steps: int = 0  # linear
     clip: float | None = None  # largest gradient norm
-    groups: list[Group] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)  # the first that matches a name holds
 
 
 @dataclass
@@ -160,21 +160,21 @@ class Train:
     """The loop."""
 
     __pydantic_config__ = FORBID
-    steps: int = 1000
+    steps: int = 1000  # of the optimizer
     accumulate: int = 1  # batches a step
-    amp: Literal["none", "bf16", "fp16"] = "none"
-    channels_last: bool = False
-    compile: bool = False
+    amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; fp16 with loss scaling
+    channels_last: bool = False  # memory format of student and images
+    compile: bool = False  # torch.compile the student
     ema: float | None = (
         None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
     )
     sync_batchnorm: bool = False  # several GPUs: batch statistics over all of them
-    deterministic: bool = False
-    log_every: int = 20
-    save_every: int = 200
+    deterministic: bool = False  # deterministic algorithms, slower on GPUs
+    log_every: int = 20  # steps a row of metrics.jsonl
+    save_every: int = 200  # steps a checkpoint
     evaluate_every: int = 0  # 0: at the end only
-    best: str = "miou"
-    tensorboard: bool = False
+    best: str = "miou"  # or pixel_accuracy: what best.safetensors is chosen by
+    tensorboard: bool = False  # event files too (the extra tensorboard)
 
 
 @dataclass
@@ -182,11 +182,11 @@ class Evaluate:
     """How a prediction is made when it is scored."""
 
     __pydantic_config__ = FORBID
-    scales: list[float] = field(default_factory=lambda: [1.0])
-    flip: bool = False
+    scales: list[float] = field(default_factory=lambda: [1.0])  # of the image; several are averaged
+    flip: bool = False  # average with the mirrored image
     window: tuple[int, int] | None = None  # sliding window (height, width); none: whole image
-    overlap: float = 1 / 3
-    batch_size: int = 1
+    overlap: float = 1 / 3  # of neighbouring windows
+    batch_size: int = 1  # images of different size are padded above 1
 
 
 @dataclass
@@ -196,8 +196,8 @@ class Config:
     __pydantic_config__ = FORBID
     model: Model  # the network that is trained; the student when there is a teacher
     data: Data
-    task: Literal["segmentation"] = "segmentation"
-    teacher: Teacher | None = None
+    task: Literal["segmentation"] = "segmentation"  # what is predicted
+    teacher: Teacher | None = None  # only `distill` and `ablate` need one
     loss: Loss = field(default_factory=Loss)
     distill: Distill = field(default_factory=Distill)
     optim: Optim = field(default_factory=Optim)

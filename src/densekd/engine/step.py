@@ -102,8 +102,8 @@ class Step:
         _raise_non_finite(
             bad,
             step,
-            "stopped before the weights changed. The last checkpoint is good: lower the learning rate or this "
-            "term's weight, or set optim.clip, and go on from it.",
+            "stopped before the weights changed. Lower the learning rate or this term's "
+            "weight, or set optim.clip. The last checkpoint saved is from before this step.",
         )
         names = [
             name
@@ -112,7 +112,8 @@ class Step:
         ]
         raise NonFiniteError(
             f"step {step}: every term is finite but the gradient is not (first in {', '.join(names[:1])}); stopped "
-            "before the weights changed. The last checkpoint is good: set optim.clip or lower the learning rate."
+            "before the weights changed. Set optim.clip or lower the learning rate; the last checkpoint saved is from "
+            "before this step."
         )
 
     def _apply(self, norm: Tensor, step: int) -> None:

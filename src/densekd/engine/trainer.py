@@ -69,6 +69,9 @@ class Training:
         self.done = 0
         self.best: float | None = None
         self.scores: dict[str, Any] | None = None
+        # Step values since the last logged row, kept so that a resumed run logs the rows of an uninterrupted one.
+        self.sums: dict[str, float] = {}
+        self.counted = 0
 
     @property
     def student(self) -> nn.Module:
@@ -90,6 +93,8 @@ class Training:
             "step": self.done,
             "best": self.best,
             "scores": self.scores,
+            "sums": self.sums,
+            "counted": self.counted,
             "student": self.student.state_dict(),
             "optimizer": step.optimizer.state_dict(),
             "scaler": step.scaler.state_dict(),
@@ -124,6 +129,7 @@ class Training:
         if step.discriminator_optimizer is not None:
             step.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.done, self.best, self.scores = state["step"], state["best"], state["scores"]
+        self.sums, self.counted = state["sums"], state["counted"]
         if self.process.rank == 0:
             cut_metrics(self.folder.metrics, self.done)
         return True
@@ -155,8 +161,6 @@ def fit(
     """
     stream = iter(batches)
     process, device = training.process, training.process.device
-    values: dict[str, float] = {}
-    counted = 0
     while training.done < steps:
         # Ranks must stop at one step: a collective that one of them never joins would hang the others.
         if collectives.any_rank(bool(stop), device):
@@ -166,15 +170,17 @@ def fit(
         rate = set_lr(training.step.optimizer, lr_factor(training.done))
         group = [next(stream).to(device, channels_last) for _ in range(accumulate)]
         for name, value in training.step(group, training.done).items():
-            values[name] = values.get(name, 0.0) + value
-        counted += 1
+            training.sums[name] = training.sums.get(name, 0.0) + value
+        training.counted += 1
         training.done += 1
         done, last = training.done, training.done == steps
         log.count(sum(len(b) for b in group) * process.world_size)
         if done % log_every == 0 or last:
-            log.steps(done, {k: v / counted for k, v in values.items()}, rate)
-            values, counted = {}, 0
+            log.steps(done, {k: v / training.counted for k, v in training.sums.items()}, rate)
+            training.sums, training.counted = {}, 0
         if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
+            # Batch statistics differ by rank: score what rank 0 saves.
+            collectives.broadcast_tensors(training.result.buffers())
             training.scores = evaluate(training.result)
             log.scores(done, training.scores)
             value = training.scores[best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,6 +50,13 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     x = torch.tensor([1 if flag else 0], device=device)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return bool(x.item())
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Rank 0's values on every rank, in place."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def broadcast_object(value: Any) -> Any:

@@ -50,7 +50,7 @@ def evaluate_weights(
         task = build.build_task(config, reader)
         network, spec = build.build_network(model, task.num_classes, "model")
         tapped = Taps(network, {}, spec).to(process.device)
-        loader = build.build_eval_loader(config, reader, process)
+        loader = build.build_eval_loader(config, reader, spec, process)
         shown = (
             loader
             if quiet or process.rank != 0

@@ -213,7 +213,7 @@ def _score(
     skipped: dict[str, str],
     network: nn.Module,
 ) -> dict[str, Any]:
-    loader = build.build_eval_loader(config, reader, process)
+    loader = build.build_eval_loader(config, reader, spec, process)
     scores = evaluate(
         Taps(network, {}, spec),
         loader,
