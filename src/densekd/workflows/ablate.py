@@ -108,9 +108,6 @@ def ablate(
         )
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     _check_folder(folder, config)
-    place = pick_device(device)
-    cores = os.cpu_count() or 1
-    count = jobs or (1 if place.type != "cpu" else max(1, min(cores, len(variants) * seeds)))
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
     teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
     if not (folder / "config.yaml").exists():
@@ -121,9 +118,27 @@ def ablate(
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
             children.append(_child(variant, seed, folder, device))
-    status = run_children(children, jobs=count)
+    status = run_children(children, jobs=jobs or default_jobs(device))
     table = write_table(config, folder, variants, seeds, teacher)
     return status, table
+
+
+def default_jobs(device: str) -> int:
+    """Runs side by side: one a CPU core (a thread each), or one on a GPU."""
+    return 1 if pick_device(device).type != "cpu" else os.cpu_count() or 1
+
+
+def lone_children(config: Config, *, folder: Path, seeds: int, device: str) -> list[Child]:
+    """The ablation's parts that need no teacher, for a caller that trains the teacher beside them."""
+    _check_folder(folder, config)
+    if not (folder / "config.yaml").exists():
+        write_text_atomic(folder / "config.yaml", dump_config(config))
+    alone = [v for v in term_variants(config) if not v.distil]
+    return [
+        _child(variant, seed, folder, device)
+        for seed in range(config.seed, config.seed + seeds)
+        for variant in alone
+    ]
 
 
 def _check_folder(folder: Path, config: Config) -> None:

@@ -82,7 +82,7 @@ def _show(child: Child, progress: Progress) -> None:
     progress.update(child.bar, completed=rows[-1].get("step", 0), status=f"{speed:.1f} images/s")
 
 
-def run_children(children: list[Child], *, jobs: int, threads: int | None = None) -> int:
+def run_children(children: list[Child], *, jobs: int) -> int:
     """Run them, `jobs` at a time; finished ones are left alone. Returns 0, or the status of a stopped session.
 
     Raises:
@@ -90,7 +90,7 @@ def run_children(children: list[Child], *, jobs: int, threads: int | None = None
     """
     console = Console()
     cores = os.cpu_count() or 1
-    threads = threads or max(1, cores // jobs)
+    threads = max(1, cores // jobs)
     waiting = [c for c in children if not c.finished]
     running: list[Child] = []
     columns = (

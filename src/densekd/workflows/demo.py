@@ -16,7 +16,7 @@ from densekd.config.schema import Config
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
-from densekd.workflows.ablate import ablate, term_variants
+from densekd.workflows.ablate import ablate, default_jobs, lone_children, term_variants
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.pictures import save_comparison
 from densekd.workflows.run import changed_settings
@@ -69,7 +69,10 @@ def demo(
         teacher,
         teacher_config.train.steps,
     )  # fmt: skip
-    status = run_children([child], jobs=1)
+    # The student alone needs no teacher, so both train at once: on few cores, single threads side by side do more
+    # than threads that share a step.
+    alone = lone_children(config, folder=folder / "ablation", seeds=seeds, device=device)
+    status = run_children([child, *alone], jobs=default_jobs(device))
     if status:
         return status
     status, table = ablate(config, folder=folder / "ablation", seeds=seeds, device=device)
