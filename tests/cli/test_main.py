@@ -1,8 +1,8 @@
 """What every command shares: --help, wrong words, and the one line a mistake ends with."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -86,11 +86,15 @@ def test_help_lists_and_settings_do_not_import_torch():
 
 @pytest.mark.parametrize("name", ["", "distill"])
 def test_help_is_there_in_a_second(name):
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
-    for _ in range(5):  # the best of five: other processes may be busy
-        begin = time.perf_counter()
+    for _ in range(5):  # processor time, and the best of five: other processes may be busy
+        begin = used()
         assert command(*name.split(), "--help").returncode == 0
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(used() - begin)
         if min(seconds) < 1:
             break
     assert min(seconds) < 1, seconds

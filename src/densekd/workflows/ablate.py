@@ -101,12 +101,12 @@ def ablate(
     if config.teacher is None and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
     distil = config.teacher is not None
+    variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     if config.teacher is not None and config.teacher.weights is None:
         raise UserError(
             "teacher.weights: missing; the ablation distils from a trained teacher and scores it; give "
             "--teacher.weights FILE"
         )
-    variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     _check_folder(folder, config)
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
     teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
