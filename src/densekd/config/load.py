@@ -146,7 +146,24 @@ def _gather_terms(tree: dict[str, Any], where: str) -> dict[str, Any]:
     return {**tree, "distill": {**settings, "terms": terms}}
 
 
-def _explain(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
+# pydantic's error types in a user's words; the rest keep pydantic's message.
+_EXPECTED = {
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a section (key: value)",
+    "dataclass_type": "expected a section (key: value)",
+}
+
+
+def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
@@ -159,7 +176,8 @@ def _explain(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{where}: {key}: missing; this setting has no default")
         else:
-            lines.append(f"{where}: {key}: {item['msg']}; got {item['input']!r}")
+            said = _EXPECTED.get(item["type"], item["msg"])
+            lines.append(f"{where}: {key}: {said}; got {item['input']!r}")
     return "\n".join(lines)
 
 
@@ -191,7 +209,7 @@ def make_config(tree: dict[str, Any], where: str) -> Config:
     try:
         config = _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, where, tree)) from None
+        raise UserError(_explain(error, where)) from None
     _check_values(config, where)
     return config
 
@@ -239,8 +257,11 @@ def load_config(name: str | Path, overrides: dict[str, Any] | None = None) -> Co
     tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections, got {type(tree).__name__}")
-    apply_overrides(tree, overrides or {})
-    return make_config(tree, str(path))
+    where = str(path)
+    if overrides:
+        apply_overrides(tree, overrides)
+        where += " with " + " ".join(f"--{key}" for key in overrides)
+    return make_config(tree, where)
 
 
 def to_tree(config: Config) -> dict[str, Any]:
