@@ -3,7 +3,7 @@
     python -m benchmarks.pack_camvid CAMVID TARGET [--quality 95]
 
 The reader takes images in any format that Pillow reads, by the names in the lists. JPEG at quality 95 without chroma
-subsampling takes about a fifth of the space; scores from such a copy differ a little from those of the PNG files.
+subsampling takes about a third of the space; scores from such a copy differ a little from those of the PNG files.
 """
 
 from __future__ import annotations
