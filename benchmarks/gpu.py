@@ -181,10 +181,10 @@ def train_stage(stage: str, args: argparse.Namespace, output: Path, device: str)
     said = folder.result.read_text() if folder.result.exists() else "null"
     result: dict[str, Any] = {
         "status": status,
-        "densekd": without_folders(shlex.join(["densekd", *words[3:]]), runs),
+        "densekd": without_folders(shlex.join(["densekd", *words[3:]]), runs, output),
         "scores": watch.scores,
         "seconds_to_miou": watch.passed(),
-        "result": json.loads(without_folders(said, runs)),
+        "result": json.loads(without_folders(said, runs, output)),
     }
     if folder.best.exists():
         half = stage == "teacher"  # half precision: large networks are kept small
@@ -195,12 +195,13 @@ def train_stage(stage: str, args: argparse.Namespace, output: Path, device: str)
     return result
 
 
-def without_folders(text: str, runs: Path) -> str:
+def without_folders(text: str, runs: Path, output: Path) -> str:
     """What is kept names no folder of this machine."""
     data = os.environ.get("DENSEKD_CAMVID")
     if data:
         text = text.replace(str(Path(data).resolve()), "$DENSEKD_CAMVID")
-    return text.replace(str(runs), "runs").replace(f"{measure.ROOT}{os.sep}", "")
+    text = text.replace(str(runs), "runs").replace(f"{output}{os.sep}", "")
+    return text.replace(f"{measure.ROOT}{os.sep}", "")
 
 
 def camvid() -> str:
