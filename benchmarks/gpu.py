@@ -132,19 +132,17 @@ def densekd(
 
 
 def plan(folder: RunFolder, batch: int, seconds: float, evaluations: int, spent: float) -> int:
-    """Steps that fit in what is left, from a short run that took `spent` seconds in all."""
+    """Steps that fit in `seconds` with that many evaluations, after a short run that took `spent` of them."""
     rows = [row for row in read_metrics(folder.metrics) if "images_per_s" in row]
-    speed = rows[-1]["images_per_s"] / batch  # steps/s once warm
     steps = [0, *(row["step"] for row in rows)]
     trained = sum(
         (b - a) * batch / row["images_per_s"]
         for a, b, row in zip(steps[:-1], steps[1:], rows, strict=True)
     )
-    other = max(
-        0.0, spent - trained
-    )  # start-up and one evaluation: counted whole for each, on the safe side
-    left = seconds - spent - RESERVE - other - evaluations * min(other, 15.0)
-    return max(1, int(0.95 * left * speed))
+    looped = json.loads(folder.result.read_text())["seconds"]  # training and one evaluation
+    start_up, evaluation = max(0.0, spent - looped), max(0.0, looped - trained)
+    left = seconds - spent - RESERVE - start_up - evaluations * evaluation
+    return max(1, int(0.95 * left * rows[-1]["images_per_s"] / batch))  # the last row: warm
 
 
 def train_stage(stage: str, args: argparse.Namespace, output: Path, device: str) -> dict[str, Any]:

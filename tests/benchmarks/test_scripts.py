@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import levers, pack_camvid, step
+from benchmarks import gpu, levers, pack_camvid, step
 from densekd.data import CamVid
+from densekd.engine.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +64,16 @@ def test_pack_camvid(tmp_path):
     assert np.abs(before.image.astype(int) - after.image).mean() < 12  # noise is JPEG's worst case
     with pytest.raises(SystemExit, match="exists"):
         pack_camvid.pack(source, target)
+
+
+def test_the_plan_fits_the_budget(tmp_path):
+    """200 short steps: 15 s of start-up, 10 s for 100 cold and 5 s for 100 warm steps, 2 s an evaluation."""
+    folder = RunFolder(tmp_path)
+    rows = [{"step": 100, "images_per_s": 80.0}, {"step": 200, "images_per_s": 160.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.result.write_text(json.dumps({"seconds": 17.0}))
+    steps = gpu.plan(folder, 8, 540.0, 20, 32.0)
+    assert steps == int(0.95 * (540 - 32 - gpu.RESERVE - 15 - 20 * 2) * 20)
 
 
 @pytest.mark.slow
