@@ -57,7 +57,7 @@ def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):
          "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tmp_path)],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
         timeout=240,
         capture_output=True,
     )  # fmt: skip

@@ -218,7 +218,7 @@ def test_uneven_ranks_count_every_image_once(root, reader, tmp_path):
          str(script), str(root), str(tmp_path)],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
         timeout=240,
         capture_output=True,
     )  # fmt: skip

@@ -308,7 +308,7 @@ def build_student(
 
 
 def build_teacher(
-    config: schema.Teacher, num_classes: int, device: torch.device
+    config: schema.Teacher, num_classes: int, device: torch.device, *, channels_last: bool = False
 ) -> tuple[nn.Module, InputSpec]:
     if config.weights is None and not config.allow_untrained:
         trained_by_builder = any(key in config.options for key in ("weights", "pretrained"))
@@ -318,7 +318,10 @@ def build_teacher(
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
     network, spec = build_network(config, num_classes, "teacher")
-    return network.to(device), spec
+    network.to(device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    return network, spec
 
 
 def build_adversary(
@@ -357,7 +360,9 @@ def build_distiller(
             f"teacher.in_channels is {config.teacher.in_channels} and model.in_channels "
             f"{config.model.in_channels}; both see the same images"
         )
-    other, other_spec = build_teacher(config.teacher, task.num_classes, device)
+    other, other_spec = build_teacher(
+        config.teacher, task.num_classes, device, channels_last=config.train.channels_last
+    )
     terms, mine, theirs = build_terms(config.distill, network, other)
     adversary = None
     if config.distill.holistic is not None:

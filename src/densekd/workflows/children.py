@@ -110,7 +110,8 @@ def run_children(children: list[Child], *, jobs: int) -> int:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs and not stop:
-                    child = waiting.pop(0)
+                    # The last first: with the most terms it takes longest, and should not run alone at the end.
+                    child = waiting.pop()
                     _start(child, threads)
                     assert child.bar is not None
                     progress.start_task(child.bar)
