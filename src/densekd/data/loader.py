@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -365,8 +366,15 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C, and a SIGTERM to the whole group, reach workers too; the main process decides what happens
     # then (it may want one more batch and a checkpoint) and ends them itself.
+    # When the main process is killed, threads that share memory with it lose their connection: no news to anyone.
+    sys.excepthook = _say_unless_disconnected
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _say_unless_disconnected(kind: type[BaseException], *rest: Any) -> None:
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, *rest)
 
 
 def _check(
