@@ -81,6 +81,91 @@ def test_a_wrong_setting_names_file_key_and_cure(tmp_path, change, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("evaluate.batch_size", 0, "at least 1"),
+        ("evaluate.window", [0, 5], "two positive"),
+        ("data.short_side", 0, "at least 1"),
+        ("distill.holistic.channels", 0, "at least 1"),
+        ("model.in_channels", 0, "at least 1"),
+        ("seed", -1, "0 or more"),
+        ("optim.warmup_steps", -1, "0 or more"),
+        ("optim.warmup_steps", 1000, r"less than train.steps \(1000\)"),
+        ("optim.weight_decay", -0.1, "0 or more"),
+        ("optim.groups", [{"prefix": "a", "lr_scale": -1}], "0 or more"),
+        ("optim.clip", 0, "above 0"),
+        ("optim.betas", [0.9, 1.0], r"\[0, 1\)"),
+        ("optim.momentum", 1.0, r"\[0, 1\)"),
+        ("distill.pair_wise.weight", -1, "0 or more"),
+        ("distill.holistic.weight", -1, "0 or more"),
+        ("distill.holistic.penalty", -1, "0 or more"),
+        ("distill.holistic.lr", 0, "above 0"),
+        ("distill.holistic.betas", [-0.1, 0.9], r"\[0, 1\)"),
+        ("data.color_jitter", -0.1, "0 or more"),
+        ("data.scales", [], "one or more positive"),
+        ("data.scales", [1.0, 0.0], "one or more positive"),
+        ("data.cat_max_ratio", 0, r"\(0, 1\]"),
+        ("loss.threshold", 1, "between 0 and 1"),
+        ("loss.min_kept", 1.1, r"\[0, 1\]"),
+        ("loss.label_smoothing", 1, r"\[0, 1\)"),
+        ("loss.aux_weight", -1, "0 or more"),
+        ("optim.lr", float("nan"), "finite"),
+        ("optim.clip", float("inf"), "finite"),
+    ],
+)
+def test_a_value_out_of_range_names_key_and_rule(key, value, rule):
+    tree = {**MINIMAL, "distill": {"pair_wise": {"weight": 1}, "holistic": {}}}
+    tree = yaml.safe_load(yaml.safe_dump(tree))
+    apply_overrides(tree, {key: value})
+    with pytest.raises(UserError, match=rf"^here: {key}.*{rule}.*got") as caught:
+        make_config(tree, "here")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("class_weights", [1.0, 2.0]), ("label_smoothing", 0.1)]
+)
+def test_ohem_refuses_what_it_would_ignore(key, value):
+    assert make_config({**MINIMAL, "loss": {key: value}}, "x")
+    with pytest.raises(UserError, match=rf"loss\.{key}.*ohem"):
+        make_config({**MINIMAL, "loss": {"name": "ohem", key: value}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("train.steps", True, "a whole number"),
+        ("seed", False, "a whole number"),
+        ("optim.lr", True, "a number"),
+        ("train.ema", True, "a number"),
+        ("data.crop", [True, 5], "a whole number"),
+        ("data.scale", [True, 2], "a number"),
+        ("distill.pair_wise.weight", True, "a number"),
+        ("optim.groups", [{"prefix": "a", "lr_scale": True}], "a number"),
+        ("train.steps", 2.5, "a whole number"),
+    ],
+)
+def test_true_is_no_number_and_a_half_is_no_whole_one(key, value, kind):
+    tree = {**MINIMAL, "distill": {"pair_wise": {"weight": 1}}}
+    tree = yaml.safe_load(yaml.safe_dump(tree))
+    apply_overrides(tree, {key: value})
+    with pytest.raises(UserError, match=rf"^here: {key}.*expected {kind}; got"):
+        make_config(tree, "here")
+
+
+def test_numbers_may_be_written_in_several_ways():
+    tree = {
+        **MINIMAL,
+        "optim": {"lr": "1e-3", "power": 1},
+        "train": {"steps": 20.0, "compile": True},
+    }
+    config = make_config({**tree, "distill": {"x": {"weight": 1, "flag": True}}}, "x")
+    assert (config.optim.lr, config.optim.power, config.train.steps) == (1e-3, 1.0, 20)
+    assert config.train.compile is True
+    assert config.distill.terms["x"].options == {"flag": True}
+
+
 def test_all_wrong_settings_are_said_at_once(tmp_path):
     path = write(tmp_path, yaml.safe_dump({**MINIMAL, "trian": 1, "optim": {"lrr": 2}}))
     with pytest.raises(UserError) as caught:

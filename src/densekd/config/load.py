@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ _EXPECTED = {
     "int_from_float": "expected a whole number",
     "float_parsing": "expected a number",
     "float_type": "expected a number",
+    "finite_number": "expected a finite number",
     "bool_parsing": "expected true or false",
     "bool_type": "expected true or false",
     "string_type": "expected text",
@@ -210,43 +212,118 @@ def make_config(tree: dict[str, Any], where: str) -> Config:
         config = _ADAPTER.validate_python(tree)
     except ValidationError as error:
         raise UserError(_explain(error, where)) from None
+    if stray := _stray_booleans(tree, config, where):
+        raise UserError("\n".join(stray))
     _check_values(config, where)
     return config
 
 
-def _check_values(config: Config, where: str) -> None:
-    """What types cannot say."""
-    rules: list[tuple[bool, str, Any, str]] = [
-        (config.train.steps >= 1, "train.steps", config.train.steps, "at least 1"),
-        (config.train.accumulate >= 1, "train.accumulate", config.train.accumulate, "at least 1"),
-        (config.train.log_every >= 1, "train.log_every", config.train.log_every, "at least 1"),
-        (config.train.save_every >= 1, "train.save_every", config.train.save_every, "at least 1"),
-        (config.train.evaluate_every >= 0, "train.evaluate_every", config.train.evaluate_every, "0 or more"),
-        (config.data.batch_size >= 1, "data.batch_size", config.data.batch_size, "at least 1"),
-        (config.data.workers >= 0, "data.workers", config.data.workers, "0 or more"),
-        (0 <= config.data.hflip <= 1, "data.hflip", config.data.hflip, "a probability"),
-        (config.optim.lr > 0, "optim.lr", config.optim.lr, "above 0"),
-        (
-            len(config.data.scale) == 2 and 0 < config.data.scale[0] <= config.data.scale[1],
-            "data.scale", config.data.scale, "[low, high] with 0 < low <= high",
-        ),
-        (
-            config.data.crop is None or min(config.data.crop) >= 1,
-            "data.crop", config.data.crop, "two positive numbers",
-        ),
-        (
-            config.train.ema is None or 0 < config.train.ema < 1,
-            "train.ema", config.train.ema, "between 0 and 1",
-        ),
-        (0 <= config.evaluate.overlap < 1, "evaluate.overlap", config.evaluate.overlap, "in [0, 1)"),
-        (
-            len(config.evaluate.scales) > 0 and min(config.evaluate.scales) > 0,
-            "evaluate.scales", config.evaluate.scales, "one or more positive numbers",
-        ),
-    ]  # fmt: skip
-    broken = [
-        f"{where}: {key}: must be {rule}; got {got!r}" for ok, key, got, rule in rules if not ok
+def _stray_booleans(given: Any, got: Any, where: str, key: str = "") -> list[str]:
+    """A line for every true or false that became a number: `train.steps: true` is no one step."""
+    if isinstance(given, bool):
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            return []
+        kind = "a whole number" if isinstance(got, int) else "a number"
+        return [
+            f"{where}: {key.replace('distill.terms.', 'distill.')}: expected {kind}; got {given}"
+        ]
+    if isinstance(given, dict):
+        pairs = [
+            (k, v, got[k] if isinstance(got, dict) else getattr(got, k)) for k, v in given.items()
+        ]
+    elif isinstance(given, (list, tuple)):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(given, got, strict=True))]
+    else:
+        return []
+    return [
+        line
+        for name, old, new in pairs
+        for line in _stray_booleans(old, new, where, f"{key}.{name}" if key else str(name))
     ]
+
+
+# What types cannot say: what a value must be, its test, and the settings it holds for. A null passes; whether a
+# setting may be null is its type's matter. * is every item of a list or section.
+_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        "train.steps train.accumulate train.log_every train.save_every data.batch_size data.short_side "
+        "evaluate.batch_size distill.holistic.channels model.in_channels teacher.in_channels",
+    ),
+    (
+        "0 or more",
+        lambda v: v >= 0,
+        "seed train.evaluate_every data.workers data.color_jitter optim.warmup_steps optim.weight_decay "
+        "optim.power optim.groups.*.lr_scale optim.groups.*.weight_decay loss.aux_weight distill.terms.*.weight "
+        "distill.holistic.weight distill.holistic.penalty distill.holistic.weight_decay distill.holistic.start_step",
+    ),
+    ("above 0", lambda v: v > 0, "optim.lr optim.clip distill.holistic.lr"),
+    (
+        "in [0, 1)",
+        lambda v: 0 <= v < 1,
+        "evaluate.overlap loss.label_smoothing optim.momentum distill.holistic.momentum",
+    ),
+    (
+        "two numbers in [0, 1)",
+        lambda v: min(v) >= 0 and max(v) < 1,
+        "optim.betas distill.holistic.betas",
+    ),
+    ("in (0, 1]", lambda v: 0 < v <= 1, "data.cat_max_ratio"),
+    ("in [0, 1]", lambda v: 0 <= v <= 1, "loss.min_kept"),
+    ("between 0 and 1", lambda v: 0 < v < 1, "train.ema loss.threshold"),
+    ("a probability", lambda v: 0 <= v <= 1, "data.hflip"),
+    ("[low, high] with 0 < low <= high", lambda v: len(v) == 2 and 0 < v[0] <= v[1], "data.scale"),
+    ("two positive numbers", lambda v: min(v) >= 1, "data.crop evaluate.window"),
+    (
+        "one or more positive numbers",
+        lambda v: len(v) > 0 and min(v) > 0,
+        "data.scales evaluate.scales",
+    ),
+]
+
+
+def _values(node: Any, parts: list[str], path: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of every setting that a key with wildcards names; nothing where a section is null."""
+    if node is None:
+        return []
+    if not parts:
+        return [(path.replace("distill.terms.", "distill."), node)]
+    first, *rest = parts
+    if first != "*":
+        steps = [(first, getattr(node, first))]
+    else:
+        steps = list(node.items() if isinstance(node, dict) else enumerate(node))
+    return [
+        found
+        for name, value in steps
+        for found in _values(value, rest, f"{path}.{name}" if path else str(name))
+    ]
+
+
+def _check_values(config: Config, where: str) -> None:
+    broken = [
+        f"{where}: {key}: must be {rule}; got {got!r}"
+        for rule, holds, names in _RULES
+        for name in names.split()
+        for key, got in _values(config, name.split("."))
+        if not holds(got)
+    ]
+    steps, warmup, loss = config.train.steps, config.optim.warmup_steps, config.loss
+    if steps >= 1 and warmup >= steps:
+        broken.append(
+            f"{where}: optim.warmup_steps: must be less than train.steps ({steps}); got {warmup}"
+        )
+    if loss.name == "ohem":
+        ignored = {
+            "class_weights": (loss.class_weights, "null"),
+            "label_smoothing": (loss.label_smoothing or None, "0"),
+        }
+        broken += [
+            f"{where}: loss.{key}: must be {unset} with loss.name ohem, which would ignore it; got {got!r}"
+            for key, (got, unset) in ignored.items()
+            if got is not None
+        ]
     if broken:
         raise UserError("\n".join(broken))
 

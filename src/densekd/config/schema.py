@@ -1,4 +1,5 @@
-"""Every setting, as plain dataclasses. The comment behind a field is what ``densekd config show`` users read.
+"""Every setting, as plain dataclasses. The comments behind the fields become docs/config.md
+(docs/make_config_reference.py); ``densekd config show`` prints the values.
 
 Unknown keys are errors. A key under ``distill`` that is no field of `Distill` names a loss term, so a new loss needs
 no line here; its own arguments are checked against its signature in `config.build`.
@@ -11,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-FORBID = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass
 class Input:
     """What a network wants to see; unset fields keep the network's own."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     mean: list[float] | None = None  # in the network's channel order and range
     std: list[float] | None = None  # as the mean
     order: Literal["rgb", "bgr"] | None = None  # of three channels
@@ -29,7 +30,7 @@ class Input:
 class Model:
     """A network by name (``densekd list models``) or dotted path, with the arguments of its builder."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     name: str  # see `densekd list models`
     options: dict[str, Any] = field(default_factory=dict)  # arguments of its builder
     weights: str | None = None  # .safetensors or .pth of this very network
@@ -49,7 +50,7 @@ class Teacher(Model):
 class Data:
     """Where images and labels come from and how they are cut."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     dataset: str  # a name from `densekd list datasets`, or a dotted path
     root: str | None = None  # folder of the data set
     train_split: str = "train"  # name of the split to learn from
@@ -76,11 +77,11 @@ class Data:
 class Loss:
     """The supervised term."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     name: Literal["cross_entropy", "ohem"] = "cross_entropy"  # ohem: hard pixels only
     aux_weight: float = 0.4  # of the auxiliary head, where the network has one
-    class_weights: list[float] | None = None  # one a class (cross_entropy)
-    label_smoothing: float = 0.0  # of cross_entropy
+    class_weights: list[float] | None = None  # one a class (cross_entropy only)
+    label_smoothing: float = 0.0  # cross_entropy only
     threshold: float = 0.7  # OHEM: keep pixels whose true class has less probability
     min_kept: float = 0.0625  # OHEM: but at least this fraction of the valid pixels
 
@@ -89,7 +90,7 @@ class Loss:
 class Term:
     """One distillation term: a loss, its weight, and the tensors it compares."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     weight: float  # multiplies the loss
     loss: str = ""  # a name from `densekd list losses` or a dotted path; empty: the term's own key
     student: str = ""  # "prediction" or a module path; empty: what the network offers for this loss
@@ -101,7 +102,7 @@ class Term:
 class Holistic:
     """The adversarial term with its discriminator and the discriminator's own optimizer."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     weight: float = 0.1  # of the student's term
     mode: Literal["wgan-gp", "hinge"] = "wgan-gp"  # of both sides
     penalty: float = 10.0  # weight of the gradient penalty (wgan-gp)
@@ -121,7 +122,7 @@ class Holistic:
 class Distill:
     """Distillation: the holistic term, the mask, and every other term under its own name."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     mask: Literal["label", "padding", "none"] = "label"  # which pixels the terms leave out
     holistic: Holistic | None = None  # none: no discriminator
     terms: dict[str, Term] = field(default_factory=dict)  # written as distill.NAME: {weight: ...}
@@ -131,7 +132,7 @@ class Distill:
 class Group:
     """Parameters whose name starts with `prefix` (or matches it with * wildcards) learn differently."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     prefix: str  # e.g. "backbone."
     lr_scale: float = 1.0  # factor on optim.lr
     weight_decay: float | None = None  # none: as optim.weight_decay
@@ -141,7 +142,7 @@ class Group:
 class Optim:
     """The student's optimizer and learning rate."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     name: Literal["sgd", "adamw", "adam"] = "sgd"  # which optimizer
     lr: float = 0.01  # never scaled by batch size or processes
     momentum: float = 0.9  # sgd only
@@ -150,7 +151,7 @@ class Optim:
     decay_norms: bool = True  # False: no weight decay on norms and biases
     schedule: Literal["poly", "cosine", "constant"] = "poly"  # of the learning rate
     power: float = 0.9  # of poly
-    warmup_steps: int = 0  # linear
+    warmup_steps: int = 0  # linear; less than train.steps
     clip: float | None = None  # largest gradient norm
     groups: list[Group] = field(default_factory=list)  # the first that matches a name holds
 
@@ -159,7 +160,7 @@ class Optim:
 class Train:
     """The loop."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     steps: int = 1000  # of the optimizer
     accumulate: int = 1  # batches a step
     amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; fp16 with loss scaling
@@ -181,7 +182,7 @@ class Train:
 class Evaluate:
     """How a prediction is made when it is scored."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     scales: list[float] = field(default_factory=lambda: [1.0])  # of the image; several are averaged
     flip: bool = False  # average with the mirrored image
     window: tuple[int, int] | None = None  # sliding window (height, width); none: whole image
@@ -193,7 +194,7 @@ class Evaluate:
 class Config:
     """One recipe."""
 
-    __pydantic_config__ = FORBID
+    __pydantic_config__ = STRICT
     model: Model  # the network that is trained; the student when there is a teacher
     data: Data
     task: Literal["segmentation"] = "segmentation"  # what is predicted
