@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densekd.ops import tiling
 from densekd.ops.tiling import predict_dense, predict_windows, window_starts
 
 
@@ -54,3 +55,36 @@ def test_scales_see_images_of_those_sizes():
     out = predict_dense(network, torch.rand(1, 3, 20, 30), (40, 60), scales=(0.5, 1.0, 1.5))
     assert seen == [(10, 15), (20, 30), (30, 45)]
     assert out.shape == (1, 2, 40, 60)
+
+
+@pytest.mark.parametrize(("images", "most"), [(1, 8), (3, 6), (9, 9)])
+def test_a_forward_pass_takes_few_windows_and_the_result_is_that_of_all_at_once(
+    images, most, monkeypatch
+):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(images, 3, 20, 22, generator=generator)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+    seen = []
+
+    def network(x):
+        seen.append(x.shape[0])
+        return torch.nn.functional.conv2d(x, weight, stride=2, padding=1)
+
+    few = predict_windows(network, pixels, window=(8, 8), overlap=0.5)
+    windows = sum(seen)
+    assert max(seen) == most
+    monkeypatch.setattr(tiling, "AT_ONCE", 10**6)
+    seen.clear()
+    whole = predict_windows(network, pixels, window=(8, 8), overlap=0.5)
+    assert seen == [windows]
+    assert torch.allclose(few, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": (6, 6)}, {"flip": True}])
+def test_sums_of_half_precision_logits_are_float32(options):
+    half = lambda x: torch.stack([x[:, 0], x[:, 1]], 1).to(torch.bfloat16)  # noqa: E731
+    images = torch.rand(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    scores = predict_dense(half, images, (18, 26), **options)
+    assert scores.dtype == torch.float32
+    single = predict_dense(lambda x: half(x).float(), images, (18, 26), **options)
+    assert torch.equal(scores, single)

@@ -11,6 +11,7 @@ from torch import Tensor
 from densekd.ops.resize import resize_map
 
 Predict = Callable[[Tensor], Tensor]  # (N, C, H, W) images -> (N, K, h, w) logits
+AT_ONCE = 8  # windows a forward pass takes, so that memory does not grow with the image
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -27,10 +28,11 @@ def predict_windows(
 ) -> Tensor:
     """Logits at image size, averaged where windows overlap (the authors' sliding evaluation).
 
-    An image smaller than the window is predicted whole. Windows of one image go through the network together.
+    An image smaller than the window is predicted whole. Windows go through the network up to `AT_ONCE` together, one
+    of each image at least.
 
     Returns:
-        (N, K, H, W) logits.
+        (N, K, H, W) float32 logits.
     """
     height, width = images.shape[-2:]
     tall, wide = min(window[0], height), min(window[1], width)
@@ -40,13 +42,19 @@ def predict_windows(
         for left in window_starts(width, wide, overlap)
     ]
     n = images.shape[0]
-    tiles = torch.cat([images[..., t : t + tall, left : left + wide] for t, left in corners])
-    logits = resize_map(predict(tiles), (tall, wide))
-    total = logits.new_zeros((n, logits.shape[1], height, width))
-    count = logits.new_zeros((1, 1, height, width))
-    for i, (top, left) in enumerate(corners):
-        total[..., top : top + tall, left : left + wide] += logits[i * n : (i + 1) * n]
-        count[..., top : top + tall, left : left + wide] += 1
+    total = count = images.new_zeros((), dtype=torch.float32)
+    each = max(1, AT_ONCE // n)
+    for first in range(0, len(corners), each):
+        group = corners[first : first + each]
+        tiles = torch.cat([images[..., t : t + tall, left : left + wide] for t, left in group])
+        # Autocast gives half precision, too coarse for sums and for the argmax of near classes.
+        logits = resize_map(predict(tiles).float(), (tall, wide))
+        if first == 0:
+            total = logits.new_zeros((n, logits.shape[1], height, width))
+            count = logits.new_zeros((1, 1, height, width))
+        for (top, left), part in zip(group, logits.split(n), strict=True):
+            total[..., top : top + tall, left : left + wide] += part
+            count[..., top : top + tall, left : left + wide] += 1
     return total / count
 
 
@@ -66,7 +74,7 @@ def predict_dense(
     averaged (as mmsegmentation does), because logits of several inputs are not on one scale.
 
     Returns:
-        (N, K, *size) logits or probabilities; their argmax is the prediction.
+        (N, K, *size) float32 logits or probabilities; their argmax is the prediction.
     """
     passes: list[Tensor] = []
     height, width = images.shape[-2:]
@@ -81,12 +89,12 @@ def predict_dense(
             logits = (
                 predict_windows(predict, view, window=window, overlap=overlap)
                 if window is not None
-                else predict(view)
+                else predict(view).float()
             )
             passes.append(resize_map(logits.flip(-1) if flipped else logits, size))
     if len(passes) == 1:
         return passes[0]
-    total = passes[0].float().softmax(1)
+    total = passes[0].softmax(1)
     for logits in passes[1:]:
-        total = total + logits.float().softmax(1)
+        total = total + logits.softmax(1)
     return total / len(passes)
