@@ -25,6 +25,11 @@ def test_nothing_counted_is_nan_not_zero():
     assert math.isnan(matrix.pixel_accuracy())
 
 
+def test_counts_begin_on_the_device_asked_for():
+    assert ConfusionMatrix(2).counts.device.type == "cpu"
+    assert ConfusionMatrix(2, device="meta").counts.device.type == "meta"
+
+
 def test_batches_add_up():
     generator = torch.Generator().manual_seed(0)
     guess = torch.randint(0, 5, (6, 9, 7), generator=generator)

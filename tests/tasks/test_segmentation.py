@@ -137,3 +137,7 @@ def test_colours_of_many_classes():
     assert task.colour(labels).tolist() == [
         [[0, 0, 7], [255, 0, 7], [0, 1, 7], [43, 1, 7], [0, 0, 0]]
     ]
+
+
+def test_metric_counts_on_the_device_asked_for():
+    assert make_task().metric(device="meta").confusion.counts.device.type == "meta"

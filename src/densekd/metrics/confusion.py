@@ -18,14 +18,19 @@ class ConfusionMatrix:
     Args:
         num_classes: K.
         ignore_index: pixels with this label do not count, whatever was predicted.
+        device: where the counts begin; `update` moves them to its tensors. A rank that is given nothing to count can
+            only be summed where the others are, which NCCL wants on its GPU.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, *, device: torch.device | str = "cpu"
+    ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # row: truth
+        # row: truth
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add class maps of one shape, (N, H, W) or (H, W), any integer dtype.

@@ -110,8 +110,9 @@ class Segmentation:
         """(N, K, H, W) logits or probabilities -> (N, H, W) uint8 class map (int16 above 255 classes)."""
         return scores.argmax(1).to(torch.uint8 if self.num_classes <= 255 else torch.int16)
 
-    def metric(self) -> SegmentationMetric:
-        return SegmentationMetric(self.classes, self.ignore_index)
+    def metric(self, device: torch.device | str = "cpu") -> SegmentationMetric:
+        """Counts of its own; `device` is that of the predictions (see `ConfusionMatrix`)."""
+        return SegmentationMetric(self.classes, self.ignore_index, device)
 
     def colour(self, labels: np.ndarray) -> np.ndarray:
         """(H, W) class map -> (H, W, 3) uint8 RGB; ignored pixels black."""
@@ -124,9 +125,11 @@ class Segmentation:
 class SegmentationMetric:
     """mIoU, pixel accuracy and per-class IoU as fractions, over all ranks."""
 
-    def __init__(self, classes: Sequence[str], ignore_index: int) -> None:
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.classes = list(classes)
-        self.confusion = ConfusionMatrix(len(self.classes), ignore_index)
+        self.confusion = ConfusionMatrix(len(self.classes), ignore_index, device=device)
 
     def update(self, prediction: Tensor, batch: Batch) -> None:
         self.confusion.update(prediction, batch.targets)
