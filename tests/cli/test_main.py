@@ -203,6 +203,16 @@ def test_one_rank_speaks_for_all(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_rank_that_runs_out_of_memory_says_so(monkeypatch, capsys):
+    def fails(arguments):
+        raise RuntimeError("CUDA out of memory. Tried")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("densekd.cli.list.command", fails)
+    assert main(["list", "models"]) == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_no_error():
     result = subprocess.run(
         f"{sys.executable} -m densekd config show camvid/espnet | head -n 1",

@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             f"out of memory: {str(error).splitlines()[0]}\nLower data.batch_size (train.accumulate keeps the "
             "effective batch), data.crop or evaluate.batch_size, or set train.amp bf16.",
             1,
+            every_rank=True,  # one process of several may be the only one that meets it
         )
 
 
