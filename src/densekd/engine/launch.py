@@ -26,8 +26,11 @@ class Process:
 
 
 def _slurm_environment() -> None:
-    """Give torch.distributed the variables of a `srun` of several tasks, where torchrun did not."""
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    """Give torch.distributed the variables of a `srun` of several tasks, where torchrun did not.
+
+    SLURM_NTASKS alone says nothing: a batch script has it too, and is one process that waits for no other.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if "RANK" in os.environ or tasks < 2 or "SLURM_PROCID" not in os.environ:
         return
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
@@ -47,12 +50,10 @@ def _slurm_environment() -> None:
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     """``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; UserError where it is not there."""
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank)
+    if wanted == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     try:
-        device = torch.device(wanted)
+        device = torch.device("cuda" if wanted == "auto" else wanted)
     except RuntimeError as error:
         raise UserError(
             f"--device {wanted!r} is unknown; expected auto, cpu, cuda, cuda:N or mps"
@@ -66,7 +67,8 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank)
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"--device {wanted!r}: there are {torch.cuda.device_count()} CUDA devices"
+                f"--device {wanted!r}: process {local_rank} of this machine wants {device}, and there are "
+                f"{torch.cuda.device_count()} CUDA devices; start one process a device, or use --device cpu"
             )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
@@ -102,22 +104,23 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         torch.set_float32_matmul_precision("high")
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    before = torch.are_deterministic_algorithms_enabled()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    elif place.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     own_group = world > 1 and not dist.is_initialized()
-    if own_group:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+        elif place.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        if own_group:
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         rank = dist.get_rank() if dist.is_initialized() else 0
         size = dist.get_world_size() if dist.is_initialized() else 1
         yield Process(rank, size, place)
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
         if own_group and dist.is_initialized():
             dist.destroy_process_group()
 
