@@ -63,13 +63,22 @@ def test_a_nan_stops_before_the_weights_change_and_names_the_term(where):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_nan_of_the_discriminator_stops_it():
+@pytest.mark.parametrize("how", ["weight", "gradient"])
+def test_a_nan_of_the_discriminator_stops_both(how):
     step = make_step()
-    with torch.no_grad():
-        next(step.distiller.adversary.network.parameters()).fill_(float("nan"))
+    first = next(step.distiller.adversary.network.parameters())
+    if how == "weight":
+        with torch.no_grad():
+            first.fill_(float("nan"))
+    else:
+        first.register_hook(lambda g: g * float("nan"))
     step.distiller.adversary.start_step = 10
-    with pytest.raises(NonFiniteError, match="discriminator/"):
+    before = weights(step.distiller.student)
+    with pytest.raises(
+        NonFiniteError, match="discriminator/" if how == "weight" else "the gradient"
+    ):
         step([make_batch(2)], 0)
+    assert not moved(before, step.distiller.student)
 
 
 def test_accumulation_averages_the_batches():

@@ -68,13 +68,15 @@ def test_over_has_a_row_a_value(tiny_tree):
     crops = setting_variants(config, "data.crop=[32, 64],[64, 64]", True)
     assert [v.config.data.crop for v in crops] == [(32, 64), (64, 64)]
     assert len({v.key for v in crops}) == 2
-    (alone,) = setting_variants(config, "teacher.name=espnet", True)
-    assert alone.config.teacher.name == "espnet"
+    # one pixel and the whole map: not the same value twice
+    assert len(setting_variants(config, "distill.pair_wise.granularity=1,1.0", True)) == 2
 
 
 @pytest.mark.parametrize(
     ("over", "words"),
     [
+        ("seed=1,2", "--seeds"),
+        ("teacher.weights=a,b", "share"),
         ("train.steps", "KEY=value"),
         ("train.steps=", "KEY=value"),
         ("train.stepps=1,2", "train.stepps"),
@@ -113,7 +115,7 @@ def test_the_table_has_means_and_deviations(tiny_tree, tmp_path):
         "| teacher (espnet) | 75.00 | 68.000 | 250.000 |",
         # the sample's standard deviation (n - 1): 3.6056
         "| first | 53.00 ± 3.61 | 1.235 | 2.500 |",
-        "| second | 60.00 | 1.235 | 2.500 |",
+        "| second (1 of 3 seeds so far) | 60.00 | 1.235 | 2.500 |",
         "",
         "Student espnet_c, 4 steps of 2 images, last weights, 3 seeds (mean ± std). Note: teacher saw val.",
     ]

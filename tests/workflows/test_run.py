@@ -1,12 +1,16 @@
 """A whole run in-process: what it writes, and that an interrupted one ends where the other does."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from densekd.config.load import make_config
+from densekd.config.provenance import teacher_note
+from densekd.config.schema import Teacher
 from densekd.engine.checkpoint import load_checkpoint
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -116,9 +120,57 @@ def test_resume_with_other_settings_names_them(tiny_tree, tmp_path):
 def test_resume_of_a_finished_run_does_nothing(tiny_tree, tmp_path):
     tiny_tree["train"]["steps"] = 2
     go(tiny_tree, tmp_path / "r")
-    before = (tmp_path / "r" / "checkpoints" / "student.safetensors").read_bytes()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*") if p.is_file()}
     assert go(tiny_tree, tmp_path / "r", resume=True) == 0
-    assert (tmp_path / "r" / "checkpoints" / "student.safetensors").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
+
+
+def test_a_distillation_is_not_resumed_as_a_training(tiny_tree, tmp_path):
+    tiny_tree["train"]["steps"] = 2
+    go(tiny_tree, tmp_path / "r", distil=False)
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["teacher"] is None
+    with pytest.raises(UserError, match="other settings"):
+        go(tiny_tree, tmp_path / "r", resume=True)
+
+
+def trained_teacher(tiny_tree, folder, **change):
+    """Weights of a run of ours, for the tiny recipe's teacher."""
+    tree = {**tiny_tree, "model": {"name": "espnet", "options": {"p": 1, "q": 1}}, **change}
+    tree["train"] = {**tree["train"], "steps": 1}
+    go(tree, folder, distil=False)
+    return str(folder / "checkpoints" / "student.safetensors")
+
+
+def test_a_teacher_of_other_content_is_refused_on_resume(tiny_tree, tmp_path):
+    weights = trained_teacher(tiny_tree, tmp_path / "t")
+    tiny_tree["teacher"] = {"name": "espnet", "options": {"p": 1, "q": 1}, "weights": weights}
+    go(tiny_tree, tmp_path / "r")
+    (tmp_path / "r" / "result.json").unlink()  # as if it had been killed before the end
+    other = trained_teacher(tiny_tree, tmp_path / "t2", seed=5)
+    (tmp_path / "t" / "checkpoints" / "student.safetensors").write_bytes(Path(other).read_bytes())
+    with pytest.raises(UserError, match="teacher weights"):
+        go(tiny_tree, tmp_path / "r", resume=True)
+
+
+def test_a_teacher_of_other_classes_is_refused_and_its_note_is_carried(tiny_tree, tmp_path):
+    weights = trained_teacher(tiny_tree, tmp_path / "t", note="teacher saw val")
+    tiny_tree["teacher"] = {"name": "espnet", "options": {"p": 1, "q": 1}, "weights": weights}
+    go(tiny_tree, tmp_path / "r")
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["note"] == "teacher saw val"
+    student = tmp_path / "r" / "checkpoints" / "student.safetensors"
+    assert json.loads(read_metadata(student)["densekd"])["note"] == "teacher saw val"
+
+    about = json.loads(read_metadata(weights)["densekd"])
+    about["classes"] = about["classes"][::-1]
+    save_file(load_file(weights), weights, metadata={"densekd": json.dumps(about)})
+    with pytest.raises(UserError, match="trained for the classes sign"):
+        go(tiny_tree, tmp_path / "r2")
+
+
+def test_published_checkpoints_are_known_to_have_seen_val(shared):
+    for name in ("ESPNet_base", "ESPNet_pixel_pair_unlabelled", "ESPNetC_pixel_pair"):
+        path = shared / "checkpoints" / "espnet_camvid" / f"{name}.pth"
+        assert teacher_note(Teacher(name="espnet", weights=str(path))) == "teacher saw val"
 
 
 @pytest.mark.parametrize(

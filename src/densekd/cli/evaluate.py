@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
@@ -33,7 +34,6 @@ def command(arguments: list[str]) -> int:
             note: stands for the setting note; it stands beside every score.
         """
         settings = read_recipe(config, overrides, note=note)
-        from densekd.ops.collectives import is_main
         from densekd.workflows.evaluate import (
             check_output,
             evaluate_weights,
@@ -45,14 +45,15 @@ def command(arguments: list[str]) -> int:
             raise UserError(f"--weights {weights}: no such file")
         if output is not None:
             check_output(output)
-        scores = evaluate_weights(
-            settings, weights, split or settings.data.val_split, device=device
-        )
-        if is_main():
+
+        def report(scores: dict[str, Any]) -> None:
             print(scores_text(scores))
             if output is not None:
                 write_scores(scores, output)
                 print(f"written to {output}")
+
+        split = split or settings.data.val_split
+        evaluate_weights(settings, weights, split, device=device, report=report)
         return 0
 
     return parse(evaluate, "evaluate", own)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-import densekd
-from densekd.config import schema
+from densekd.config import provenance, schema
 from densekd.config.names import DATASETS, LOSSES, MODELS
 from densekd.data.check import sample_check
 from densekd.data.loader import EvalLoader, TrainLoader
@@ -131,7 +130,8 @@ def build_reader(
                 f"data.allow_unlabelled: {data.dataset!r} has labels for every image; leave it out"
             )
         given["allow_unlabelled"] = True
-    extra = data.train_options if training else data.val_options
+    options = {data.train_split: data.train_options, data.val_split: data.val_options}
+    extra = data.train_options if training else options.get(split, {})
     reader = call(builder, {**data.options, **extra}, "data.options", **given)
     missing = [name for name in READER if not hasattr(reader, name)]
     if missing:
@@ -155,15 +155,29 @@ def check_reader(reader: Any, channels: int) -> list[str]:
     return sample_check(reader)
 
 
-def build_train_loader(
-    config: schema.Config, reader: Any, spec: InputSpec, process: Process, start_step: int
-) -> TrainLoader:
-    data = config.data
-    return TrainLoader(
-        reader,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        transform=Augment(
+def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:
+    """UserError where the splits' classes differ; a remark where validation images are training images too."""
+    for name in ("classes", "ignore_index"):
+        mine, theirs = getattr(train, name), getattr(val, name)
+        if mine != theirs:
+            raise UserError(
+                f"data: {name} of {data.train_split} and {data.val_split} differ: {mine} and {theirs}; "
+                "check data.train_options and data.val_options"
+            )
+    if not (hasattr(train, "paths") and hasattr(val, "paths")):
+        return []
+    seen = {train.paths(i)[0] for i in range(len(train))} - {None}
+    twice = sum(val.paths(i)[0] in seen for i in range(len(val)))
+    if not twice:
+        return []
+    return [
+        f"{twice} of {len(val)} images of {data.val_split} are training images: scores on them prove nothing"
+    ]
+
+
+def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
+    try:
+        return Augment(
             crop=data.crop,
             scale=data.scale,
             scales=data.scales,
@@ -173,7 +187,20 @@ def build_train_loader(
             fill=spec.fill(),
             ignore_index=reader.ignore_index,
             cat_max_ratio=data.cat_max_ratio,
-        ),
+        )
+    except UserError as error:
+        raise UserError(f"data: {error}") from error
+
+
+def build_train_loader(
+    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+) -> TrainLoader:
+    data = config.data
+    return TrainLoader(
+        reader,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        transform=augment,
         rank=process.rank,
         world_size=process.world_size,
         workers=data.workers,
@@ -183,12 +210,18 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    config: schema.Config, reader: Any, spec: InputSpec, process: Process
+    config: schema.Config,
+    reader: Any,
+    spec: InputSpec,
+    process: Process,
+    *,
+    limit: int | None = None,
 ) -> EvalLoader:
     return EvalLoader(
         reader,
         batch_size=config.evaluate.batch_size,
         fill=spec.fill(),
+        limit=limit,
         rank=process.rank,
         world_size=process.world_size,
         workers=min(config.data.workers, 2),
@@ -217,8 +250,14 @@ def build_task(config: schema.Config, reader: Any) -> Segmentation:
         raise UserError(f"loss: {error}") from error
 
 
-def build_network(model: schema.Model, num_classes: int, where: str) -> tuple[nn.Module, InputSpec]:
-    """The bare network with its weights, and what it wants to see."""
+def build_network(
+    model: schema.Model, classes: Sequence[str], where: str
+) -> tuple[nn.Module, InputSpec]:
+    """The bare network with its weights, and what it wants to see.
+
+    Weights that a run of ours wrote know their classes and input: other classes are an error, and their input holds
+    where the recipe does not set one.
+    """
     builder = resolve(model.name, MODELS, f"{where}.name")
     options = dict(model.options)
     if model.weights is not None and "backbone_weights" in options:
@@ -227,17 +266,30 @@ def build_network(model: schema.Model, num_classes: int, where: str) -> tuple[nn
         builder,
         options,
         f"{where}.options",
-        num_classes=num_classes,
+        num_classes=len(classes),
         in_channels=model.in_channels,
     )
     if not isinstance(network, nn.Module):
         raise UserError(
             f"{where}.name: {model.name!r} gave {type(network).__name__}, not an nn.Module"
         )
-    spec = build_input_spec(model, getattr(network, "input_spec", None), where)
+    own = getattr(network, "input_spec", None)
     if model.weights is not None:
         load_weights(network, model.weights)
-    return network, spec
+        about = provenance.about_weights(model.weights)
+        theirs = about.get("classes", list(classes))
+        if list(classes) != theirs:
+            raise UserError(
+                f"{where}.weights: {model.weights} was trained for the classes {', '.join(theirs)}; the data has "
+                f"{', '.join(classes)}"
+            )
+        own = InputSpec(**about["input"]) if "input" in about else own
+    return network, build_input_spec(model, own, where)
+
+
+def check_extras(config: schema.Config) -> None:
+    if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("train.tensorboard needs the extra: pip install 'densekd[tensorboard]'")
 
 
 def build_input_spec(model: schema.Model, own: InputSpec | None, where: str) -> InputSpec:
@@ -308,16 +360,20 @@ def build_student(
 
 
 def build_teacher(
-    config: schema.Teacher, num_classes: int, device: torch.device, *, channels_last: bool = False
+    config: schema.Teacher,
+    classes: Sequence[str],
+    device: torch.device,
+    *,
+    channels_last: bool = False,
 ) -> tuple[nn.Module, InputSpec]:
     if config.weights is None and not config.allow_untrained:
-        trained_by_builder = any(key in config.options for key in ("weights", "pretrained"))
+        trained_by_builder = any(config.options.get(key) for key in ("weights", "pretrained"))
         if not trained_by_builder:
             raise UserError(
                 "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
-    network, spec = build_network(config, num_classes, "teacher")
+    network, spec = build_network(config, classes, "teacher")
     network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -327,12 +383,15 @@ def build_teacher(
 def build_adversary(
     holistic: schema.Holistic, num_classes: int, channels: int, device: torch.device
 ) -> Adversary:
-    discriminator = Discriminator(
-        num_classes,
-        image_channels=channels,
-        channels=holistic.channels,
-        convention=holistic.convention,
-    )
+    try:
+        discriminator = Discriminator(
+            num_classes,
+            image_channels=channels,
+            channels=holistic.channels,
+            convention=holistic.convention,
+        )
+    except ValueError as error:
+        raise UserError(f"distill.holistic: {error}") from error
     return Adversary(
         DiscriminatorLoss(discriminator).to(device),
         weight=holistic.weight,
@@ -346,7 +405,7 @@ def build_distiller(
     config: schema.Config, task: Segmentation, *, distil: bool, device: torch.device
 ) -> tuple[Distiller, InputSpec]:
     """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out."""
-    network, spec = build_network(config.model, task.num_classes, "model")
+    network, spec = build_network(config.model, task.classes, "model")
     if not distil:
         return Distiller(build_student(config, network, spec, {}, device), task), spec
     if config.teacher is None:
@@ -361,7 +420,7 @@ def build_distiller(
             f"{config.model.in_channels}; both see the same images"
         )
     other, other_spec = build_teacher(
-        config.teacher, task.num_classes, device, channels_last=config.train.channels_last
+        config.teacher, task.classes, device, channels_last=config.train.channels_last
     )
     terms, mine, theirs = build_terms(config.distill, network, other)
     adversary = None
@@ -469,21 +528,3 @@ def build_views(evaluate: schema.Evaluate) -> Views:
         window=evaluate.window,
         overlap=evaluate.overlap,
     )
-
-
-def weights_metadata(config: schema.Config, task: Segmentation, spec: InputSpec) -> dict[str, str]:
-    """What travels with the student's weights, so that they can be used without the config.
-
-    One entry of JSON: safetensors writes several entries in an order that changes from process to process, and equal
-    runs should give equal files.
-    """
-    model = config.model
-    about = {
-        "version": densekd.__version__,
-        "task": config.task,
-        "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
-        "input": spec.as_dict(),
-        "classes": task.classes,
-        "note": config.note,
-    }
-    return {"densekd": json.dumps(about)}

@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -22,7 +23,7 @@ VERSIONS = ("densekd", "torch", "torchvision", "timm", "numpy", "pillow", "openc
 
 
 class RunFolder:
-    """``runs/NAME/{config.yaml, command.txt, environment.json, metrics.jsonl, result.json, checkpoints/, images/}``."""
+    """``runs/NAME/{config.yaml, command.txt, environment.json, metrics.jsonl, result.json, checkpoints/}``."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -35,7 +36,6 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.student = self.checkpoints / "student.safetensors"
         self.best = self.checkpoints / "best.safetensors"
-        self.images = self.path / "images"
 
     def occupied(self) -> bool:
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
@@ -72,16 +72,25 @@ class RunFolder:
         self.check(resume=resume, changed=[])
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"run folder {self.path} is in use by another process") from error
+            _lock(lock, self.path)
             if not self.config.exists():
                 write_text_atomic(self.config, config_text)
             with open(self.command, "a", encoding="utf-8") as file:
                 file.write(command + "\n")
             write_text_atomic(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
             yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    """Wait a moment: a part of a killed ablation saves before it goes."""
+    for left in range(20, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if left == 0:
+                raise UserError(f"run folder {folder} is in use by another process") from error
+            time.sleep(0.5)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,12 @@ from densekd.models.taps import Taps
 from densekd.ops import collectives
 from densekd.types import Batch
 
+ADVICE = (
+    "Stopped before any weight changed: the last checkpoint saved is good. To go on from it with other settings, "
+    "start a new --name with --model.weights RUN/checkpoints/last.pt."
+)
+# GradScaler starts at 65536 and halves at each overflow.
+SMALLEST_SCALE = 2.0**-14
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,21 +72,23 @@ class Step:
             NonFiniteError: a term or a gradient is NaN or infinite; no weight has changed.
         """
         self.distiller.student.train()
-        named, maps, norm = self._student_phase(batches, step)
-        self._apply(norm, step)
+        named, maps, norm = self._student_gradients(batches, step)
+        # Both phases are checked before either network moves: the discriminator's works on detached maps.
         if self.distiller.adversary is not None:
-            named.update(self._discriminator_phase(maps, step))
+            named.update(self._discriminator_gradients(maps, step))
+        self._apply(norm, step)
         return named
 
-    def _student_phase(
+    def _student_gradients(
         self, batches: Sequence[Batch], step: int
     ) -> tuple[dict[str, float], list[Maps], Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         kept: list[Maps] = []
         for i, batch in enumerate(batches):
-            with self._autocast(), _sync_only(self.distiller.student, i == len(batches) - 1):
-                losses, maps = self.distiller.student_phase(batch, step)
+            with _sync_only(self.distiller.student, i == len(batches) - 1):
+                with self._autocast():
+                    losses, maps = self.distiller.student_phase(batch, step)
                 total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
                 self.scaler.scale(total).backward()
             _add(sums, losses, len(batches))
@@ -99,32 +108,12 @@ class Step:
         bad_gradient = not self.scaler.is_enabled() and not math.isfinite(named["grad_norm"])
         if not collectives.any_rank(bool(bad) or bad_gradient, self.device):
             return
+        network = bare(self.distiller.student)
         _raise_non_finite(
-            bad,
-            step,
-            "stopped before the weights changed. Lower the learning rate or this term's "
-            "weight, or set optim.clip. The last checkpoint saved is from before this step.",
-        )
-        names = [
-            name
-            for name, p in bare(self.distiller.student).named_parameters()
-            if p.grad is not None and not torch.isfinite(p.grad).all()
-        ]
-        raise NonFiniteError(
-            f"step {step}: every term is finite but the gradient is not (first in {', '.join(names[:1])}); stopped "
-            "before the weights changed. Set optim.clip or lower the learning rate; the last checkpoint saved is from "
-            "before this step."
+            bad, network, step, f"Lower optim.lr or the term's weight, or set optim.clip. {ADVICE}"
         )
 
-    def _apply(self, norm: Tensor, step: int) -> None:
-        if self.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update_parameters(bare(self.distiller.student).model)
-
-    def _discriminator_phase(self, kept: Sequence[Maps], step: int) -> dict[str, float]:
+    def _discriminator_gradients(self, kept: Sequence[Maps], step: int) -> dict[str, float]:
         assert self.discriminator_optimizer is not None
         assert self.distiller.adversary is not None
         network = self.distiller.adversary.network
@@ -137,16 +126,30 @@ class Step:
                 losses = self.distiller.discriminator_phase(maps)
                 (torch.stack(list(losses.values())).sum() / len(kept)).backward()
             _add(sums, losses, len(kept))
-        named = _values(sums)
+        norm = gradient_norm(network.parameters()).to(self.device)
+        named = _values({**sums, "discriminator/grad_norm": norm})
+        finite = math.isfinite(named.pop("discriminator/grad_norm"))
         bad = [k for k, v in named.items() if not math.isfinite(v)]
-        if collectives.any_rank(bool(bad), self.device):
+        if collectives.any_rank(bool(bad) or not finite, self.device):
             _raise_non_finite(
-                bad,
-                step,
-                "stopped before the discriminator changed. Lower distill.holistic.lr or use its adam optimizer.",
+                bad, network, step, f"Lower distill.holistic.lr or use its adam optimizer. {ADVICE}"
             )
-        self.discriminator_optimizer.step()
         return named
+
+    def _apply(self, norm: Tensor, step: int) -> None:
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise NonFiniteError(
+                f"step {step}: gradients overflow in fp16 however small the loss is scaled, so nothing is learned. "
+                f"Use train.amp bf16 or none. {ADVICE}"
+            )
+        if self.discriminator_optimizer is not None:
+            self.discriminator_optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(bare(self.distiller.student).model)
 
     def _autocast(self) -> AbstractContextManager:
         if self.dtype is None:
@@ -183,8 +186,16 @@ def _values(tensors: dict[str, Tensor]) -> dict[str, float]:
     )
 
 
-def _raise_non_finite(bad: list[str], step: int, advice: str) -> None:
-    """Name what is non-finite on any rank; returns where it is none of the terms."""
+def _raise_non_finite(bad: list[str], network: nn.Module, step: int, advice: str) -> NoReturn:
+    """Name the terms that are non-finite on any rank, or else the parameter whose gradient is."""
     everywhere = sorted({name for names in collectives.gather_objects(bad) for name in names})
     if everywhere:
-        raise NonFiniteError(f"step {step}: {', '.join(everywhere)} is not finite; {advice}")
+        raise NonFiniteError(f"step {step}: {', '.join(everywhere)} is not finite. {advice}")
+    names = [
+        n
+        for n, p in network.named_parameters()
+        if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    raise NonFiniteError(
+        f"step {step}: every term is finite but the gradient is not (first in {', '.join(names[:1])}). {advice}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from densekd.engine.launch import Process, StopRequest
 from densekd.engine.log import Log, cut_metrics
 from densekd.engine.optim import set_lr
 from densekd.engine.step import Step, bare
+from densekd.errors import UserError
 from densekd.models.weights import save_weights
 from densekd.ops import collectives
 from densekd.types import Batch
@@ -57,16 +59,27 @@ class Training:
         folder: where the run lives.
         process: this process among all.
         metadata: strings that travel in the student's safetensors file (input spec, class names).
+        identity: what must be the same when the run goes on and stands in no setting (the teacher's digest).
     """
 
     def __init__(
-        self, step: Step, folder: RunFolder, process: Process, *, metadata: dict[str, str]
+        self,
+        step: Step,
+        folder: RunFolder,
+        process: Process,
+        *,
+        metadata: dict[str, str],
+        identity: dict[str, str] | None = None,
     ) -> None:
         self.step = step
         self.folder = folder
         self.process = process
         self.metadata = metadata
+        self.identity = {**(identity or {}), "processes": str(process.world_size)}
         self.done = 0
+        self.scored = 0  # the step of the last evaluation
+        self.seconds = 0.0  # over all sessions
+        self.skipped: dict[str, str] = {}
         self.best: float | None = None
         self.scores: dict[str, Any] | None = None
         # Step values since the last logged row, kept so that a resumed run logs the rows of an uninterrupted one.
@@ -93,6 +106,10 @@ class Training:
             "step": self.done,
             "best": self.best,
             "scores": self.scores,
+            "scored": self.scored,
+            "seconds": self.seconds,
+            "skipped": dict(self.skipped),
+            "identity": self.identity,
             "sums": self.sums,
             "counted": self.counted,
             "student": self.student.state_dict(),
@@ -118,6 +135,12 @@ class Training:
                 cut_metrics(self.folder.metrics, 0)
             return False
         state = load_checkpoint(self.folder.last)
+        for name, value in self.identity.items():
+            if state["identity"].get(name) != value:
+                raise UserError(
+                    f"--resume: {self.folder.path} was started with {name} {state['identity'].get(name)}, now it is "
+                    f"{value}; go on as it was started, or give another --name"
+                )
         step, adversary = self.step, self.step.distiller.adversary
         self.student.load_state_dict(state["student"])
         step.optimizer.load_state_dict(state["optimizer"])
@@ -129,9 +152,11 @@ class Training:
         if step.discriminator_optimizer is not None:
             step.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.done, self.best, self.scores = state["step"], state["best"], state["scores"]
+        self.scored, self.seconds = state["scored"], state["seconds"]
+        self.skipped.update(state["skipped"])
         self.sums, self.counted = state["sums"], state["counted"]
         if self.process.rank == 0:
-            cut_metrics(self.folder.metrics, self.done)
+            cut_metrics(self.folder.metrics, self.done, self.scored)
         return True
 
 
@@ -161,10 +186,37 @@ def fit(
     """
     stream = iter(batches)
     process, device = training.process, training.process.device
+    clock = time.perf_counter()
+
+    def save() -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        training.seconds, clock = training.seconds + now - clock, now
+        training.save()
+
+    def score() -> None:
+        """Evaluate where it is due and not done yet (a run may have been killed in the middle of it)."""
+        done = training.done
+        due = done == steps or (evaluate_every > 0 and done > 0 and done % evaluate_every == 0)
+        if evaluate is None or not due or training.scored == done:
+            return
+        save()  # an evaluation may be long; nothing is lost when it is interrupted
+        # Batch statistics differ by rank: score what rank 0 saves.
+        collectives.broadcast_tensors(training.result.buffers())
+        training.scores = evaluate(training.result)
+        training.scored = done
+        log.scores(done, training.scores)
+        value = training.scores[best]
+        if training.best is None or value > training.best:
+            training.best = value
+            training.save_student(training.folder.best)
+        save()
+
+    score()
     while training.done < steps:
         # Ranks must stop at one step: a collective that one of them never joins would hang the others.
         if collectives.any_rank(bool(stop), device):
-            training.save()
+            save()
             return Outcome(training.done, False, training.scores, training.best)
         seed_step(seed, training.done, process.rank)
         rate = set_lr(training.step.optimizer, lr_factor(training.done))
@@ -178,16 +230,8 @@ def fit(
         if done % log_every == 0 or last:
             log.steps(done, {k: v / training.counted for k, v in training.sums.items()}, rate)
             training.sums, training.counted = {}, 0
-        if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
-            # Batch statistics differ by rank: score what rank 0 saves.
-            collectives.broadcast_tensors(training.result.buffers())
-            training.scores = evaluate(training.result)
-            log.scores(done, training.scores)
-            value = training.scores[best]
-            if training.best is None or value > training.best:
-                training.best = value
-                training.save_student(training.folder.best)
         if done % save_every == 0 or last:
-            training.save()
+            save()
+        score()
     training.save_student(training.folder.student)
     return Outcome(training.done, True, training.scores, training.best)

@@ -26,21 +26,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if is_distributed():
-        dist.barrier()
-
-
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, in place, without gradient."""
     if is_distributed():
         dist.all_reduce(x, op=dist.ReduceOp.SUM)
     return x
-
-
-def all_reduce_mean(x: Tensor) -> Tensor:
-    """Mean over ranks, in place, without gradient."""
-    return all_reduce_sum(x).div_(world_size())
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
@@ -57,15 +47,6 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
-
-
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's picklable value on every rank (run folder names, messages)."""
-    if not is_distributed():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def merge_ranks(mapping: dict[Any, Any]) -> dict[Any, Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from densekd.config import build
+from densekd.config import build, provenance
 from densekd.config.load import apply_overrides, dump_config, make_config, parse_yaml, to_tree
 from densekd.config.schema import Config
 from densekd.engine.checkpoint import write_text_atomic
@@ -20,7 +19,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import pick_device
 from densekd.errors import UserError
 from densekd.profiling import count_macs, count_parameters
-from densekd.workflows.children import Child, run_children
+from densekd.workflows.children import Child, available_cores, run_children
 from densekd.workflows.evaluate import evaluate_weights
 from densekd.workflows.run import changed_settings
 
@@ -71,9 +70,14 @@ def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
         raise UserError(
             f"--over {over!r}: expected KEY=value,value, e.g. distill.pair_wise.granularity=1,2,4"
         )
+    if key in ("seed", "note", "data.val_split") or key.startswith("teacher."):
+        raise UserError(
+            f"--over {key}: all rows of a table share it; "
+            + ("use --seeds N" if key == "seed" else "run one ablation for each value")
+        )
     values = parse_yaml(f"[{text}]", "--over")
     for i, value in enumerate(values):
-        if value in values[:i]:
+        if repr(value) in map(repr, values[:i]):  # 1 and 1.0 are different granularities
             raise UserError(f"--over {over!r}: the value {value!r} stands twice")
     variants = []
     for value in values:
@@ -101,6 +105,7 @@ def ablate(
     if config.teacher is None and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
     distil = config.teacher is not None
+    config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     if config.teacher is not None and config.teacher.weights is None:
         raise UserError(
@@ -125,7 +130,7 @@ def ablate(
 
 def default_jobs(device: str) -> int:
     """Runs side by side: one a CPU core (a thread each), or one on a GPU."""
-    return 1 if pick_device(device).type != "cpu" else os.cpu_count() or 1
+    return 1 if pick_device(device).type != "cpu" else available_cores()
 
 
 def lone_children(config: Config, *, folder: Path, seeds: int, device: str) -> list[Child]:
@@ -158,10 +163,8 @@ def _check_folder(folder: Path, config: Config) -> None:
 def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     tree = {**to_tree(variant.config), "seed": seed}
     if not variant.distil:
-        tree["teacher"] = None
-        tree["distill"] = {}
-        # "teacher saw val" says nothing of a student that has no teacher.
-        tree["note"] = ""
+        # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.
+        tree.update(teacher=None, distill={}, note="")
     recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
     text = yaml.safe_dump(tree, sort_keys=False)
     if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
@@ -187,16 +190,24 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
 def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     """The teacher's own score and size, measured once."""
     path = folder / "teacher.json"
+    digest = provenance.identity(config)
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row["digest"] != digest:
+            raise UserError(
+                f"{folder} holds an ablation from another teacher: the content of teacher.weights has changed; give "
+                "another --name"
+            )
+        return row
     assert config.teacher is not None
     tree = to_tree(config)
     model = {k: tree["teacher"][k] for k in tree["model"]}
     alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
     scores = evaluate_weights(alone, None, config.data.val_split, device=device)
-    network, _ = build.build_network(alone.model, len(scores["iou"]), "teacher")
+    network, _ = build.build_network(alone.model, list(scores["iou"]), "teacher")
     size = _input_size(config)
     return {
+        "digest": digest,
         "scores": scores,
         "parameters": count_parameters(network),
         "macs": count_macs(network, alone.model.in_channels, size),
@@ -251,7 +262,8 @@ def write_table(
         "| --- | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {r['title']} | {_mean_std(r['miou'])} | {r['parameters'] / 1e6:.3f} | {r['macs'] / 1e9:.3f} |"
+        f"| {r['title']}{_count(r, seeds)} | {_mean_std(r['miou'])} | {r['parameters'] / 1e6:.3f} "
+        f"| {r['macs'] / 1e9:.3f} |"
         for r in rows
     ]
     note = f" Note: {config.note}." if config.note else ""
@@ -264,6 +276,12 @@ def write_table(
     write_text_atomic(folder / "table.md", text)
     write_text_atomic(folder / "results.json", json.dumps(rows, indent=2) + "\n")
     return text
+
+
+def _count(row: dict[str, Any], seeds: int) -> str:
+    """Says how many seeds a row has, where it is not all of them (a stopped ablation); the teacher is one network."""
+    count = len(row["miou"])
+    return "" if count == seeds or "seconds" not in row else f" ({count} of {seeds} seeds so far)"
 
 
 def _mean_std(values: list[float]) -> str:

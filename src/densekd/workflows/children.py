@@ -50,6 +50,13 @@ class Child:
         return self.folder.path.with_name(self.folder.path.name + ".log")
 
 
+def available_cores() -> int:
+    """Cores this process may use, which a container or a batch system may have narrowed."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _die_with_parent() -> None:
     """Linux: a child must not go on alone when its parent is killed (a second start would meet it)."""
     try:
@@ -88,10 +95,12 @@ def run_children(children: list[Child], *, jobs: int) -> int:
     Raises:
         UserError: a child failed; the message carries the end of what it printed.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this command starts its own processes; run it without torchrun")
     console = Console()
-    cores = os.cpu_count() or 1
-    threads = max(1, cores // jobs)
     waiting = [c for c in children if not c.finished]
+    jobs = max(1, min(jobs, len(waiting)))
+    threads = max(1, available_cores() // jobs)
     running: list[Child] = []
     columns = (
         TextColumn("{task.description:<28}"),

@@ -46,6 +46,10 @@ def demo(
         scale: factor on the number of scenes and steps (tests).
     """
     begin = time.perf_counter()
+    if "data.root" in overrides:
+        raise UserError(
+            "data.root: the demo makes its own scenes; use `densekd ablate` for your data"
+        )
     scenes = folder / "scenes"
     shared = {k: v for k, v in overrides.items() if k.startswith("data.")}
     shared["data.root"] = str(scenes)

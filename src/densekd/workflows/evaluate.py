@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
-from densekd.config import build
+from densekd.config import build, provenance
 from densekd.config.schema import Config
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
@@ -34,9 +35,18 @@ def check_output(path: Path) -> None:
 
 
 def evaluate_weights(
-    config: Config, weights: Path | None, split: str, *, device: str = "auto", quiet: bool = False
+    config: Config,
+    weights: Path | None,
+    split: str,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Score `config.model` with `weights` on `split`.
+
+    Args:
+        report: called once with what is returned, by rank 0 alone.
 
     Returns:
         fractions ``{"miou", "pixel_accuracy", "iou": {class: ...}}`` with what was scored.
@@ -48,7 +58,7 @@ def evaluate_weights(
         reader = build.build_reader(config.data, split, training=False)
         build.check_reader(reader, model.in_channels)
         task = build.build_task(config, reader)
-        network, spec = build.build_network(model, task.num_classes, "model")
+        network, spec = build.build_network(model, task.classes, "model")
         tapped = Taps(network, {}, spec).to(process.device)
         loader = build.build_eval_loader(config, reader, spec, process)
         shown = (
@@ -63,20 +73,23 @@ def evaluate_weights(
                 task,
                 device=process.device,
                 views=build.build_views(config.evaluate),
-                amp=AMP[config.train.amp] if process.device.type == "cuda" else None,
+                amp=AMP[config.train.amp],
             )
         except DataError as error:
             error.one_rank = True  # each rank reads files of its own
             raise
         skipped = merge_ranks(loader.skipped)
-    return {
-        **scores,
-        "images": len(reader) - len(skipped),
-        "skipped": skipped,
-        "split": split,
-        "weights": str(model.weights),
-        "note": config.note,
-    }
+        result = {
+            **scores,
+            "images": len(reader) - len(skipped),
+            "skipped": skipped,
+            "split": split,
+            "weights": str(model.weights),
+            "note": config.note or provenance.about_weights(str(model.weights)).get("note", ""),
+        }
+        if report is not None and process.rank == 0:
+            report(result)
+    return result
 
 
 def write_scores(scores: dict[str, Any], output: Path) -> None:

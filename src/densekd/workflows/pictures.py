@@ -37,7 +37,7 @@ def save_comparison(
     built = []
     for _, model, weights in networks:
         network, spec = build.build_network(
-            replace(model, weights=str(weights)), task.num_classes, "model"
+            replace(model, weights=str(weights)), task.classes, "model"
         )
         built.append(Taps(network, {}, spec).eval())
     rows: list[list[np.ndarray]] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import yaml
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from densekd.config import build
+from densekd.config import build, provenance
 from densekd.config.load import dump_config, to_tree
-from densekd.config.schema import Config
+from densekd.config.schema import Config, Distill
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
 from densekd.engine.folder import RunFolder
@@ -32,7 +32,7 @@ from densekd.profiling import count_macs, count_parameters
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
-    "data.root", "data.workers", "train.log_every", "train.save_every", "train.evaluate_every",
+    "data.root", "data.workers", "data.on_bad_file", "train.log_every", "train.save_every", "train.evaluate_every",
     "train.tensorboard", "evaluate.batch_size", "note",
 }  # fmt: skip
 
@@ -71,6 +71,11 @@ def run(
 
     Everything a user can get wrong fails before the folder is made.
     """
+    if not distil:
+        # So that the run's settings say what it did, and a distillation cannot be resumed as a training or back.
+        config = replace(config, teacher=None, distill=Distill())
+    else:
+        config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
     with ExitStack() as stack:
         process = stack.enter_context(started(device, deterministic=config.train.deterministic))
         stop = stack.enter_context(stop_on_signals())
@@ -78,6 +83,10 @@ def run(
         main = process.rank == 0
         changed = changed_settings(run_folder, config) if resume else []
         run_folder.check(resume=resume, changed=changed)
+        if resume and run_folder.result.exists():
+            if main:
+                print(f"{folder} has finished: scores {run_folder.result}")
+            return 0
         train_reader = build.build_reader(config.data, config.data.train_split, training=True)
         val_reader = build.build_reader(config.data, config.data.val_split, training=False)
         remarks = [
@@ -89,11 +98,7 @@ def run(
             for remark in build.check_reader(reader, config.model.in_channels)
         ]
         task = build.build_task(config, train_reader)
-        if val_reader.num_classes != task.num_classes:
-            raise UserError(
-                f"data: {config.data.train_split} has {task.num_classes} classes and "
-                f"{config.data.val_split} {val_reader.num_classes}"
-            )
+        remarks += build.compare_readers(config.data, train_reader, val_reader)
         if config.train.best not in task.metric_names:
             raise UserError(
                 f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
@@ -102,6 +107,8 @@ def run(
         distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
         size = config.data.crop or train_reader.read(0).image.shape[:2]
         build.dry_run(distiller, config.model.in_channels, size, process.device)
+        augment = build.build_augment(config.data, train_reader, spec)
+        build.check_extras(config)
 
         # Optimizers hold the bare parameters, so build them before DDP renames anything.
         tapped = bare(distiller.student)
@@ -131,8 +138,14 @@ def run(
             ema=ema,
             device=process.device,
         )
-        metadata = build.weights_metadata(config, task, spec)
-        training = Training(step, run_folder, process, metadata=metadata)
+        metadata = provenance.weights_metadata(config, task, spec)
+        training = Training(
+            step, run_folder, process, metadata=metadata, identity=provenance.identity(config)
+        )
+        score = partial(_score, config, val_reader, task, spec, process, training.skipped)
+        score(
+            training.result, limit=1
+        )  # an evaluation that cannot work fails now, not after all steps
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
         resumed = resume and training.resume()
@@ -161,10 +174,8 @@ def run(
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
         )
-        loader = build.build_train_loader(config, train_reader, spec, process, training.done)
-        begin = time.perf_counter()
-        skipped_val: dict[str, str] = {}
-        score = partial(_score, config, val_reader, task, spec, process, skipped_val)
+        loader = build.build_train_loader(config, train_reader, augment, process, training.done)
+        loader.skipped = training.skipped  # one record, over all sessions
         try:
             outcome = fit(
                 training,
@@ -191,12 +202,11 @@ def run(
         except DataError as error:
             error.one_rank = True  # each rank reads files of its own
             raise
-        skipped = merge_ranks({**loader.skipped, **skipped_val})
+        skipped = merge_ranks(training.skipped)
         if skipped:
             log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
         if main and outcome.finished:
-            seconds = time.perf_counter() - begin
-            extra = {"seconds": round(seconds, 1), "skipped": skipped}
+            extra = {"seconds": round(training.seconds, 1), "skipped": skipped}
             _write_result(config, run_folder, outcome, network, size, extra)
             log.say(_closing_line(config, run_folder, outcome))
         elif main:
@@ -212,8 +222,9 @@ def _score(
     process: Process,
     skipped: dict[str, str],
     network: nn.Module,
+    limit: int | None = None,
 ) -> dict[str, Any]:
-    loader = build.build_eval_loader(config, reader, spec, process)
+    loader = build.build_eval_loader(config, reader, spec, process, limit=limit)
     scores = evaluate(
         Taps(network, {}, spec),
         loader,
