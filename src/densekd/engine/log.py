@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -35,8 +36,21 @@ def cut_metrics(path: Path, last_step: int) -> None:
         return
     rows = [r for r in read_metrics(path) if r.get("step", 0) <= last_step]
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
     partial.replace(path)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One line of JSON, which has no NaN and no infinity: null stands for them."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def memory_gb(device: torch.device) -> float:
@@ -54,6 +68,7 @@ class Log:
         path: metrics.jsonl.
         active: False turns every method into a no-op (other ranks).
         total: steps of the run.
+        start: steps done already, where the run goes on.
         tensorboard: folder for event files, or None.
     """
 
@@ -75,7 +90,8 @@ class Log:
         self.console = Console(soft_wrap=True)
         self.progress: Progress | None = None
         self.writer: Any = None
-        self._mark = (time.perf_counter(), start)
+        self._mark = (time.perf_counter(), start)  # the last row of steps
+        self._last = self._mark[0]  # end of the last step or row
         self._images = 0
         if not active:
             return
@@ -87,7 +103,8 @@ class Log:
                 raise UserError(
                     "train.tensorboard needs the extra: pip install 'densekd[tensorboard]'"
                 ) from error
-            self.writer = SummaryWriter(str(tensorboard))
+            # Steps after the checkpoint are done again: TensorBoard forgets their first values.
+            self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -104,6 +121,7 @@ class Log:
     def count(self, images: int) -> None:
         """One step of `images` is done."""
         self._images += images
+        self._last = time.perf_counter()
         if self.progress is not None:
             self.progress.advance(self.bar)
 
@@ -122,7 +140,7 @@ class Log:
             "memory_gb": round(memory_gb(self.device), 3),
         }
         self._write(row)
-        self._mark, self._images = (now, step), 0
+        self._mark, self._last, self._images = (now, step), now, 0
         status = f"loss {values.get('loss', float('nan')):.3f}  {speed:.1f} images/s  {row['memory_gb']:.2f} GB"
         if self.progress is not None:
             self.progress.update(self.bar, status=status)
@@ -134,12 +152,13 @@ class Log:
         )
 
     def scores(self, step: int, scores: dict[str, Any]) -> None:
-        """A row of evaluation results, under ``val/``."""
+        """A row of evaluation results, under ``val/``; what passed since the last step is no training time."""
         if not self.active:
             return
         self._write({"step": step, **{f"val/{k}": v for k, v in scores.items()}})
-        # The time of an evaluation is no training time.
-        self._mark = (time.perf_counter(), step)
+        now = time.perf_counter()
+        self._mark = (self._mark[0] + now - self._last, self._mark[1])
+        self._last = now
         line = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
         self.say(f"{self.title} {step}/{self.total}  val: {line}")
 
@@ -148,7 +167,7 @@ class Log:
             self.console.print(text, highlight=False, markup=False)
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(_line(row))
         self.file.flush()
         if self.writer is not None:
             for name, value in row.items():
