@@ -91,3 +91,17 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path):
             path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
     events = EventAccumulator(str(folder)).Reload().Scalars("loss")
     assert [(e.step, e.value) for e in events] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_a_cut_drops_later_steps_and_scores_of_evaluations_that_are_done_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 2, "loss": 1.0},
+        {"step": 2, "val/miou": 0.1},
+        {"step": 4, "loss": 0.5},
+        {"step": 4, "val/miou": 0.2},
+        {"step": 6, "loss": 0.4},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cut_metrics(path, 4, 2)
+    assert read_metrics(path) == rows[:3]

@@ -30,11 +30,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Drop rows after the step a run resumes from, so that no step stands twice."""
+def cut_metrics(path: Path, last_step: int, last_scored: int = 0) -> None:
+    """Drop rows after the step (and scores after the evaluation) a run resumes from, so that none stands twice."""
     if not path.exists():
         return
-    rows = [r for r in read_metrics(path) if r.get("step", 0) <= last_step]
+    rows = [
+        row
+        for row in read_metrics(path)
+        if row["step"] <= (last_scored if any(k.startswith("val/") for k in row) else last_step)
+    ]
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
     partial.replace(path)
