@@ -68,7 +68,7 @@ def evaluate(
     """
     place = torch.device(device)
     views = views or Views()
-    metric = task.metric()
+    metric = task.metric(device=place)
     was_training = network.training
     network.eval()
     try:
