@@ -70,7 +70,6 @@ def reduced(name: str, root: Path) -> dict:
     overrides = {
         "train.steps": STEPS,
         "train.log_every": 1,
-        "optim.warmup_steps": 0,
         "data.batch_size": 2,
         "data.workers": 0,
         "data.crop": [48, 48],

@@ -309,11 +309,7 @@ def _check_values(config: Config, where: str) -> None:
         for key, got in _values(config, name.split("."))
         if not holds(got)
     ]
-    steps, warmup, loss = config.train.steps, config.optim.warmup_steps, config.loss
-    if steps >= 1 and warmup >= steps:
-        broken.append(
-            f"{where}: optim.warmup_steps: must be less than train.steps ({steps}); got {warmup}"
-        )
+    loss = config.loss
     if loss.name == "ohem":
         ignored = {
             "class_weights": (loss.class_weights, "null"),

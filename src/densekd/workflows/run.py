@@ -98,6 +98,11 @@ def run(
             for remark in build.check_reader(reader, config.model.in_channels)
         ]
         task = build.build_task(config, train_reader)
+        if config.optim.warmup_steps >= config.train.steps:
+            remarks.append(
+                f"optim.warmup_steps {config.optim.warmup_steps} is no less than train.steps {config.train.steps}: "
+                "the learning rate never reaches optim.lr"
+            )
         remarks += build.compare_readers(config.data, train_reader, val_reader)
         if config.train.best not in task.metric_names:
             raise UserError(
