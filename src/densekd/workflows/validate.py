@@ -1,50 +1,120 @@
-"""`config validate`: build everything a recipe names, without data, weights or training."""
+"""`config validate`: build everything a recipe names and pass one random image through it, without data or weights."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from densekd.config import build
-from densekd.config.schema import Config
+from densekd.config.schema import Config, Data
+from densekd.data.base import IGNORE_INDEX, distinct_colours
+from densekd.engine.step import bare
+from densekd.errors import UserError
 from densekd.profiling import count_macs, count_parameters
 
-# Stands in where only the data set knows the number of classes.
+# Stands in where only the data set's files say how many classes there are.
 CLASSES = 19
+SIZE = (128, 256)  # where the recipe trains on whole images
+SMALL = 128  # side of the image that shows whether shapes fit: a large network's crop takes a minute on a CPU
 
 
 def validate(config: Config) -> str:
-    """Names, options, networks and terms; returns a line a network. UserError says what is wrong."""
-    build.resolve(config.data.dataset, build.DATASETS, "data.dataset")
-    size = config.data.crop or (128, 256)
+    """A line a network and a term; UserError says what is wrong.
+
+    Names, options, taps, terms, optimizer groups and class weights are held against what is built. Distillation is
+    looked at wherever the recipe has a teacher or a term.
+    """
+    builder = build.resolve(config.data.dataset, build.DATASETS, "data.dataset")
+    _check_data_options(config.data, builder)
+    classes = _class_names(config, builder)
+    # What a reader would say of itself.
+    facts: Any = SimpleNamespace(
+        classes=classes, palette=distinct_colours(len(classes)), ignore_index=IGNORE_INDEX
+    )
+    task = build.build_task(config, facts)
+    if config.train.best not in task.metric_names:
+        raise UserError(
+            f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
+        )
+    build.check_extras(config)
+
+    model, teacher = config.model, config.teacher
+    untrained = replace(
+        config,
+        model=replace(model, weights=None, options=_without_backbone_weights(model.options)),
+        teacher=teacher
+        and replace(
+            teacher,
+            weights=None,
+            options=_without_backbone_weights(teacher.options),
+            allow_untrained=True,
+        ),
+    )
+    distil = bool(teacher or config.distill.terms or config.distill.holistic)
+    cpu = torch.device("cpu")
+    distiller, spec = build.build_distiller(untrained, task, distil=distil, device=cpu)
+    size = config.data.crop or SIZE
+    small = (min(size[0], SMALL), min(size[1], SMALL))
+    try:
+        build.dry_run(distiller, model.in_channels, small, cpu)
+    except UserError:  # it may be the size: a crop of the recipe's own decides
+        if small == size:
+            raise
+        build.dry_run(distiller, model.in_channels, size, cpu)
+    build.build_augment(config.data, facts, spec)
+    student = bare(distiller.student).model
+    build.build_optimizer(config.optim, student)
+
+    networks = [("model", model.name, student)]
+    if teacher is not None and distiller.teacher is not None:
+        networks.append(("teacher", teacher.name, distiller.teacher.network.model))
     lines = []
-    networks = []
-    for where, model in (("model", config.model), ("teacher", config.teacher)):
-        if model is None:
-            continue
-        options = dict(model.options)
-        if "backbone_weights" in options:
-            options["backbone_weights"] = None
-        bare = replace(model, weights=None, options=options)
-        network, _ = build.build_network(bare, CLASSES, where)
-        networks.append(network)
+    for where, name, network in networks:
         macs = count_macs(network, model.in_channels, size)
         lines.append(
-            f"{where}: {model.name}, {count_parameters(network) / 1e6:.3f} M parameters, "
-            f"{macs / 1e9:.3f} G MACs at {size[0]}x{size[1]} with {CLASSES} classes"
+            f"{where}: {name}, {count_parameters(network) / 1e6:.3f} M parameters, "
+            f"{macs / 1e9:.3f} G MACs at {size[0]}x{size[1]} with {len(classes)} classes"
         )
-    if len(networks) == 2:
-        terms, *_ = build.build_terms(config.distill, networks[0], networks[1])
-        for term in terms:
-            lines.append(
-                f"{term.name}: weight {term.weight}, student {term.student}, teacher {term.teacher}"
-            )
+    for term in distiller.terms:
+        lines.append(
+            f"{term.name}: weight {term.weight}, student {term.student}, teacher {term.teacher}"
+        )
     if config.distill.holistic is not None:
-        build.build_adversary(
-            config.distill.holistic, CLASSES, config.model.in_channels, torch.device("cpu")
-        )
         lines.append(
             f"holistic: weight {config.distill.holistic.weight}, {config.distill.holistic.mode}"
         )
     return "\n".join([*lines, "valid"])
+
+
+def _without_backbone_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if key == "backbone_weights" else value for key, value in options.items()}
+
+
+def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
+    """Their names alone: what they do needs the files."""
+    ours = {"root", "split", "verify_files", "allow_unlabelled"}
+    possible = sorted(set(inspect.signature(builder).parameters) - ours)
+    for section in ("options", "train_options", "val_options"):
+        for key in getattr(data, section):
+            if key in ours or not build.accepts(builder, key):
+                raise UserError(
+                    f"data.{section}.{key}: unknown option; {build.nearest(key, possible)}"
+                )
+
+
+def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
+    """As the recipe or the data set's file has them; else as many as it has class weights, or `CLASSES`."""
+    known = (
+        config.data.options.get("classes")
+        or getattr(builder, "classes", None)
+        or getattr(inspect.getmodule(builder), "CLASSES", None)
+    )
+    if isinstance(known, (list, tuple)):
+        return [str(name) for name in known]
+    weights = config.loss.class_weights
+    return [str(i) for i in range(CLASSES if weights is None else len(weights))]
