@@ -444,7 +444,7 @@ def dry_run(
     distiller: Distiller, channels: int, size: tuple[int, int], device: torch.device
 ) -> None:
     """Every forward pass and term once, on a random image: shapes, taps and class counts fail here."""
-    n, (height, width) = 2, size
+    n, (height, width) = 1, size
     batch = Batch(
         images=torch.rand(n, channels, height, width, device=device),
         targets=torch.zeros(n, height, width, dtype=torch.int64, device=device),
