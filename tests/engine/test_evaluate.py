@@ -196,7 +196,7 @@ RANK = """
         task = make_task(reader)
         metrics = []
         make = task.metric
-        task.metric = lambda: metrics.append(make()) or metrics[0]
+        task.metric = lambda **given: metrics.append(make(**given)) or metrics[0]
         names = []
         def watched():
             for batch in loader:
@@ -226,7 +226,7 @@ def test_uneven_ranks_count_every_image_once(root, reader, tmp_path):
     task = make_task(reader)
     metrics = []
     make = task.metric
-    task.metric = lambda: metrics.append(make()) or metrics[0]
+    task.metric = lambda **given: metrics.append(make(**given)) or metrics[0]
     alone = evaluate(Colours(), EvalLoader(reader), task)
     assert [len(rank["names"]) for rank in ranks] == [3, 2]
     assert sorted(ranks[0]["names"] + ranks[1]["names"]) == [reader.name(i) for i in range(IMAGES)]
