@@ -151,7 +151,7 @@ class Optim:
     decay_norms: bool = True  # False: no weight decay on norms and biases
     schedule: Literal["poly", "cosine", "constant"] = "poly"  # of the learning rate
     power: float = 0.9  # of poly
-    warmup_steps: int = 0  # linear; less than train.steps
+    warmup_steps: int = 0  # linear
     clip: float | None = None  # largest gradient norm
     groups: list[Group] = field(default_factory=list)  # the first that matches a name holds
 
