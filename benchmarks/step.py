@@ -49,7 +49,10 @@ def make_arms(
         seen = maps.student.clone().requires_grad_()
         scores = student_score(full.adversary.discriminator, maps.images, seen, maps.mask)
         holistic(scores, mode=full.adversary.mode).backward()
-        whole._discriminator_phase([maps], 0)
+        assert whole.discriminator_optimizer is not None
+        whole.discriminator_optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(full.discriminator_phase(maps).values())).sum().backward()
+        whole.discriminator_optimizer.step()
 
     arms = {
         "teacher": teacher_forward,

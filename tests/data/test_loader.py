@@ -210,7 +210,7 @@ def test_wrong_settings(camvid, wrong):
 SCRIPT = """
 import os, signal, sys, time
 from densekd.data import CamVid, TrainLoader
-signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told\n"))  # print may be in the middle of one
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told\\n"))  # print may be in the middle of one
 stream = iter(TrainLoader(CamVid(sys.argv[1]), batch_size=2, workers=2))
 next(stream)  # from the first worker; the next is the second's, so both are up
 print(next(stream).names, flush=True)
