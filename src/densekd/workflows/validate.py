@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from densekd.config import build
+from densekd.config.names import DATASETS
+from densekd.config.resolve import accepts, nearest, resolve
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
 from densekd.engine.step import bare
@@ -29,7 +31,7 @@ def validate(config: Config) -> str:
     Names, options, taps, terms, optimizer groups and class weights are held against what is built. Distillation is
     looked at wherever the recipe has a teacher or a term.
     """
-    builder = build.resolve(config.data.dataset, build.DATASETS, "data.dataset")
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
     _check_data_options(config.data, builder)
     classes = _class_names(config, builder)
     # What a reader would say of itself.
@@ -101,10 +103,8 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
     possible = sorted(set(inspect.signature(builder).parameters) - ours)
     for section in ("options", "train_options", "val_options"):
         for key in getattr(data, section):
-            if key in ours or not build.accepts(builder, key):
-                raise UserError(
-                    f"data.{section}.{key}: unknown option; {build.nearest(key, possible)}"
-                )
+            if key in ours or not accepts(builder, key):
+                raise UserError(f"data.{section}.{key}: unknown option; {nearest(key, possible)}")
 
 
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
