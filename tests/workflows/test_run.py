@@ -167,6 +167,14 @@ def test_a_teacher_of_other_classes_is_refused_and_its_note_is_carried(tiny_tree
         go(tiny_tree, tmp_path / "r2")
 
 
+def test_the_teacher_is_tried_on_the_students_crops(tiny_tree, tmp_path, capsys):
+    go(tiny_tree, tmp_path / "r")
+    assert (
+        "teacher's pixel accuracy on a first batch, cut as the student sees it: 0."
+        in capsys.readouterr().out
+    )
+
+
 def test_published_checkpoints_are_known_to_have_seen_val(shared):
     for name in ("ESPNet_base", "ESPNet_pixel_pair_unlabelled", "ESPNetC_pixel_pair"):
         path = shared / "checkpoints" / "espnet_camvid" / f"{name}.pth"

@@ -17,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from densekd.config import build, provenance
 from densekd.config.load import dump_config, to_tree
 from densekd.config.schema import Config, Distill
+from densekd.data.transforms import Augment
+from densekd.distill.teacher import Teacher
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
 from densekd.engine.folder import RunFolder
@@ -28,7 +30,10 @@ from densekd.engine.trainer import Outcome, Training, fit
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
+from densekd.ops.resize import resize_map
 from densekd.profiling import count_macs, count_parameters
+from densekd.tasks import Segmentation
+from densekd.types import Batch
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
@@ -179,6 +184,13 @@ def run(
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
         )
+        if distiller.teacher is not None and training.done == 0:
+            accuracy = teacher_accuracy(
+                distiller.teacher, task, first_batch(config, train_reader, augment, process)
+            )
+            log.say(
+                f"teacher's pixel accuracy on a first batch, cut as the student sees it: {accuracy:.3f}"
+            )
         loader = build.build_train_loader(config, train_reader, augment, process, training.done)
         loader.skipped = training.skipped  # one record, over all sessions
         try:
@@ -217,6 +229,24 @@ def run(
         elif main:
             log.say(f"stopped at step {outcome.step}; go on with the same command and --resume")
         return _exit_status(outcome, stop)
+
+
+def first_batch(config: Config, reader: Any, augment: Augment, process: Process) -> Batch:
+    data = replace(config.data, workers=0)
+    loader = build.build_train_loader(replace(config, data=data), reader, augment, process, 0)
+    return next(iter(loader)).to(process.device)
+
+
+def teacher_accuracy(teacher: Teacher, task: Segmentation, batch: Batch) -> float:
+    """How much the teacher knows of the crops it is asked about; NaN without labels.
+
+    A teacher that was trained on whole images can be poor on small crops of them, and weights of another input
+    range load without complaint: either shows here and nowhere else.
+    """
+    metric = task.metric(batch.images.device)
+    scores = resize_map(teacher(batch.images).prediction.float(), batch.targets.shape[-2:])
+    metric.update(task.decode(scores), batch)
+    return metric.confusion.pixel_accuracy()
 
 
 def _score(
