@@ -124,12 +124,12 @@ def test_the_table_has_means_and_deviations(tiny_tree, tmp_path):
     assert rows[1]["miou"] == [0.5, 0.52, 0.57]
 
 
-def test_rows_without_a_result_are_left_out(tiny_tree, tmp_path):
+def test_rows_without_a_result_say_so(tiny_tree, tmp_path):
     config = make_config(tiny_tree, "test")
     variants = [Variant("a", "first", config, False), Variant("b", "second", config, True)]
     make_result(tmp_path, "b", 0, 0.6)
     table = write_table(config, tmp_path, variants, 1, None)
-    assert titles(table) == ["second"]
+    assert titles(table) == ["second", "first (not run yet)"]
     assert "1 seed." in table
 
 

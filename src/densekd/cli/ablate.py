@@ -46,6 +46,8 @@ def command(arguments: list[str]) -> int:
             settings, folder=folder, seeds=seeds, over=over, jobs=jobs, device=device
         )
         print(f"\n{table}\n{folder / 'table.md'}")
+        if status:
+            print("stopped before all rows were run; the same command goes on")
         return status
 
     return parse(ablate, "ablate", own)

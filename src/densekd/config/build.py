@@ -95,7 +95,8 @@ def check_reader(reader: Any, channels: int) -> list[str]:
     """Before any work: a spread of files can be read, with the channels the network takes; returns remarks."""
     if reader.channels != channels:
         raise UserError(
-            f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal"
+            f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
+            "(a folder is read with --data.options.channels 1, 3 or 4)"
         )
     return sample_check(reader)
 

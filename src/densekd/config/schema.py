@@ -34,7 +34,7 @@ class Model:
     name: str  # see `densekd list models`
     options: dict[str, Any] = field(default_factory=dict)  # arguments of its builder
     weights: str | None = None  # .safetensors or .pth of this very network
-    in_channels: int = 3  # of the images; other than 3 needs input.mean and input.std
+    in_channels: int = 3  # of the images; for other than 3 give input.mean and input.std (ours fall back to 0.5, 0.25)
     input: Input = field(default_factory=Input)
 
 

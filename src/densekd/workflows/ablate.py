@@ -266,6 +266,8 @@ def write_table(
         f"| {r['macs'] / 1e9:.3f} |"
         for r in rows
     ]
+    run = {r["title"] for r in rows}
+    lines += [f"| {v.title} (not run yet) | | | |" for v in variants if v.title not in run]
     note = f" Note: {config.note}." if config.note else ""
     lines += [
         "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,15 +95,10 @@ def _scaled(config: Config, scale: float) -> Config:
 
 
 def _write_scenes(folder: Path, scale: float) -> None:
-    """Under another name until they are complete, so that a stopped demo does not train on half of them."""
     if folder.exists():
         return
-    partial = folder.with_name("scenes.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
     splits = {name: max(4, round(count * scale)) for name, count in SCENES.items()}
-    synthesize(partial, splits=splits, seed=0, height=SIZE[0], width=SIZE[1], extras=False)
-    partial.rename(folder)
+    synthesize(folder, splits=splits, seed=0, height=SIZE[0], width=SIZE[1], extras=False)
 
 
 def _draw(config: Config, folder: Path, teacher: RunFolder, picture: Path) -> None:
