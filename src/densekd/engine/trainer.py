@@ -78,7 +78,7 @@ class Training:
         self.identity = {**(identity or {}), "processes": str(process.world_size)}
         self.done = 0
         self.scored = 0  # the step of the last evaluation
-        self.seconds = 0.0  # over all sessions
+        self.seconds = 0.0  # over all starts of the run
         self.skipped: dict[str, str] = {}
         self.best: float | None = None
         self.scores: dict[str, Any] | None = None

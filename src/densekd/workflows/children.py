@@ -90,7 +90,7 @@ def _show(child: Child, progress: Progress) -> None:
 
 
 def run_children(children: list[Child], *, jobs: int) -> int:
-    """Run them, `jobs` at a time; finished ones are left alone. Returns 0, or the status of a stopped session.
+    """Run them, `jobs` at a time; finished ones are left alone. Returns 0, or 128 + the signal that stopped it.
 
     Raises:
         UserError: a child failed; the message carries the end of what it printed.

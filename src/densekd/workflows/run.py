@@ -192,7 +192,7 @@ def run(
                 f"teacher's pixel accuracy on a first batch, cut as the student sees it: {accuracy:.3f}"
             )
         loader = build.build_train_loader(config, train_reader, augment, process, training.done)
-        loader.skipped = training.skipped  # one record, over all sessions
+        loader.skipped = training.skipped  # one record, over all starts of the run
         try:
             outcome = fit(
                 training,
