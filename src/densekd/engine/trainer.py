@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,6 @@ from densekd.errors import UserError
 from densekd.models.weights import save_weights
 from densekd.ops import collectives
 from densekd.types import Batch
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        step: optimizer steps done.
-        finished: False when a signal stopped it.
-        scores: of the last evaluation, or None.
-        best: the best value of the chosen metric so far, or None.
-    """
-
-    step: int
-    finished: bool
-    scores: dict[str, Any] | None
-    best: float | None
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -176,13 +158,16 @@ def fit(
     log_every: int = 20,
     save_every: int = 200,
     evaluate_every: int = 0,
-) -> Outcome:
+) -> bool:
     """Train from `training.done` to `steps`.
 
     Args:
         batches: an endless stream that starts at batch `training.done * accumulate`.
         evaluate: scores the given network; called every `evaluate_every` steps and at the end.
         best: the metric that decides which weights ``best.safetensors`` keeps (larger is better).
+
+    Returns:
+        True at the end, False where `stop` ended it before; `training` holds step, scores and best.
     """
     stream = iter(batches)
     process, device = training.process, training.process.device
@@ -217,7 +202,7 @@ def fit(
         # Ranks must stop at one step: a collective that one of them never joins would hang the others.
         if collectives.any_rank(bool(stop), device):
             save()
-            return Outcome(training.done, False, training.scores, training.best)
+            return False
         seed_step(seed, training.done, process.rank)
         rate = set_lr(training.step.optimizer, lr_factor(training.done))
         group = [next(stream).to(device, channels_last) for _ in range(accumulate)]
@@ -234,4 +219,4 @@ def fit(
             save()
         score()
     training.save_student(training.folder.student)
-    return Outcome(training.done, True, training.scores, training.best)
+    return True

@@ -22,10 +22,6 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-def is_main() -> bool:
-    return rank() == 0
-
-
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, in place, without gradient."""
     if is_distributed():

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from densekd.losses import cross_entropy, ohem_cross_entropy
+from densekd.losses import CrossEntropy, OhemCrossEntropy
 from densekd.metrics import ConfusionMatrix
 from densekd.types import Batch, DenseOutput
 
@@ -48,16 +48,20 @@ class Segmentation:
         self.num_classes = len(self.classes)
         self.palette = [tuple(c) for c in palette]
         self.ignore_index = ignore_index
-        self.loss_name = loss
         self.aux_weight = aux_weight
         if class_weights is not None and len(class_weights) != self.num_classes:
             raise ValueError(
                 f"class_weights has {len(class_weights)} values for {self.num_classes} classes"
             )
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
-        self.label_smoothing = label_smoothing
-        self.threshold = threshold
-        self.min_kept = min_kept
+        self.term: nn.Module = (
+            OhemCrossEntropy(threshold=threshold, min_kept=min_kept, ignore_index=ignore_index)
+            if loss == "ohem"
+            else CrossEntropy(
+                ignore_index=ignore_index,
+                class_weights=class_weights,
+                label_smoothing=label_smoothing,
+            )
+        )
 
     def check_output(self, output: DenseOutput, who: str) -> None:
         """Raise ValueError unless the prediction is (N, num_classes, h, w)."""
@@ -76,22 +80,7 @@ class Segmentation:
         return terms
 
     def _supervised(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.loss_name == "ohem":
-            return ohem_cross_entropy(
-                logits,
-                target,
-                threshold=self.threshold,
-                min_kept=self.min_kept,
-                ignore_index=self.ignore_index,
-            )
-        weights = self.class_weights
-        return cross_entropy(
-            logits,
-            target,
-            ignore_index=self.ignore_index,
-            class_weights=None if weights is None else weights.to(logits.device),
-            label_smoothing=self.label_smoothing,
-        )
+        return self.term.to(logits.device)(logits, target)
 
     def mask(self, batch: Batch, kind: str) -> Tensor | None:
         """(N, H, W) bool: which pixels distillation compares.

@@ -20,17 +20,16 @@ from densekd.config.schema import Config, Distill
 from densekd.data.transforms import Augment
 from densekd.distill.teacher import Teacher
 from densekd.engine.checkpoint import write_text_atomic
-from densekd.engine.evaluate import evaluate
+from densekd.engine.evaluate import Views, evaluate, predict
 from densekd.engine.folder import RunFolder
-from densekd.engine.launch import Process, StopRequest, started, stop_on_signals
+from densekd.engine.launch import Process, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
 from densekd.engine.step import AMP, Step, bare
-from densekd.engine.trainer import Outcome, Training, fit
+from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
-from densekd.ops.resize import resize_map
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Segmentation
 from densekd.types import Batch
@@ -153,9 +152,8 @@ def run(
             step, run_folder, process, metadata=metadata, identity=provenance.identity(config)
         )
         score = partial(_score, config, val_reader, task, spec, process, training.skipped)
-        score(
-            training.result, limit=1
-        )  # an evaluation that cannot work fails now, not after all steps
+        # An evaluation that cannot work fails now, not after all steps.
+        score(training.result, limit=1)
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
         resumed = resume and training.resume()
@@ -184,17 +182,16 @@ def run(
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
         )
-        if distiller.teacher is not None and training.done == 0:
-            accuracy = teacher_accuracy(
-                distiller.teacher, task, first_batch(config, train_reader, augment, process)
-            )
-            log.say(
-                f"teacher's pixel accuracy on a first batch, cut as the student sees it: {accuracy:.3f}"
-            )
         loader = build.build_train_loader(config, train_reader, augment, process, training.done)
         loader.skipped = training.skipped  # one record, over all starts of the run
         try:
-            outcome = fit(
+            if distiller.teacher is not None and training.done == 0:
+                batch = first_batch(config, train_reader, augment, process)
+                accuracy = teacher_accuracy(distiller.teacher, task, batch)
+                log.say(
+                    f"teacher's pixel accuracy on a first batch, cut as the student sees it: {accuracy:.3f}"
+                )
+            finished = fit(
                 training,
                 loader,
                 log,
@@ -222,13 +219,13 @@ def run(
         skipped = merge_ranks(training.skipped)
         if skipped:
             log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
-        if main and outcome.finished:
+        if main and finished:
             extra = {"seconds": round(training.seconds, 1), "skipped": skipped}
-            _write_result(config, run_folder, outcome, network, size, extra)
-            log.say(_closing_line(config, run_folder, outcome))
+            _write_result(config, training, network, size, extra)
+            log.say(_closing_line(config, training))
         elif main:
-            log.say(f"stopped at step {outcome.step}; go on with the same command and --resume")
-        return _exit_status(outcome, stop)
+            log.say(f"stopped at step {training.done}; go on with the same command and --resume")
+        return 0 if finished else stop.exit_status
 
 
 def first_batch(config: Config, reader: Any, augment: Augment, process: Process) -> Batch:
@@ -244,7 +241,7 @@ def teacher_accuracy(teacher: Teacher, task: Segmentation, batch: Batch) -> floa
     range load without complaint: either shows here and nowhere else.
     """
     metric = task.metric(batch.images.device)
-    scores = resize_map(teacher(batch.images).prediction.float(), batch.targets.shape[-2:])
+    scores = predict(teacher, batch.images, tuple(batch.targets.shape[-2:]), Views())
     metric.update(task.decode(scores), batch)
     return metric.confusion.pixel_accuracy()
 
@@ -274,17 +271,16 @@ def _score(
 
 def _write_result(
     config: Config,
-    folder: RunFolder,
-    outcome: Outcome,
+    training: Training,
     network: nn.Module,
     size: tuple[int, int],
     extra: dict[str, Any],
 ) -> None:
     result = {
-        "step": outcome.step,
+        "step": training.done,
         "split": config.data.val_split,
-        "scores": outcome.scores,
-        f"best_{config.train.best}": outcome.best,
+        "scores": training.scores,
+        f"best_{config.train.best}": training.best,
         "parameters": count_parameters(network),
         "macs": count_macs(network, config.model.in_channels, (size[0], size[1])),
         "macs_size": list(size),
@@ -293,17 +289,14 @@ def _write_result(
         **extra,
         "config": to_tree(config),
     }
-    write_text_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+    write_text_atomic(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 
-def _closing_line(config: Config, folder: RunFolder, outcome: Outcome) -> str:
-    assert outcome.scores is not None
+def _closing_line(config: Config, training: Training) -> str:
+    assert training.scores is not None
+    folder = training.folder
     note = f" ({config.note})" if config.note else ""
     return (
-        f"{config.data.val_split} mIoU {outcome.scores['miou']:.4f}{note}; "
+        f"{config.data.val_split} mIoU {training.scores['miou']:.4f}{note}; "
         f"weights {folder.student}, scores {folder.result}"
     )
-
-
-def _exit_status(outcome: Outcome, stop: StopRequest) -> int:
-    return 0 if outcome.finished else stop.exit_status
