@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,19 +73,45 @@ class InputSpec:
         return asdict(self)
 
 
+# One map, or one a level of a feature pyramid, fine to coarse.
+Maps = Tensor | list[Tensor]
+
+
 @dataclass
 class DenseOutput:
     """What a tapped network returns, whatever it is underneath.
 
     Attributes:
-        prediction: logits (N, K, h, w), depth (N, 1, h, w), depth-bin logits, or a detector's raw head outputs.
+        prediction: logits (N, K, h, w), depth (N, 1, h, w), depth-bin logits (N, B, h, w), or `DetectorOutput`.
         aux: auxiliary logits, or None.
-        features: tapped tensors by the name they were asked for under.
+        features: tapped tensors by the name they were asked for under; a list where a tap asks for all levels of a
+            pyramid (``"fpn:*"``).
     """
 
     prediction: Any
     aux: Tensor | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Maps] = field(default_factory=dict)
+
+
+@dataclass
+class DetectorOutput:
+    """What a detector's heads say, before any assignment, threshold or NMS; the same in training and evaluation.
+
+    A is the number of anchors a location (FCOS: 1), K the number of classes; one entry a level, fine to coarse.
+
+    Attributes:
+        logits: (N, A * K, h, w) class logits, anchor-major: channel a * K + k.
+        boxes: (N, A * 4, h, w), in the detector's own coding.
+        centerness: (N, 1, h, w) logits (FCOS), or None.
+        anchors: (h * w * A, 4) XYXY in pixels of the input, location-major.
+        kind: ``"fcos"`` or ``"retinanet"``: whose rules assign and decode.
+    """
+
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    centerness: list[Tensor] | None
+    anchors: list[Tensor]
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -98,12 +124,69 @@ class Feature:
 
 
 @dataclass
+class Boxes:
+    """The objects of one image.
+
+    Attributes:
+        boxes: (n, 4) float32 XYXY in pixels of the image as it is in the batch; x1 > x0 and y1 > y0.
+        labels: (n,) int64 class indices.
+        ignored: (n,) bool: crowds (COCO) and difficult objects (VOC), neither learned from nor counted in a score.
+        areas: (n,) float32, in pixels: of the object's mask where it is known (COCO), else of the box.
+        image_id: of the annotation file, for ``results.json``.
+        size: (height, width) of the image without the batch's padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+    areas: Tensor
+    image_id: int
+    size: tuple[int, int]
+
+    def to(self, device: torch.device) -> Boxes:
+        moved = {k: getattr(self, k).to(device) for k in ("boxes", "labels", "ignored", "areas")}
+        return replace(self, **moved)
+
+
+@dataclass
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: (m, 4) float32 XYXY in pixels of the image as it is in the batch, inside it.
+        scores: (m,) in [0, 1].
+        labels: (m,) int64 class indices.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass
+class DepthMaps:
+    """True depth of a batch.
+
+    Attributes:
+        depth: (N, 1, H, W) float32 metres along the optical axis; 0 where unknown.
+        intrinsics: (N, 4) float32 fx, fy, cx, cy in pixels of the image as it is in the batch; NaN where unknown.
+    """
+
+    depth: Tensor
+    intrinsics: Tensor
+
+    def to(self, device: torch.device) -> DepthMaps:
+        return DepthMaps(self.depth.to(device), self.intrinsics.to(device))
+
+
+@dataclass
 class Batch:
     """One batch. On the CPU images may be uint8; `to` moves them and makes them float in [0, 1].
 
     Attributes:
         images: (N, C, H, W), RGB.
-        targets: the task's own: segmentation (N, H, W) int64 class indices with ignore_index.
+        targets: the task's own: segmentation (N, H, W) int64 class indices with ignore_index; detection a list of
+            `Boxes`, one an image; depth `DepthMaps`.
         labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
         inside: (N, H, W) bool, False where the pixel is padding.
         names: one a sample, to name it in messages.
@@ -126,10 +209,17 @@ class Batch:
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(
             images=images,
-            targets=self.targets.to(device, non_blocking=True)
-            if isinstance(self.targets, Tensor)
-            else self.targets,
+            targets=moved(self.targets, device),
             labelled=self.labelled.to(device, non_blocking=True),
             inside=self.inside.to(device, non_blocking=True),
             names=self.names,
         )
+
+
+def moved(targets: Any, device: torch.device) -> Any:
+    """Targets of any task on `device`; what cannot move stays as it is."""
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    if isinstance(targets, list):
+        return [moved(target, device) for target in targets]
+    return targets.to(device) if hasattr(targets, "to") else targets
