@@ -1,4 +1,4 @@
-"""Pixel-wise distillation (Pi): the student's class distribution at each pixel follows the teacher's."""
+"""Pixel-wise distillation (Pi): what the student says at each pixel follows what the teacher says there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from densekd.losses._checks import (
 )
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
+FORMS = ("softmax", "sigmoid", "regression")
 
 
 def pixel_wise(
@@ -22,6 +23,7 @@ def pixel_wise(
     *,
     temperature: float = 1.0,
     mask: Tensor | None = None,
+    form: str = "softmax",
     convention: str = "paper",
 ) -> Tensor:
     r"""Kullback–Leibler divergence of class distributions, averaged over the valid pixels.
@@ -41,33 +43,46 @@ def pixel_wise(
     mmrazor   T² · h · w · mean KL                           mmrazor, torchdistill
     ========= ============================================== ==================================
 
+    What a pixel says is not always one class of many. Two more forms are the same mean over valid pixels
+    (convention ``"paper"`` alone):
+
+    - ``"sigmoid"``, for detectors: each class is a yes or no of its own. T² times the sum over classes of the
+      divergence of the two Bernoulli distributions, as in the paper's section on detection (class logits of
+      every level).
+    - ``"regression"``, for depth without bins: :math:`|\log s_i - \log t_i|`, mean over channels, since a
+      softmax over one channel is constant. Ours: the paper has no form for it.
+
     Args:
-        student: logits (N, C, h, w).
-        teacher: logits (N, C, h, w); receives no gradient.
+        student: logits (N, C, h, w); positive values for ``"regression"``.
+        teacher: the same; receives no gradient.
         temperature: T > 0, softens both distributions. T² keeps the gradient's size (where it applies).
         mask: (N, h, w) bool, True where a pixel counts. All False gives 0 with a graph.
+        form: what the C channels are: ``"softmax"``, ``"sigmoid"`` or ``"regression"``.
         convention: whose normalisation.
 
     Returns:
         A scalar, at least 0 (float32 for half-precision input).
+
+    Raises:
+        ValueError: shapes that do not fit, or arguments that exclude each other.
 
     Example:
         >>> import torch
         >>> student = torch.randn(2, 19, 33, 41, requires_grad=True)
         >>> pixel_wise(student, torch.randn(2, 19, 33, 41), temperature=4.0).backward()
     """
-    _check_arguments(temperature, convention)
+    _check_arguments(temperature, form, convention)
     check_pair(student, teacher, same_channels=True)
     check_mask(mask, student)
 
     n, c, h, w = student.shape
-    log_s = F.log_softmax(full_precision(student) / temperature, dim=1)
-    log_t = F.log_softmax(full_precision(teacher.detach()) / temperature, dim=1)
-    if convention == "authors":
-        # Differs from the paper: the teacher's entropy is not subtracted. The gradient is the same.
-        per_pixel = -(log_t.exp() * log_s).sum(dim=1)  # (N, h, w)
+    s, t = full_precision(student), full_precision(teacher.detach())
+    if form == "softmax":
+        per_pixel = _softmax_form(s / temperature, t / temperature, convention)
+    elif form == "sigmoid":
+        per_pixel = _sigmoid_form(s / temperature, t / temperature)
     else:
-        per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
+        per_pixel = _regression_form(s, t, mask)
 
     count = per_pixel.numel() if mask is None else mask.sum().clamp(min=1)
     if mask is not None:
@@ -83,9 +98,47 @@ def pixel_wise(
     return mean * scale[convention]
 
 
-def _check_arguments(temperature: float, convention: str) -> None:
+def _softmax_form(s: Tensor, t: Tensor, convention: str) -> Tensor:
+    """(N, C, h, w) logits -> (N, h, w)."""
+    log_s, log_t = F.log_softmax(s, dim=1), F.log_softmax(t, dim=1)
+    if convention == "authors":
+        # Differs from the paper: the teacher's entropy is not subtracted. The gradient is the same.
+        return -(log_t.exp() * log_s).sum(dim=1)
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
+
+
+def _sigmoid_form(s: Tensor, t: Tensor) -> Tensor:
+    """(N, C, h, w) logits -> (N, h, w); logarithms of sigmoids, so that sure answers stay finite."""
+    yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return (yes + no).sum(dim=1)
+
+
+def _regression_form(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, h, w) positive values -> (N, h, w)."""
+    if mask is not None:
+        # What a network says outside the mask may be anything; one is harmless to the logarithm and its gradient.
+        s, t = (x.masked_fill(~mask[:, None], 1.0) for x in (s, t))
+    if not bool((s > 0).all()) or not bool((t > 0).all()):
+        raise ValueError(
+            f"form 'regression' compares logarithms of positive maps; got a smallest value of {float(s.min()):.3g} "
+            f"(student) and {float(t.min()):.3g} (teacher): take 'softmax' or 'sigmoid' for logits"
+        )
+    return (s.log() - t.log()).abs().mean(dim=1)
+
+
+def _check_arguments(temperature: float, form: str, convention: str) -> None:
+    check_choice("form", form, FORMS)
     check_choice("convention", convention, CONVENTIONS)
     check_positive("temperature", temperature)
+    if form != "softmax" and convention != "paper":
+        raise ValueError(
+            f"convention {convention!r} is a normalisation of form 'softmax'; form {form!r} takes 'paper' alone"
+        )
+    if form == "regression" and temperature != 1:
+        raise ValueError(
+            f"temperature is {temperature}; form 'regression' has no distribution to soften: leave it at 1"
+        )
     if convention == "authors" and temperature != 1:
         raise ValueError(
             f"temperature is {temperature}, but convention 'authors' knows only 1: take 'paper' for another"
@@ -95,10 +148,13 @@ def _check_arguments(temperature: float, convention: str) -> None:
 class PixelWise(nn.Module):
     """`pixel_wise` with its arguments stored."""
 
-    def __init__(self, *, temperature: float = 1.0, convention: str = "paper") -> None:
+    def __init__(
+        self, *, temperature: float = 1.0, form: str = "softmax", convention: str = "paper"
+    ) -> None:
         super().__init__()
-        _check_arguments(temperature, convention)
+        _check_arguments(temperature, form, convention)
         self.temperature = temperature
+        self.form = form
         self.convention = convention
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,8 +163,10 @@ class PixelWise(nn.Module):
             teacher,
             temperature=self.temperature,
             mask=mask,
+            form=self.form,
             convention=self.convention,
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, convention={self.convention!r}"
+        form = "" if self.form == "softmax" else f"form={self.form!r}, "
+        return f"temperature={self.temperature}, {form}convention={self.convention!r}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.errors import UserError
-from densekd.types import DenseOutput, InputSpec
+from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
 
 class Recorder:
@@ -40,6 +40,7 @@ class Taps(nn.Module):
         model: any network.
         taps: name -> module path (``"backbone.layer4"``). Where that module returns a container, a path into it follows
             a colon: ``"backbone:out"``, ``"backbone.fpn:0"``, ``"head:levels.1"`` (keys, positions or attributes).
+            ``"fpn:*"`` gives all maps of the container as a list, in its order: the levels of a pyramid.
             A module that runs more than once in a forward gives its last result.
         input_spec: what the network wants to see; None takes the network's own ``input_spec`` where it has one, and
             else passes the images on as they are.
@@ -110,19 +111,40 @@ def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
     )
 
 
-def read(recorder: Recorder) -> Tensor:
+ALL = "*"  # the path that takes every map of a container
+
+
+def read(recorder: Recorder) -> Maps:
     if recorder.value is None:
         raise UserError(
             f"tap {recorder.tap!r} never fired: its module did not run in this forward pass "
             "(an auxiliary head in eval mode, or a module used by its weights only); tap another module"
         )
+    module = recorder.tap.partition(":")[0]
+    if recorder.where == ALL:
+        return levels(recorder.value, f"tap {recorder.tap!r}", module)
     value = follow(recorder.value, recorder.where, f"tap {recorder.tap!r}")
     if not isinstance(value, Tensor):
         raise UserError(
             f"tap {recorder.tap!r} gives {describe(value)}, not a tensor; add a path into it after a colon, "
-            f"such as {recorder.tap.partition(':')[0] + ':' + example(value)!r}"
+            f"such as {module + ':' + example(value)!r}, or {module + ':*'!r} for all its maps"
         )
     return value
+
+
+def levels(value: Any, who: str, module: str) -> list[Tensor]:
+    """Every map of a container, in its order."""
+    maps = list(value.values()) if isinstance(value, Mapping) else value
+    if not isinstance(maps, tuple | list) or not maps or not all(is_map(m) for m in maps):
+        raise UserError(
+            f"{who} asks for all maps of a container and {module!r} gives {describe(value)}; "
+            "tap a module that returns a list or mapping of (N, C, h, w) tensors, or leave ':*' out"
+        )
+    return list(maps)
+
+
+def is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4
 
 
 def follow(value: Any, where: str, who: str) -> Any:
@@ -159,7 +181,7 @@ def interpret(raw: Any, prediction: str | None) -> tuple[Any, Tensor | None]:
     """The prediction and the auxiliary prediction in what a network returned."""
     if prediction is not None:
         return follow(raw, prediction, "prediction"), None
-    if isinstance(raw, Tensor):
+    if isinstance(raw, Tensor | DetectorOutput):
         return raw, None
     if isinstance(raw, Mapping) and "out" in raw:
         return raw["out"], raw.get("aux")

@@ -1,5 +1,6 @@
 """A task owns what differs between tasks: targets, supervised loss, decoding, metric, picture."""
 
+from densekd.tasks.base import Column, Metric, Task
 from densekd.tasks.segmentation import Segmentation
 
-__all__ = ["Segmentation"]
+__all__ = ["Column", "Metric", "Segmentation", "Task"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from densekd.losses import CrossEntropy, OhemCrossEntropy
 from densekd.metrics import ConfusionMatrix
+from densekd.ops.tiling import Views, predict_dense
+from densekd.tasks.base import Column
 from densekd.types import Batch, DenseOutput
 
 
@@ -29,7 +31,14 @@ class Segmentation:
         threshold, min_kept: of ``ohem``.
     """
 
+    name = "segmentation"
     metric_names = ("miou", "pixel_accuracy")
+    smaller_is_better: frozenset[str] = frozenset()
+    quick_metric = "pixel_accuracy"
+    columns = (Column("miou", "mIoU (%)", 100, 2),)
+    map_names: tuple[str, ...] = ()
+    term_options: Mapping[str, Mapping[str, Any]] = {}  # the terms' own defaults are this task's
+    holistic_activation = "softmax"
 
     def __init__(
         self,
@@ -49,6 +58,8 @@ class Segmentation:
         self.palette = [tuple(c) for c in palette]
         self.ignore_index = ignore_index
         self.aux_weight = aux_weight
+        self.network_arguments = {"num_classes": self.num_classes}
+        self.holistic_channels = self.num_classes
         if class_weights is not None and len(class_weights) != self.num_classes:
             raise ValueError(
                 f"class_weights has {len(class_weights)} values for {self.num_classes} classes"
@@ -95,6 +106,24 @@ class Segmentation:
         known = (batch.targets != self.ignore_index) | ~batch.labelled[:, None, None]
         return known & batch.inside
 
+    def map(self, output: DenseOutput, name: str = "prediction") -> Tensor:
+        """The logits (N, K, h, w)."""
+        return output.prediction
+
+    def confidence(self, output: DenseOutput) -> Tensor:
+        """(N, 1, h, w): the probability of the likeliest class."""
+        return output.prediction.float().softmax(1).amax(1, keepdim=True)
+
+    def holistic_map(self, output: DenseOutput) -> Tensor:
+        """The logits (N, K, h, w)."""
+        return output.prediction
+
+    def predict(self, network: nn.Module, batch: Batch, views: Views) -> Tensor:
+        """(N, H, W) class map at the size of the images; `network` is tapped."""
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        scores = predict_dense(lambda x: network(x).prediction, batch.images, size, views)
+        return self.decode(scores)
+
     def decode(self, scores: Tensor) -> Tensor:
         """(N, K, H, W) logits or probabilities -> (N, H, W) uint8 class map (int16 above 255 classes)."""
         return scores.argmax(1).to(torch.uint8 if self.num_classes <= 255 else torch.int16)
@@ -103,12 +132,37 @@ class Segmentation:
         """Counts of its own; `device` is that of the predictions (see `ConfusionMatrix`)."""
         return SegmentationMetric(self.classes, self.ignore_index, device)
 
+    def constant_guess(self, targets: Iterable[Any]) -> int:
+        """The most frequent class of the training labels."""
+        counts = np.zeros(self.num_classes, np.int64)
+        for target, _ in targets:
+            known = np.asarray(target)[np.asarray(target) != self.ignore_index]
+            counts += np.bincount(known.ravel(), minlength=self.num_classes)
+        return int(counts.argmax())
+
+    def guess(self, constant: int, batch: Batch) -> Tensor:
+        """(N, H, W): that class everywhere."""
+        return torch.full_like(batch.targets, constant).to(torch.int16)
+
+    def example_targets(self, n: int, size: tuple[int, int], device: torch.device) -> Tensor:
+        """(N, H, W) of the first class."""
+        return torch.zeros(n, *size, dtype=torch.int64, device=device)
+
+    def picture(self, image: np.ndarray, answer: Any) -> np.ndarray:
+        """(H, W) class map -> (H, W, 3) uint8 RGB in the classes' colours; ignored pixels black."""
+        return self.colour(np.asarray(answer))
+
     def colour(self, labels: np.ndarray) -> np.ndarray:
         """(H, W) class map -> (H, W, 3) uint8 RGB; ignored pixels black."""
         labels = np.asarray(labels)
         table = np.array(self.palette[: self.num_classes], np.uint8)
         known = (labels != self.ignore_index) & (labels >= 0) & (labels < len(table))
         return table[np.where(known, labels, 0)] * known[..., None].astype(np.uint8)
+
+    def summary(self, scores: Mapping[str, Any]) -> list[str]:
+        """IoU by class, pixel accuracy, mIoU."""
+        values = {**scores["iou"], "pixel accuracy": scores["pixel_accuracy"], "mIoU": scores["miou"]}
+        return [f"{name:>16}  {'-' if v is None else f'{v:.4f}'}" for name, v in values.items()]
 
 
 class SegmentationMetric:
