@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from densekd.data import Augment, CamVid, EvalLoader, Item, TrainLoader, collate
+from densekd.data.base import Sample
 from densekd.data.loader import order
+from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.errors import DataError, UserError
 
 from .conftest import make_image, truncate
@@ -236,3 +238,77 @@ def test_a_signal_to_the_group_leaves_the_workers_to_the_main_process(camvid):
     assert rest.split() == ["told", "done"]
     assert process.returncode == 0
     assert time.monotonic() - start < 15
+
+
+class Made:
+    """A set of made-up samples of one task: image i is i pixels wider than the first; the last has no target."""
+
+    classes = ("a", "b")
+    palette = ((0, 0, 0), (9, 9, 9))
+    ignore_index = 255
+    channels = 3
+
+    def __init__(self, task: str, length: int = 4) -> None:
+        self.task = task
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        return f"made/{index}"
+
+    def paths(self, index: int) -> tuple[None, None]:
+        return None, None
+
+    def read(self, index: int) -> Sample:
+        size = (12, 16 + index)
+        target = None
+        if index < self.length - 1:
+            box = BoxTarget([[2, 3, 14, 9]] * index, [1] * index, [0] * index, [50] * index, index)
+            depth = DepthTarget(np.full(size, index + 1, np.float32), (9.0, 9.0, 8.0, 6.0))
+            target = box if self.task == "detection" else depth
+        return Sample(np.full((*size, 3), index, np.uint8), target, self.name(index))
+
+
+def test_boxes_of_whole_images():
+    (batch,) = EvalLoader(Made("detection"), batch_size=4)
+    assert batch.images.shape == (4, 3, 12, 19)
+    assert [len(target.boxes) for target in batch.targets] == [0, 1, 2, 0]
+    assert [target.size for target in batch.targets] == [(12, 16), (12, 17), (12, 18), (12, 19)]
+    assert [target.image_id for target in batch.targets] == [0, 1, 2, -1]
+    assert batch.targets[2].boxes.tolist() == [[2, 3, 14, 9]] * 2
+    assert batch.targets[2].boxes.dtype == torch.float32
+    assert batch.targets[2].labels.dtype == torch.int64
+    assert batch.labelled.tolist() == [True, True, True, False]
+    assert batch.to(torch.device("cpu")).targets[1].areas.tolist() == [50]
+
+
+def test_depth_of_whole_images():
+    (batch,) = EvalLoader(Made("depth"), batch_size=4)
+    depth = batch.targets.depth
+    assert depth.shape == (4, 1, 12, 19)
+    known = batch.inside & batch.labelled[:, None, None]
+    assert ((depth[:, 0] > 0) == known).all()
+    assert depth.amax((1, 2, 3)).tolist() == [1, 2, 3, 0]
+    assert batch.targets.intrinsics[1].tolist() == [9, 9, 8, 6]
+    assert batch.targets.intrinsics[3].isnan().all()
+
+
+@pytest.mark.parametrize("task", ["detection", "depth"])
+def test_every_task_resumes_exactly(task):
+    """Boxes and depth are functions of seed and place too, with any number of workers."""
+    whole, later = (
+        [batch.targets for batch in stream(Made(task), n, start_step=first, workers=workers)]
+        for n, first, workers in ((8, 0, 0), (4, 4, 2))
+    )
+    if task == "detection":
+        for a, b in zip(sum(whole[4:], []), sum(later, []), strict=True):
+            assert torch.equal(a.boxes, b.boxes)
+            assert (a.image_id, a.size) == (b.image_id, b.size)
+        assert len({target.boxes.numpy().tobytes() for target in sum(whole, [])}) > 4
+    else:
+        for a, b in zip(whole[4:], later, strict=True):
+            assert torch.equal(a.depth, b.depth)
+            assert torch.equal(a.intrinsics.nan_to_num(-1), b.intrinsics.nan_to_num(-1))
+        assert len({targets.intrinsics.numpy().tobytes() for targets in whole}) == 8

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densekd.data import Augment, Sample, augment
+from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.errors import UserError
 
 
@@ -73,7 +74,7 @@ def test_equals_resizing_everything_and_then_cutting(scale):
     naive_target = cv2.resize(sample.target, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     compared = 0
     for seed in range(300):
-        rows, columns, size = setting._window((384, 512), sample.target, rng(seed))
+        rows, columns, size, _ = setting._window((384, 512), sample.target, rng(seed))
         corner = np.array([rows.start, columns.start]) * scale
         if np.abs(corner - corner.round()).max() > 0.15:
             continue  # not a window that a cut of the resized image can have
@@ -176,7 +177,7 @@ def test_unlabelled_samples_are_ignored_throughout():
     [
         {"crop": (0, 5)}, {"crop": (5,)}, {"scale": 0}, {"scale": (2, 1)}, {"scale": (1, 2, 3)},
         {"scales": []}, {"hflip": 2}, {"color_jitter": -1}, {"color_jitter": (1, 2)},
-        {"cat_max_ratio": 0}, {"short_side": 0},
+        {"cat_max_ratio": 0}, {"short_side": 0}, {"long_side": 0},
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(wrong):
@@ -187,3 +188,37 @@ def test_wrong_settings_are_named(wrong):
 def test_fill_of_another_channel_count():
     with pytest.raises(UserError, match="fill has 4 values"):
         augment(smooth_sample(), rng(), crop=(200, 200), fill=(1, 2, 3, 4))
+
+
+def test_the_longer_side_has_a_limit():
+    sizes = [
+        augment(smooth_sample(height, width), rng(), short_side=40, long_side=60)[0].shape[:2]
+        for height, width in [(40, 50), (40, 80), (160, 80), (20, 20)]
+    ]
+    assert sizes == [(40, 50), (30, 60), (60, 30), (40, 40)]
+    assert augment(smooth_sample(40, 80), rng(), long_side=20)[0].shape[:2] == (10, 20)
+
+
+def test_random_scale_is_not_held_by_the_limit():
+    heights = {
+        augment(smooth_sample(40, 80), rng(), long_side=40, scale=s)[0].shape[0] for s in (1, 2)
+    }
+    assert heights == {20, 40}
+
+
+def test_the_task_changes_no_draw():
+    """The same image comes out whatever its target is."""
+    sample = smooth_sample()
+    boxes = Sample(sample.image, BoxTarget.empty(), "boxes")
+    depth = Sample(sample.image, DepthTarget.empty((96, 128)), "depth")
+    setting = Augment(crop=(60, 70), scale=(0.5, 2.0), color_jitter=0.2)
+    for seed in range(10):
+        image = setting(sample, rng(seed))[0]
+        for other in (boxes, depth):
+            np.testing.assert_array_equal(setting(other, rng(seed))[0], image)
+
+
+def test_class_balance_is_for_class_maps():
+    sample = Sample(smooth_sample().image, BoxTarget.empty(), "boxes")
+    with pytest.raises(UserError, match="cat_max_ratio"):
+        augment(sample, rng(), crop=(16, 16), cat_max_ratio=0.75)

@@ -2,12 +2,14 @@
 
 from densekd.data.ade20k import ADE20K
 from densekd.data.base import (
+    DenseSet,
     PairedFiles,
     Sample,
     SegmentationSet,
     distinct_colours,
     read_image,
     read_labels,
+    task_of,
 )
 from densekd.data.camvid import CamVid
 from densekd.data.check import CheckReport, check_all, sample_check
@@ -15,6 +17,7 @@ from densekd.data.cityscapes import Cityscapes, to_label_ids
 from densekd.data.folder import Folder
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
 from densekd.data.scene_set import SceneSet
+from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.data.transforms import Augment, augment
 from densekd.data.voc import VOC
 
@@ -22,9 +25,12 @@ __all__ = [
     "ADE20K",
     "VOC",
     "Augment",
+    "BoxTarget",
     "CamVid",
     "CheckReport",
     "Cityscapes",
+    "DenseSet",
+    "DepthTarget",
     "EvalLoader",
     "Folder",
     "Item",
@@ -40,5 +46,6 @@ __all__ = [
     "read_image",
     "read_labels",
     "sample_check",
+    "task_of",
     "to_label_ids",
 ]

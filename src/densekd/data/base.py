@@ -20,7 +20,7 @@ from densekd.errors import DataError, UserError
 
 IGNORE_INDEX = 255
 SHOWN = 5  # how many of many bad files a message lists
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -31,7 +31,7 @@ class Sample:
 
     Attributes:
         image: (H, W, C) uint8, RGB where C is 3.
-        target: the task's own: for segmentation an (H, W) integer class map; None where unlabelled.
+        target: the task's own: an (H, W) integer class map, a `BoxTarget` or a `DepthTarget`; None where unlabelled.
         name: unique in its set, to name it in messages.
     """
 
@@ -40,16 +40,17 @@ class Sample:
     name: str
 
 
-class SegmentationSet(Protocol):
-    """What loaders, checks and metrics use of a data set."""
+class DenseSet(Protocol):
+    """What loaders and checks use of a data set, whatever its task.
+
+    A reader of another task than segmentation says so in an attribute `task` (see `task_of`); detection readers also
+    have `category_ids`, the annotation file's own number of each class index. Depth has no classes.
+    """
 
     classes: list[str]
     palette: list[tuple[int, int, int]]
     ignore_index: int
     channels: int
-
-    @property
-    def num_classes(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -62,12 +63,24 @@ class SegmentationSet(Protocol):
         ...
 
     def read(self, index: int) -> Sample:
-        """Decode one pair; target values are 0..num_classes-1 or ignore_index.
+        """Decode one pair.
 
         Raises:
             DataError: naming the file, where it is missing, damaged or does not fit its partner.
         """
         ...
+
+
+class SegmentationSet(DenseSet, Protocol):
+    """A `DenseSet` of class maps, whose values are 0..num_classes-1 or ignore_index."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+def task_of(reader: DenseSet) -> str:
+    """``"segmentation"``, ``"detection"`` or ``"depth"``; a reader that does not say is one of class maps."""
+    return getattr(reader, "task", "segmentation")
 
 
 class PairedFiles:
@@ -89,6 +102,8 @@ class PairedFiles:
         DataError: no pairs at all, or files missing (the first few and the count).
     """
 
+    task = "segmentation"
+
     def __init__(
         self,
         pairs: Sequence[tuple[Path, Path | None]],
@@ -102,7 +117,7 @@ class PairedFiles:
         allow_unlabelled: bool = False,
         verify_files: bool = True,
     ) -> None:
-        if channels not in _PIL_MODES:
+        if channels not in PIL_MODES:
             raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
         if not pairs:
             raise DataError(f"no images found under {root}. Check data.root and the split's name.")
@@ -113,7 +128,7 @@ class PairedFiles:
         self.ignore_index = IGNORE_INDEX if len(self.classes) <= IGNORE_INDEX else -1
         self._root = Path(root)
         if verify_files:
-            pairs = _verified(pairs, allow_unlabelled)
+            pairs = verified(pairs, allow_unlabelled)
         elif allow_unlabelled:
             pairs = [
                 (image, label if label and label.is_file() else None) for image, label in pairs
@@ -187,7 +202,7 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
     Raises:
         DataError: missing, damaged, or of another kind than 8-bit.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         bands = len(file.getbands())
         if file.mode.startswith(("I", "F")):
             raise DataError(
@@ -196,7 +211,7 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
             )
         if channels == 4 and (bands != 4 or file.mode == "CMYK"):
             raise DataError(f"{path} has {bands} channels ({file.mode}); expected 4 (RGBA)")
-        image = np.array(_decoded(file, path, _PIL_MODES[channels]))
+        image = np.array(decoded(file, path, PIL_MODES[channels]))
     return image.reshape(*image.shape[:2], channels)
 
 
@@ -214,7 +229,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     Raises:
         DataError: missing, damaged, a colour image, or compressed with loss.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         if file.format == "JPEG":
             raise DataError(
                 f"{path} is a JPEG, whose compression changes label values; expected a PNG of class indices"
@@ -226,7 +241,7 @@ def read_labels(path: str | Path) -> np.ndarray:
             )
         # Pillow spreads 2- and 4-bit grey over 0..255; labels need the numbers as stored.
         spread = {"L;2": 85, "L;4": 17}.get(_raw_mode(file), 1)
-        labels = np.array(_decoded(file, path))
+        labels = np.array(decoded(file, path))
     if labels.dtype == np.uint8:
         return labels // spread if spread > 1 else labels
     if labels.dtype == bool:
@@ -239,7 +254,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     return labels
 
 
-def _opened(path: str | Path) -> Image.Image:
+def opened(path: str | Path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError:
@@ -248,7 +263,7 @@ def _opened(path: str | Path) -> Image.Image:
         raise DataError(f"{path} cannot be opened as an image: {error}") from None
 
 
-def _decoded(file: Image.Image, path: str | Path, mode: str | None = None) -> Image.Image:
+def decoded(file: Image.Image, path: str | Path, mode: str | None = None) -> Image.Image:
     try:
         file.load()
         return file if mode is None or file.mode == mode else file.convert(mode)
@@ -307,7 +322,7 @@ def read_list(path: Path) -> list[list[str]]:
     return rows
 
 
-def _verified(
+def verified(
     pairs: Sequence[tuple[Path, Path | None]], allow_unlabelled: bool
 ) -> list[tuple[Path, Path | None]]:
     """The pairs, with None for absent labels where those are allowed."""

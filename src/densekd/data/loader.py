@@ -13,6 +13,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from densekd.data.base import Sample, SegmentationSet
+from densekd.data.base import DenseSet, Sample, task_of
+from densekd.data.targets import BoxTarget, DepthTarget, empty_target, to_boxes, to_depth_maps
 from densekd.data.transforms import Augment, Augmented, pad, whole
 from densekd.errors import DataError, UserError
-from densekd.types import Batch
+from densekd.types import Batch, DepthMaps
 
 Transform = Callable[[Sample, np.random.Generator], Augmented]
 
@@ -51,14 +53,31 @@ class Item(NamedTuple):
     name: str
 
 
+class _DepthPair(NamedTuple):
+    """`DepthMaps` on their way out of a worker, in a form whose memory torch pins."""
+
+    depth: torch.Tensor
+    intrinsics: torch.Tensor
+
+
+# A batch as plain containers: torch pins the memory of tensors in tuples, but not in our Batch.
+_Stacked = tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor, list[str]]
+
+
 def collate(
     items: Sequence[Item], *, fill: int | Sequence[int] = 0, ignore_index: int = 255
 ) -> Batch:
-    """Items -> a batch with uint8 images and int64 targets.
+    """Items -> a batch with uint8 images.
 
-    Images of different size are padded at the bottom and right to the largest: `fill`, ignore_index, and
-    False in `inside`. Targets that are no arrays (another task's) stay a list.
+    Targets become int64 (N, H, W) class maps, a list of `Boxes`, or `DepthMaps`; a list of anything else stays one.
+    Images of different size are padded at the bottom and right to the largest: `fill`, ignore_index or unknown
+    depth, and False in `inside`.
     """
+    return _finished(*_stacked(items, fill, ignore_index))
+
+
+def _stacked(items: Sequence[Item], fill: int | Sequence[int], ignore_index: int) -> _Stacked:
+    """A batch but for its boxes, which are still arrays."""
     size = (max(item.image.shape[0] for item in items), max(item.image.shape[1] for item in items))
     if any(item.image.shape[:2] != size for item in items):
         items = [
@@ -74,13 +93,37 @@ def collate(
     targets: Any = [item.target for item in items]
     if all(isinstance(target, np.ndarray) for target in targets):
         targets = torch.from_numpy(np.stack(targets).astype(np.int64))
-    return Batch(
-        images=torch.from_numpy(images),
-        targets=targets,
-        labelled=torch.tensor([item.labelled for item in items]),
-        inside=torch.from_numpy(np.stack([item.inside for item in items])),
-        names=[item.name for item in items],
+    elif all(isinstance(target, DepthTarget) for target in targets):
+        maps = to_depth_maps(targets)
+        targets = _DepthPair(maps.depth, maps.intrinsics)
+    return (
+        torch.from_numpy(images),
+        targets,
+        torch.tensor([item.labelled for item in items]),
+        torch.from_numpy(np.stack([item.inside for item in items])),
+        [item.name for item in items],
     )
+
+
+def _finished(
+    images: torch.Tensor,
+    targets: Any,
+    labelled: torch.Tensor,
+    inside: torch.Tensor,
+    names: list[str],
+) -> Batch:
+    """Boxes become tensors only here, out of the workers: each tensor that a worker hands over costs an open file,
+    and four an image would soon use up what a process may have."""
+    if isinstance(targets, _DepthPair):
+        targets = DepthMaps(*targets)
+    elif isinstance(targets, list) and all(isinstance(t, BoxTarget) for t in targets):
+        targets = [to_boxes(t, _extent(seen)) for t, seen in zip(targets, inside, strict=True)]
+    return Batch(images, targets, labelled, inside, names)
+
+
+def _extent(inside: torch.Tensor) -> tuple[int, int]:
+    """(H, W) bool -> (height, width) of what is no padding, which lies at the bottom and on the right."""
+    return int(inside.any(1).sum()), int(inside.any(0).sum())
 
 
 class TrainLoader:
@@ -104,7 +147,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        reader: SegmentationSet,
+        reader: DenseSet,
         *,
         batch_size: int,
         seed: int = 0,
@@ -168,7 +211,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        reader: SegmentationSet,
+        reader: DenseSet,
         *,
         batch_size: int = 1,
         rank: int = 0,
@@ -232,9 +275,7 @@ class _Fetched(NamedTuple):
 
 
 class _TrainItems(Dataset):
-    def __init__(
-        self, reader: SegmentationSet, transform: Transform, seed: int, skip_bad: bool
-    ) -> None:
+    def __init__(self, reader: DenseSet, transform: Transform, seed: int, skip_bad: bool) -> None:
         self.reader = reader
         self.transform = transform
         self.seed = seed
@@ -254,7 +295,8 @@ class _TrainItems(Dataset):
             drawn = int(permutation[(place + ahead) % len(permutation)])
             try:
                 sample = self.reader.read(drawn)
-                image, target, inside = self.transform(sample, rng)
+                labelled = sample.target is not None
+                image, target, inside = self.transform(self._with_target(sample), rng)
             except DataError as error:
                 if not self.skip_bad:
                     return _Fetched(None, skipped, error)
@@ -262,9 +304,7 @@ class _TrainItems(Dataset):
                 continue
             except UserError as error:
                 return _Fetched(None, skipped, error)
-            return _Fetched(
-                Item(image, target, inside, sample.target is not None, sample.name), skipped
-            )
+            return _Fetched(Item(image, target, inside, labelled, sample.name), skipped)
         reason = next(iter(skipped.values()))
         return _Fetched(
             None,
@@ -272,9 +312,17 @@ class _TrainItems(Dataset):
             DataError(f"none of {len(permutation)} samples is readable; first: {reason}"),
         )
 
+    def _with_target(self, sample: Sample) -> Sample:
+        if sample.target is not None:
+            return sample
+        size = sample.image.shape[:2]
+        return replace(
+            sample, target=empty_target(task_of(self.reader), size, self.reader.ignore_index)
+        )
+
 
 class _EvalItems(Dataset):
-    def __init__(self, reader: SegmentationSet, skip_bad: bool) -> None:
+    def __init__(self, reader: DenseSet, skip_bad: bool) -> None:
         self.reader = reader
         self.skip_bad = skip_bad
 
@@ -286,11 +334,11 @@ class _EvalItems(Dataset):
                 return _Fetched(None, {self.reader.name(index): str(error)})
             return _Fetched(None, {}, error)
         labelled = sample.target is not None
-        return _Fetched(Item(*whole(sample, self.reader.ignore_index), labelled, sample.name), {})
+        item = whole(sample, self.reader.ignore_index, task_of(self.reader))
+        return _Fetched(Item(*item, labelled, sample.name), {})
 
 
-# A batch as plain containers: torch pins the memory of tensors in tuples, but not in our Batch.
-_Packed = tuple[tuple[Any, ...] | None, dict[str, str], UserError | None]
+_Packed = tuple[_Stacked | None, dict[str, str], UserError | None]
 
 
 class _Packer:
@@ -308,14 +356,9 @@ class _Packer:
         if error is not None or not items:
             return None, skipped, error
         try:
-            batch = collate(items, fill=self.fill, ignore_index=self.ignore_index)
+            return _stacked(items, self.fill, self.ignore_index), skipped, None
         except UserError as failed:
             return None, skipped, failed
-        return (
-            (batch.images, batch.targets, batch.labelled, batch.inside, batch.names),
-            skipped,
-            None,
-        )
 
 
 # Workers ignore SIGTERM (see start_worker), so multiprocessing, which sends it when the interpreter ends,
@@ -341,7 +384,7 @@ def _batches(loader: DataLoader, skipped: dict[str, str]) -> Generator[Batch, No
         if error is not None:
             raise error
         if fields is not None:  # else every sample of an evaluation batch was skipped
-            yield Batch(*fields)
+            yield _finished(*fields)
 
 
 def _torch_loader(
@@ -378,7 +421,7 @@ def _say_unless_disconnected(kind: type[BaseException], *rest: Any) -> None:
 
 
 def _check(
-    reader: SegmentationSet,
+    reader: DenseSet,
     batch_size: int,
     rank: int,
     world_size: int,

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.targets import empty_target
 from densekd.errors import UserError
 
 CROP_TRIES = 10  # mmsegmentation's number
@@ -23,7 +24,10 @@ Augmented = tuple[np.ndarray, Any, np.ndarray]
 
 @dataclass(frozen=True)
 class Augment:
-    """Random scale, crop, flip and colour of a segmentation sample.
+    """Random scale, crop, flip and colour of a sample of any task.
+
+    Class maps go as the image does; boxes and depth with their intrinsics go by `BoxTarget` and `DepthTarget`. Depth
+    takes `short_side` for a change of resolution and the random scale for coming nearer (`DepthTarget.resize`).
 
     Args:
         crop: (height, width) of what comes out; None keeps the whole (scaled) image.
@@ -31,13 +35,14 @@ class Augment:
         scales: where given, one of these is drawn instead.
         short_side: scale 1 means that the shorter side has this many pixels; None means the image's own
             size (for sets whose images differ in size, such as ADE20K).
+        long_side: but never more than this many for the longer side at scale 1 (detection's "800, at most 1333").
         hflip: probability of mirroring left and right.
         color_jitter: (brightness, contrast, saturation), each the largest change of a factor of 1; or one
             number for all three.
         fill: colour of the padding, uint8 RGB (`InputSpec.fill`), or one number.
         ignore_index: the padding's label.
         cat_max_ratio: draw another window (up to 10 times) while one class has at least this share of
-            the crop's labelled pixels, or while there is only one class.
+            the crop's labelled pixels, or while there is only one class. For class maps alone.
 
     Raises:
         UserError: a setting outside its range.
@@ -47,6 +52,7 @@ class Augment:
     scale: float | Sequence[float] = 1.0
     scales: Sequence[float] | None = None
     short_side: int | None = None
+    long_side: int | None = None
     hflip: float = 0.5
     color_jitter: float | Sequence[float] = 0.0
     fill: int | Sequence[int] = 0
@@ -63,6 +69,8 @@ class Augment:
             raise UserError(f"scales is {self.scales}; expected a list of numbers above 0")
         if self.short_side is not None and self.short_side < 1:
             raise UserError(f"short_side is {self.short_side}; expected at least 1 pixel, or none")
+        if self.long_side is not None and self.long_side < 1:
+            raise UserError(f"long_side is {self.long_side}; expected at least 1 pixel, or none")
         if not 0 <= self.hflip <= 1:
             raise UserError(f"hflip is {self.hflip}; expected a probability from 0 to 1")
         jitter = _numbers(self.color_jitter)
@@ -77,48 +85,65 @@ class Augment:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
         """Returns image (h, w, C) uint8, target (h, w), and inside (h, w) bool: False in the padding.
 
-        The target of an unlabelled sample is ignore_index throughout. With the same sample and a
-        generator in the same state, the same comes out.
+        The target has the form it came in. A sample without one is taken for an unlabelled class map, all
+        ignore_index (loaders put in the empty target of their reader's task). With the same sample and a generator
+        in the same state, the same comes out.
         """
         image, target = sample.image, sample.target
         if target is None:
-            target = ignored_target(image.shape[:2], self.ignore_index)
-        rows, columns, size = self._window(image.shape[:2], target, rng)
-        image, target = image[rows, columns], target[rows, columns]
+            target = empty_target("segmentation", image.shape[:2], self.ignore_index)
+        rows, columns, size, zoom = self._window(image.shape[:2], target, rng)
+        whole_size = image.shape[:2]
+        image = image[rows, columns]
+        target = _cut(target, rows, columns, whole_size)
+        if not isinstance(target, np.ndarray):
+            target = target.resize(image.shape[:2], size, zoom)
+        elif image.shape[:2] != size:
+            target = _resize(target, size, labels=True)
         if image.shape[:2] != size:
-            image, target = _resize(image, size), _resize(target, size, labels=True)
+            image = _resize(image, size)
         if rng.random() < self.hflip:
-            image, target = image[:, ::-1], target[:, ::-1]
+            image = image[:, ::-1]
+            target = target[:, ::-1] if isinstance(target, np.ndarray) else target.flip(size[1])
         if any(_numbers(self.color_jitter)):
             image = self._jitter(image, rng)
         return pad(image, target, self.crop or size, self.fill, self.ignore_index)
 
     def _window(
-        self, size: tuple[int, int], target: np.ndarray, rng: np.random.Generator
-    ) -> tuple[slice, slice, tuple[int, int]]:
-        """The source window, in whole pixels, and the size that it is resized to."""
+        self, size: tuple[int, int], target: Any, rng: np.random.Generator
+    ) -> tuple[slice, slice, tuple[int, int], float]:
+        """The source window, in whole pixels, the size that it is resized to, and the random scale."""
         if self.scales is not None:
-            scale = self.scales[int(rng.integers(len(self.scales)))]
+            zoom = float(self.scales[int(rng.integers(len(self.scales)))])
         else:
             low_high = _numbers(self.scale)
-            scale = rng.uniform(low_high[0], low_high[-1])
-        if self.short_side is not None:
-            scale *= self.short_side / min(size)
+            zoom = rng.uniform(low_high[0], low_high[-1])
+        scale = zoom * self._unit(size)
         scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         if self.crop is None:
-            return slice(None), slice(None), scaled
+            return slice(0, size[0]), slice(0, size[1]), scaled, zoom
         out = (min(scaled[0], self.crop[0]), min(scaled[1], self.crop[1]))
         # A side that fits into the crop is taken whole; of a longer one, as much as fills the crop.
         taken = tuple(
             side if long <= crop else min(side, max(1, round(crop / scale)))
             for side, long, crop in zip(size, scaled, self.crop, strict=True)
         )
-        for _ in range(CROP_TRIES if self.cat_max_ratio is not None else 1):
+        mixing = self.cat_max_ratio is not None
+        if mixing and not isinstance(target, np.ndarray):
+            raise UserError(
+                "cat_max_ratio compares classes of pixels; leave it out for other targets"
+            )
+        for _ in range(CROP_TRIES if mixing else 1):
             top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, taken, strict=True))
             rows, columns = slice(top, top + taken[0]), slice(left, left + taken[1])
-            if self.cat_max_ratio is None or self._is_mixed(target[rows, columns]):
+            if not mixing or self._is_mixed(target[rows, columns]):
                 break
-        return rows, columns, out
+        return rows, columns, out, zoom
+
+    def _unit(self, size: tuple[int, int]) -> float:
+        """The factor on an image's size that scale 1 means."""
+        unit = 1.0 if self.short_side is None else self.short_side / min(size)
+        return unit if self.long_side is None else min(unit, self.long_side / max(size))
 
     def _is_mixed(self, labels: np.ndarray) -> bool:
         counts = np.bincount(labels[labels != self.ignore_index])
@@ -147,16 +172,20 @@ def augment(sample: Sample, rng: np.random.Generator, **settings: Any) -> Augmen
     return Augment(**settings)(sample, rng)
 
 
-def whole(sample: Sample, ignore_index: int = IGNORE_INDEX) -> Augmented:
+def whole(
+    sample: Sample, ignore_index: int = IGNORE_INDEX, task: str = "segmentation"
+) -> Augmented:
     """The sample as it is, in the form of an augmented one: what evaluation sees."""
     size = sample.image.shape[:2]
-    target = sample.target if sample.target is not None else ignored_target(size, ignore_index)
+    target = sample.target
+    if target is None:
+        target = empty_target(task, size, ignore_index)
     return sample.image, target, np.ones(size, dtype=bool)
 
 
 def pad(
     image: np.ndarray,
-    target: np.ndarray,
+    target: Any,
     size: tuple[int, int],
     fill: int | Sequence[int],
     ignore_index: int,
@@ -165,7 +194,8 @@ def pad(
     """Pad at the bottom and on the right, as the paper's authors do.
 
     Args:
-        image: (h, w, C) uint8. target: (h, w). inside: (h, w) bool, all True where None.
+        image: (h, w, C) uint8. target: (h, w) classes, or a target with a `pad` of its own.
+        inside: (h, w) bool, all True where None.
         size: (H, W), at least (h, w).
 
     Returns:
@@ -175,23 +205,32 @@ def pad(
     if inside is None:
         inside = np.ones((h, w), dtype=bool)
     if (h, w) == tuple(size):
-        return np.ascontiguousarray(image), np.ascontiguousarray(target), inside
+        if isinstance(target, np.ndarray):
+            target = np.ascontiguousarray(target)
+        return np.ascontiguousarray(image), target, inside
     colour = _numbers(fill)
     if len(colour) not in (1, channels):
         raise UserError(f"fill has {len(colour)} values and the images have {channels} channels")
     padded = np.empty((*size, channels), dtype=image.dtype)
     padded[:] = colour
     padded[:h, :w] = image
-    labels = np.full(size, ignore_index, dtype=target.dtype)
-    labels[:h, :w] = target
     mask = np.zeros(size, dtype=bool)
     mask[:h, :w] = inside
+    if not isinstance(target, np.ndarray):
+        return padded, target.pad(size), mask
+    labels = np.full(size, ignore_index, dtype=target.dtype)
+    labels[:h, :w] = target
     return padded, labels, mask
 
 
-def ignored_target(size: tuple[int, int], ignore_index: int) -> np.ndarray:
-    """(H, W) of ignore_index: the target of an image without a label."""
-    return np.full(size, ignore_index, dtype=np.uint8 if 0 <= ignore_index <= 255 else np.int16)
+def _cut(target: Any, rows: slice, columns: slice, size: tuple[int, int]) -> Any:
+    """The part of a target that a window shows."""
+    if isinstance(target, np.ndarray):
+        return target[rows, columns]
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if (height, width) == tuple(size):
+        return target  # nothing is cut off: boxes too small to be cut stay
+    return target.crop(rows.start, columns.start, height, width)
 
 
 def _resize(array: np.ndarray, size: tuple[int, int], labels: bool = False) -> np.ndarray:
