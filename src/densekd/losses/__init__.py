@@ -1,5 +1,6 @@
 """Losses: each a function of tensors, with a thin class of the same name that stores arguments."""
 
+from densekd.losses.berhu import BerHu, berhu
 from densekd.losses.conventions import scale_between
 from densekd.losses.cross_entropy import (
     CrossEntropy,
@@ -9,18 +10,30 @@ from densekd.losses.cross_entropy import (
     ohem_cross_entropy,
     segmentation_loss,
 )
+from densekd.losses.depth_cross_entropy import DepthCrossEntropy, depth_cross_entropy
+from densekd.losses.depth_l1 import DepthL1, depth_l1
 from densekd.losses.holistic import Holistic, discriminator_loss, gradient_penalty, holistic
 from densekd.losses.pair_wise import PairWise, pair_wise
 from densekd.losses.pixel_wise import PixelWise, pixel_wise
+from densekd.losses.silog import SiLog, silog
+from densekd.losses.virtual_normal import VirtualNormal, virtual_normal
 
 __all__ = [
+    "BerHu",
     "CrossEntropy",
+    "DepthCrossEntropy",
+    "DepthL1",
     "Holistic",
     "OhemCrossEntropy",
     "PairWise",
     "PixelWise",
     "SegmentationLoss",
+    "SiLog",
+    "VirtualNormal",
+    "berhu",
     "cross_entropy",
+    "depth_cross_entropy",
+    "depth_l1",
     "discriminator_loss",
     "gradient_penalty",
     "holistic",
@@ -29,4 +42,6 @@ __all__ = [
     "pixel_wise",
     "scale_between",
     "segmentation_loss",
+    "silog",
+    "virtual_normal",
 ]

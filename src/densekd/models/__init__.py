@@ -1,13 +1,17 @@
 """Networks, taps, and weights on disk. Names for configs stand in `densekd.config.names`."""
 
+from densekd.models.depth_timm import DepthTimm, depth_timm
 from densekd.models.espnet import ESPNet, ESPNetC, espnet, espnet_c
 from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
 from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
 from densekd.models.taps import TapRow, Taps, list_taps
 from densekd.models.timm_heads import FPNTimm, PSPTimm, fpn_timm, psp_timm
+from densekd.models.vnl import VNL, vnl
 from densekd.models.weights import load_weights, read_metadata, read_weights, save_weights
 
 __all__ = [
+    "VNL",
+    "DepthTimm",
     "ESPNet",
     "ESPNetC",
     "FPNTimm",
@@ -16,6 +20,7 @@ __all__ = [
     "PSPTimm",
     "TapRow",
     "Taps",
+    "depth_timm",
     "espnet",
     "espnet_c",
     "fpn_timm",
@@ -28,4 +33,5 @@ __all__ = [
     "read_metadata",
     "read_weights",
     "save_weights",
+    "vnl",
 ]

@@ -1,0 +1,177 @@
+"""Virtual normals: triples of points far apart span planes, whose normals must agree.
+
+Letters: N images, H×W the map, S triples an image, M of them kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from densekd.losses._checks import full_precision
+from densekd.losses._depth_checks import (
+    check_depth,
+    check_fraction,
+    check_intrinsics,
+    mean_or_zero,
+    valid_pixels,
+)
+
+# Under a root and in m⁴, the square of an area: keeps the gradient of a degenerate predicted triangle finite. Triangles
+# that are kept have areas well above its root.
+_EPS = 1e-12
+
+
+def virtual_normal(
+    prediction: Tensor,
+    target: Tensor,
+    intrinsics: Tensor,
+    *,
+    mask: Tensor | None = None,
+    samples: int | float = 0.15,
+    max_cosine: float = 0.867,
+    min_distance: float = 0.01,
+    drop: float = 0.25,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Mean L1 distance of unit normals of triangles in space, the same three pixels in both depth maps.
+
+    .. math:: \frac{1}{M} \sum_{m} \| n_m(p) - n_m(t) \|_1
+
+    Pixels are lifted to points ((u - cx) z / fx, (v - cy) z / fy, z). Triples are drawn at random, with replacement,
+    among the valid pixels of each image. Two rules, both judged on the target's points, leave out triangles whose
+    normal is noise: no two sides may be within about 30° of one line (cosine above `max_cosine`), and no side may be
+    shorter than `min_distance`. The smallest losses are then dropped (`drop`).
+
+    A common factor on the prediction costs nothing: the normals stay. Add a loss on the depth itself.
+
+    Source: Yin et al., *Enforcing geometric constraints of virtual normal for depth prediction* (ICCV 2019), section
+    3.2, and its code (cosine 0.867, 15 % of the pixels, the smallest 25 % dropped, over the whole batch). Differs from
+    the code: distance is Euclidean and in metres (there a triple is near if in each of x, y and z some side is shorter
+    than 0.005 of a depth divided by 10); draws come from valid pixels only; the intrinsics are each image's own.
+
+    Args:
+        prediction: (N, 1, H, W) metres.
+        target: (N, 1, H, W) metres; 0 and NaN do not count.
+        intrinsics: (N, 4) fx, fy, cx, cy in pixels of these maps.
+        mask: (N, H, W) bool, True where a pixel counts. No valid pixel, or no triple kept, gives 0 with a graph.
+        samples: triples drawn an image: a number, or a float in (0, 1], the fraction of H·W.
+        max_cosine: in (0, 1]; 1 keeps every triangle that is one.
+        min_distance: metres; 0 keeps all.
+        drop: fraction of the kept triples, those of smallest loss, that does not count; in [0, 1).
+        generator: on the maps' device, for draws that can be repeated; None takes torch's own.
+
+    Returns:
+        A scalar in [0, 2√3] (float32 for half-precision input).
+
+    Raises:
+        ValueError: shapes that do not fit, intrinsics unknown (NaN) for an image with valid depth, bad arguments.
+    """
+    _check_arguments(samples, max_cosine, min_distance, drop)
+    check_depth(prediction, target, mask)
+    valid = valid_pixels(target, mask)
+    counts = valid.flatten(1).sum(1)  # (N,)
+    check_intrinsics(intrinsics, prediction, counts > 0)
+
+    image, row, column = (i.long() for i in torch.nonzero(valid, as_tuple=True))  # by image
+    n, _, height, width = target.shape
+    each = samples if isinstance(samples, int) else max(1, round(samples * height * width))
+    drawn = torch.rand(n, each, 3, device=target.device, generator=generator)
+    # Double, or a draw near 1 rounds up to the next image's first pixel.
+    place = (drawn.double() * counts[:, None, None]).long() + (counts.cumsum(0) - counts)[
+        :, None, None
+    ]
+    triples = place[counts > 0].view(-1, 3)  # (M, 3) into the list of valid pixels
+
+    rays = _rays(intrinsics, image, row, column)
+    points_p = full_precision(prediction)[:, 0][valid][:, None] * rays
+    points_t = full_precision(target)[:, 0][valid][:, None] * rays
+    kept = _spans_a_plane(points_t[triples], max_cosine, min_distance)
+    triples = triples[kept]
+    difference = _normals(points_p[triples]) - _normals(points_t[triples])
+    losses = difference.abs().sum(-1)  # (M,)
+    if drop > 0:
+        losses = losses.sort().values[int(len(losses) * drop) :]
+    return mean_or_zero(losses)
+
+
+def _rays(intrinsics: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """(P, 3): the point at depth 1 behind each pixel."""
+    fx, fy, cx, cy = full_precision(intrinsics)[image].unbind(1)
+    return torch.stack([(column - cx) / fx, (row - cy) / fy, torch.ones_like(fx)], dim=1)
+
+
+def _spans_a_plane(points: Tensor, max_cosine: float, min_distance: float) -> Tensor:
+    """(M, 3, 3) corners -> (M,) bool."""
+    a, b, c = points.unbind(1)
+    sides = torch.stack([b - a, c - a, c - b], dim=1)
+    lengths = sides.norm(dim=-1)  # (M, 3)
+    unit = sides / lengths.clamp(min=1e-12)[..., None]
+    cosines = torch.stack([(unit[:, i] * unit[:, j]).sum(-1) for i, j in ((0, 1), (0, 2), (1, 2))])
+    return (
+        (cosines.abs().amax(0) <= max_cosine)
+        & (lengths.amin(1) >= min_distance)
+        & (lengths.amin(1) > 0)
+    )
+
+
+def _normals(points: Tensor) -> Tensor:
+    """(M, 3, 3) corners -> (M, 3) unit normals."""
+    a, b, c = points.unbind(1)
+    normal = torch.linalg.cross(b - a, c - a)
+    return normal / (normal.square().sum(-1, keepdim=True) + _EPS).sqrt()
+
+
+def _check_arguments(
+    samples: int | float, max_cosine: float, min_distance: float, drop: float
+) -> None:
+    number = isinstance(samples, int) and not isinstance(samples, bool) and samples >= 1
+    if not number and not (isinstance(samples, float) and 0 < samples <= 1):
+        raise ValueError(
+            f"samples is {samples!r}; give a number of triples from 1 up, or a float in (0, 1], the fraction "
+            "of the pixels"
+        )
+    if not 0 < max_cosine <= 1:
+        raise ValueError(f"max_cosine is {max_cosine}; expected a number in (0, 1]")
+    if not min_distance >= 0:
+        raise ValueError(f"min_distance is {min_distance}; expected metres, 0 or more")
+    check_fraction("drop", drop)
+
+
+class VirtualNormal(nn.Module):
+    """`virtual_normal` with its arguments stored; draws by torch's own generator."""
+
+    def __init__(
+        self,
+        *,
+        samples: int | float = 0.15,
+        max_cosine: float = 0.867,
+        min_distance: float = 0.01,
+        drop: float = 0.25,
+    ) -> None:
+        super().__init__()
+        _check_arguments(samples, max_cosine, min_distance, drop)
+        self.samples = samples
+        self.max_cosine = max_cosine
+        self.min_distance = min_distance
+        self.drop = drop
+
+    def forward(
+        self, prediction: Tensor, target: Tensor, intrinsics: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        return virtual_normal(
+            prediction,
+            target,
+            intrinsics,
+            mask=mask,
+            samples=self.samples,
+            max_cosine=self.max_cosine,
+            min_distance=self.min_distance,
+            drop=self.drop,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"samples={self.samples}, max_cosine={self.max_cosine}, min_distance={self.min_distance}, "
+            f"drop={self.drop}"
+        )
