@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from densekd.data import Cityscapes, SceneSet, TrainLoader, sample_check
-from densekd.data.scenes import CLASSES
+from densekd.data import (
+    BoxTarget,
+    Cityscapes,
+    Coco,
+    DepthFolder,
+    SceneSet,
+    TrainLoader,
+    sample_check,
+)
+from densekd.data.scenes import CLASSES, render_scene
 from densekd.data.scenes.export import write_cityscapes
 from densekd.errors import UserError
 
@@ -74,3 +82,77 @@ def test_written_as_cityscapes_they_read_the_same(tmp_path):
         np.testing.assert_array_equal(files.read(i).image, scenes.read(i).image)
         np.testing.assert_array_equal(files.read(i).target, scenes.read(i).target)
     assert sample_check(Cityscapes(root)) == []
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_boxes(cache):
+    reader = SceneSet(target="boxes", cache=cache, **SMALL)
+    assert (reader.task, reader.classes) == ("detection", ["car", "person", "sign"])
+    assert reader.category_ids == [CLASSES.index(name) for name in reader.classes]
+    assert len(reader.palette) == reader.num_classes == 3
+    for i in [0, 1, 2, 0]:
+        target, scene = reader.read(i).target, render_scene(0, i, height=32, width=64)
+        assert isinstance(target, BoxTarget)
+        np.testing.assert_array_equal(target.boxes, scene.boxes)
+        assert [reader.category_ids[k] for k in target.labels] == scene.box_labels.tolist()
+        assert target.areas.tolist() == [
+            (scene.instances == k + 1).sum() for k in range(len(scene.boxes))
+        ]
+        assert not target.ignored.any()
+        assert target.image_id == i
+        target.boxes[:] = 0  # a caller's change must not reach the cache
+    assert len(reader.read(0).target) > 0
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_depth(cache):
+    reader = SceneSet("val", target="depth", cache=cache, **SMALL)
+    assert (reader.task, reader.classes, reader.palette) == ("depth", [], [])
+    scene = render_scene(0, 100_000_001, height=32, width=64)
+    for _ in range(2):
+        sample = reader.read(1)
+        np.testing.assert_array_equal(sample.image, scene.image)
+        np.testing.assert_array_equal(sample.target.depth, scene.depth)
+        assert sample.target.intrinsics == tuple(scene.intrinsics)
+        sample.target.depth[:] = 0
+
+
+def test_more_objects_than_the_cache_has_room_for(monkeypatch):
+    monkeypatch.setattr("densekd.data.scene_set._ROOM", 1)
+    reader = SceneSet(target="boxes", **SMALL)
+    plain = SceneSet(target="boxes", cache=False, **SMALL)
+    counts = [len(plain.read(i).target) for i in range(3)]
+    assert max(counts) > 1
+    assert [len(reader.read(i).target) for i in [0, 0, 1, 2]] == [counts[0], *counts]
+
+
+def test_unknown_target():
+    with pytest.raises(UserError, match="Did you mean 'labels'"):
+        SceneSet(target="label")
+
+
+def test_written_scenes_are_read_as_boxes_and_depth(tmp_path):
+    root = tmp_path / "scenes"
+    write_cityscapes(root, splits={"train": 2, "val": 1}, height=32, width=64)
+    boxes, scenes = Coco(root), SceneSet(target="boxes", **SMALL)
+    assert (boxes.classes, boxes.category_ids) == (scenes.classes, scenes.category_ids)
+    depth = DepthFolder(
+        root,
+        unit="m/256",
+        images="leftImg8bit",
+        image_ending="_leftImg8bit.png",
+        depth_ending="_depth.png",
+        intrinsics="camera",
+    )
+    exact = SceneSet(target="depth", **SMALL)
+    assert (len(boxes), len(depth), len(Coco(root, "val"))) == (2, 2, 1)
+    for i in range(2):
+        np.testing.assert_array_equal(boxes.read(i).image, scenes.read(i).image)
+        read, true = boxes.read(i).target, scenes.read(i).target
+        np.testing.assert_array_equal(read.boxes, true.boxes)
+        np.testing.assert_array_equal(read.labels, true.labels)
+        np.testing.assert_array_equal(read.areas, true.areas)
+        assert read.image_id == true.image_id
+        read, true = depth.read(i).target, exact.read(i).target
+        np.testing.assert_allclose(read.depth, true.depth, atol=1 / 512)
+        assert read.intrinsics == true.intrinsics

@@ -14,12 +14,15 @@ from densekd.data.base import (
 from densekd.data.camvid import CamVid
 from densekd.data.check import CheckReport, check_all, sample_check
 from densekd.data.cityscapes import Cityscapes, to_label_ids
+from densekd.data.coco import Coco
+from densekd.data.depth_folder import DepthFolder
 from densekd.data.folder import Folder
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
 from densekd.data.scene_set import SceneSet
 from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.data.transforms import Augment, augment
 from densekd.data.voc import VOC
+from densekd.data.voc_boxes import VOCBoxes
 
 __all__ = [
     "ADE20K",
@@ -29,7 +32,9 @@ __all__ = [
     "CamVid",
     "CheckReport",
     "Cityscapes",
+    "Coco",
     "DenseSet",
+    "DepthFolder",
     "DepthTarget",
     "EvalLoader",
     "Folder",
@@ -39,6 +44,7 @@ __all__ = [
     "SceneSet",
     "SegmentationSet",
     "TrainLoader",
+    "VOCBoxes",
     "augment",
     "check_all",
     "collate",

@@ -56,7 +56,7 @@ class Folder(PairedFiles):
         names = list(classes) if classes is not None else _class_names(root)
         if palette is not None and len(palette) != len(names):
             raise UserError(f"palette has {len(palette)} colours for {len(names)} classes")
-        image_folder, mask_folder, listed = _layout(root, split, images, masks)
+        image_folder, mask_folder, listed = layout(root, split, images, masks)
         found = _by_stem(image_folder)
         if not found:
             raise DataError(f"{image_folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
@@ -83,8 +83,8 @@ def _class_names(root: Path) -> list[str]:
     return [" ".join(words) for words in read_list(path)]
 
 
-def _layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path, Path | None]:
-    """Image folder, mask folder, and the list file of the split where there is one."""
+def layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path, Path | None]:
+    """Image folder, mask (or depth) folder, and the list file of the split where there is one."""
     if (root / split / images).is_dir():
         return root / split / images, root / split / masks, None
     if (root / images / split).is_dir():
@@ -98,7 +98,7 @@ def _layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path
         known |= {path.name for path in (root / images).iterdir() if path.is_dir()}
     if not known:
         raise DataError(
-            f"{root} has neither {split}/{images}/ nor {images}/; expected images and masks of the same "
+            f"{root} has neither {split}/{images}/ nor {images}/; expected {images} and {masks} of the same "
             "file stems. Check data.root."
         )
     raise unknown_name("split", split, known, root)

@@ -1,0 +1,201 @@
+"""Pairs of images and 16-bit depth maps, as most depth sets have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densekd.data.base import (
+    IGNORE_INDEX,
+    PIL_MODES,
+    Sample,
+    decoded,
+    opened,
+    read_image,
+    verified,
+)
+from densekd.data.targets import DepthTarget, Intrinsics, resized_intrinsics
+from densekd.errors import DataError, UserError
+
+UNITS = {"mm": 1 / 1000, "m/1000": 1 / 1000, "m/256": 1 / 256, "cm": 1 / 100, "m": 1.0}
+
+
+class DepthFiles:
+    """A `DenseSet` over pairs of image and depth file.
+
+    Args:
+        pairs: image path and depth path (or None) per sample.
+        unit: of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2, TUM), ``"m/256"`` (KITTI),
+            ``"cm"``, ``"m"``, or the metres of one step. There is no default: a wrong one trains without complaint.
+        intrinsics: per sample: fx, fy, cx, cy, or a JSON file with these keys, or None.
+        intrinsics_size: (height, width) of the images that the intrinsics are of; None means each image's own.
+        root: names are image paths relative to it.
+        channels: 1, 3 or 4.
+        allow_unlabelled: samples without a depth file become unlabelled ones (target None).
+        verify_files: see `PairedFiles`.
+
+    Raises:
+        UserError: an unknown unit, or intrinsics of another form.
+        DataError: no pairs at all, or files missing.
+    """
+
+    task = "depth"
+    ignore_index = IGNORE_INDEX
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path | None]],
+        *,
+        unit: str | float,
+        intrinsics: Sequence[Intrinsics | Path | None] | None = None,
+        intrinsics_size: Sequence[int] | None = None,
+        root: Path,
+        channels: int = 3,
+        allow_unlabelled: bool = False,
+        verify_files: bool = True,
+    ) -> None:
+        if channels not in PIL_MODES:
+            raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if not pairs:
+            raise DataError(f"no images found under {root}. Check data.root and the split's name.")
+        self.classes: list[str] = []
+        self.palette: list[tuple[int, int, int]] = []
+        self.channels = channels
+        self.metres = metres_a_step(unit)
+        self._root = Path(root)
+        if verify_files:
+            pairs = verified(pairs, allow_unlabelled)
+        elif allow_unlabelled:
+            pairs = [(image, d if d and d.is_file() else None) for image, d in pairs]
+        # Plain strings: a list of Path objects costs every worker several times the memory.
+        self._images = [str(image) for image, _ in pairs]
+        self._depths = [str(depth) if depth is not None else None for _, depth in pairs]
+        self._unlabelled_ok = allow_unlabelled
+        self._intrinsics = list(intrinsics) if intrinsics is not None else [None] * len(pairs)
+        self._intrinsics_size = _size(intrinsics_size)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        path = Path(self._images[index])
+        return (
+            path.relative_to(self._root) if path.is_relative_to(self._root) else path
+        ).as_posix()
+
+    def paths(self, index: int) -> tuple[Path, Path | None]:
+        depth = self._depths[index]
+        return Path(self._images[index]), Path(depth) if depth is not None else None
+
+    def read(self, index: int) -> Sample:
+        image_path, depth_path = self.paths(index)
+        image = read_image(image_path, self.channels)
+        if depth_path is None:
+            if not self._unlabelled_ok:
+                raise DataError(
+                    f"{image_path} has no depth file. Add one, or allow unlabelled images."
+                )
+            return Sample(image, None, self.name(index))
+        depth = read_depth(depth_path, self.metres)
+        if depth.shape != image.shape[:2]:
+            raise DataError(
+                f"{depth_path} is {depth.shape[1]}x{depth.shape[0]} (width x height) and its image "
+                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size"
+            )
+        return Sample(image, DepthTarget(depth, self._camera(index, depth.shape)), self.name(index))
+
+    def _camera(self, index: int, size: tuple[int, ...]) -> Intrinsics | None:
+        given = self._intrinsics[index]
+        camera = read_camera(given) if isinstance(given, Path) else given
+        if self._intrinsics_size is None:
+            return camera
+        return resized_intrinsics(camera, self._intrinsics_size, (size[0], size[1]))
+
+
+def metres_a_step(unit: str | float) -> float:
+    """What one step of a depth file's numbers is in metres.
+
+    Raises:
+        UserError: a unit that is none.
+    """
+    if isinstance(unit, str) and unit in UNITS:
+        return UNITS[unit]
+    try:
+        metres = float(unit)
+    except (TypeError, ValueError):
+        metres = 0.0
+    if not 0 < metres < float("inf"):
+        raise UserError(
+            f"unit is {unit!r}; expected what one step of the depth files is: {', '.join(UNITS)}, or a number of metres"
+        )
+    return metres
+
+
+def read_depth(path: str | Path, metres: float) -> np.ndarray:
+    """Decode a 16-bit grey PNG (or TIFF) to (H, W) float32 metres, 0 where unknown.
+
+    Raises:
+        DataError: missing, damaged, of another kind, or without a single known pixel.
+    """
+    with opened(path) as file:
+        if file.mode not in ("I", "I;16", "I;16B", "I;16L"):
+            bands = len(file.getbands())
+            kind = f"8 bits ({file.mode})" if bands == 1 else f"{bands} channels ({file.mode})"
+            raise DataError(
+                f"{path} has {kind}; expected depth of 16 bits in one channel. Was it saved as a picture?"
+            )
+        steps = np.array(decoded(file, path))
+    if steps.min() < 0 or not steps.any():
+        what = "negative numbers" if steps.any() else "0 (unknown) at every pixel"
+        raise DataError(f"{path} holds {what}; expected depth. Remove the pair, or write it again.")
+    return steps.astype(np.float32) * np.float32(metres)
+
+
+def read_camera(path: Path) -> Intrinsics:
+    """fx, fy, cx, cy in pixels, from a JSON file with these keys.
+
+    Raises:
+        DataError: a file that is missing or lacks one of them.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return camera_of([content[key] for key in ("fx", "fy", "cx", "cy")], path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; expected the camera of an image") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise DataError(str(error)) from None
+        raise DataError(
+            f"{path} gives no camera; expected JSON with numbers fx, fy, cx, cy in pixels"
+        ) from None
+
+
+def camera_of(values: Any, where: object) -> Intrinsics:
+    """Four numbers as fx, fy, cx, cy.
+
+    Raises:
+        UserError: not four numbers, or a focal length that is not positive.
+    """
+    try:
+        fx, fy, cx, cy = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where}: intrinsics are {values!r}; expected fx, fy, cx, cy in pixels"
+        ) from None
+    if not (0 < fx < float("inf") and 0 < fy < float("inf")) or not np.isfinite([cx, cy]).all():
+        raise UserError(
+            f"{where}: intrinsics are {values!r}; focal lengths are positive, in pixels"
+        )
+    return fx, fy, cx, cy
+
+
+def _size(value: Sequence[int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if len(value) != 2 or min(value) < 1:
+        raise UserError(f"intrinsics_size is {value}; expected (height, width) in pixels")
+    return int(value[0]), int(value[1])
