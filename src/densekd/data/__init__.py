@@ -17,7 +17,9 @@ from densekd.data.cityscapes import Cityscapes, to_label_ids
 from densekd.data.coco import Coco
 from densekd.data.depth_folder import DepthFolder
 from densekd.data.folder import Folder
+from densekd.data.kitti import Kitti
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
+from densekd.data.nyuv2 import NYUv2
 from densekd.data.scene_set import SceneSet
 from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.data.transforms import Augment, augment
@@ -39,6 +41,8 @@ __all__ = [
     "EvalLoader",
     "Folder",
     "Item",
+    "Kitti",
+    "NYUv2",
     "PairedFiles",
     "Sample",
     "SceneSet",
