@@ -104,13 +104,16 @@ class AveragePrecision:
         return scores | {"images": len(images), "objects": objects}
 
     def results(self) -> list[dict[str, Any]]:
-        """What COCO's ``results.json`` holds, of all ranks, with the annotation file's own ids."""
+        """What COCO's ``results.json`` holds, of all ranks, with the annotation file's own ids.
+
+        Not rounded: a hundredth of a pixel moves a box over a threshold, and equal scores change their order.
+        """
         return [
             {
                 "image_id": image_id,
                 "category_id": self.category_ids[label],
-                "bbox": [round(v, 2) for v in box],
-                "score": round(score, 5),
+                "bbox": box,
+                "score": score,
             }
             for image_id, image in self._all().items()
             for box, label, score in zip(

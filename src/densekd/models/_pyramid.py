@@ -123,6 +123,8 @@ class Detector(nn.Module):
     @staticmethod
     def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keys of torchvision's detectors -> ours; those of its first pyramids (``inner_blocks.0.weight``) as well."""
+        if not any(key.startswith("backbone.fpn.") for key in state):
+            return state  # ours: a timm backbone has a ``backbone.body`` of its own
         state = rename_prefixes(state, {"backbone.body.": "backbone.", "backbone.fpn.": "fpn."})
         return {first_pyramid(key): value for key, value in state.items()}
 

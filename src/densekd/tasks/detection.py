@@ -355,7 +355,7 @@ class DetectionMetric:
         return self.precision.compute()
 
     def results(self) -> list[dict[str, Any]]:
-        """What COCO's ``results.json`` holds; joins all ranks."""
+        """What COCO's ``results.json`` holds, as a list; joins all ranks."""
         return self.precision.results()
 
 
