@@ -6,7 +6,10 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["pixel_wise", "pair_wise", "conventions"])
+@pytest.mark.parametrize(
+    "name",
+    ["pixel_wise", "pair_wise", "conventions", "depth_cross_entropy", "silog", "virtual_normal"],
+)
 def test_the_docstring_runs(name):
     result = doctest.testmod(importlib.import_module(f"densekd.losses.{name}"))
     assert result.attempted > 0

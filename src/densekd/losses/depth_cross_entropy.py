@@ -40,6 +40,11 @@ def depth_cross_entropy(
 
     Raises:
         ValueError: shapes that do not fit, fewer than 2 bins, or arguments out of range.
+
+    Example:
+        >>> logits = torch.randn(2, 150, 12, 16, requires_grad=True)
+        >>> depth = 1 + torch.rand(2, 1, 48, 64)
+        >>> depth_cross_entropy(logits, depth, depth_range=(0.1, 10.0)).backward()
     """
     check_positive("sharpness", sharpness)
     check_map("logits", logits)

@@ -39,6 +39,14 @@ def silog(
 
     Raises:
         ValueError: shapes that differ, a prediction at or below 0, λ outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([1.0, 2.0, 4.0, 0.0]).view(1, 1, 2, 2)  # the last pixel is unknown
+        >>> round(silog(2 * target, target, variance_focus=0.0, scale=1.0).item(), 3)  # log 2
+        0.693
+        >>> round(silog(2 * target, target, variance_focus=1.0).item(), 3)
+        0.0
     """
     _check_arguments(variance_focus, scale)
     p, t = valid_values(prediction, target, mask, positive=True)

@@ -66,6 +66,12 @@ def virtual_normal(
 
     Raises:
         ValueError: shapes that do not fit, intrinsics unknown (NaN) for an image with valid depth, bad arguments.
+
+    Example:
+        >>> depth = 1 + torch.rand(2, 1, 48, 64)
+        >>> camera = torch.tensor([[58.0, 58.0, 32.0, 24.0]]).repeat(2, 1)
+        >>> prediction = torch.full_like(depth, 1.5, requires_grad=True)
+        >>> virtual_normal(prediction, depth, camera, samples=1000).backward()
     """
     _check_arguments(samples, max_cosine, min_distance, drop)
     check_depth(prediction, target, mask)
