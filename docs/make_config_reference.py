@@ -24,6 +24,8 @@ PLACES = {
     "Teacher": "teacher",
     "Data": "data",
     "Loss": "loss",
+    "Detection": "detection",
+    "Depth": "depth",
     "Distill": "distill",
     "Term": "distill.TERM",
     "Holistic": "distill.holistic",

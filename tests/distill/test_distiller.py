@@ -123,8 +123,8 @@ def test_the_smaller_map_decides_the_size():
 def test_weights_multiply():
     one = DenseOutput(torch.randn(1, 3, 4, 4))
     two = DenseOutput(torch.randn(1, 3, 4, 4))
-    base = compute_terms([Term("a", PixelWise(), 1.0)], one, two, None)["distill/a"]
-    scaled = compute_terms([Term("a", PixelWise(), 7.0)], one, two, None)["distill/a"]
+    base = compute_terms([Term("a", PixelWise(), 1.0)], one, two, None, make_task())["distill/a"]
+    scaled = compute_terms([Term("a", PixelWise(), 7.0)], one, two, None, make_task())["distill/a"]
     assert scaled.item() == pytest.approx(7 * base.item())
 
 

@@ -15,7 +15,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from densekd.data import Cityscapes, EvalLoader, to_label_ids
 from densekd.data.scenes import write_cityscapes
-from densekd.engine.evaluate import Views, evaluate, predict
+from densekd.engine.evaluate import evaluate
+from densekd.ops.tiling import Views, predict_dense
 from densekd.tasks import Segmentation
 from densekd.types import DenseOutput
 
@@ -65,7 +66,9 @@ def predictions(reader, task, views=None):
         for i in range(len(reader)):
             sample = reader.read(i)
             images = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
-            scores = predict(network, images, sample.target.shape, views or Views())
+            scores = predict_dense(
+                lambda x: network(x).prediction, images, sample.target.shape, views
+            )
             yield task.decode(scores)[0], torch.from_numpy(sample.target.astype(np.int64))
 
 

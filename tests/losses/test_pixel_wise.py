@@ -72,6 +72,9 @@ def test_golden(file, row, convention, temperature):
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": 2.0, "convention": "authors"}, "knows only 1"),
+        ({"form": "softplus"}, "'softplus'; choose one of 'softmax'"),
+        ({"form": "sigmoid", "convention": "cirkd"}, "takes 'paper' alone"),
+        ({"form": "regression", "temperature": 2.0}, "no distribution to soften"),
     ],
 )
 def test_exception_arguments(kwargs, message):
@@ -184,3 +187,73 @@ def test_mask_is_as_if_only_valid_pixels_were_there(n, c, h, w, seed):
     torch.testing.assert_close(
         pixel_wise(student, teacher, mask=mask), pixel_wise(*rows), rtol=1e-4, atol=1e-6
     )
+
+
+# --- the other forms --------------------------------------------------------------------------------------------------
+
+
+def positive(x):
+    return (x.detach().exp() + 0.1).requires_grad_(x.requires_grad)
+
+
+def test_sigmoid_form_by_torchs_own_divergence():
+    student, teacher = pair()
+    t = 3.0
+    loss = pixel_wise(student, teacher, form="sigmoid", temperature=t)
+    bernoulli = torch.distributions.Bernoulli
+    each = torch.distributions.kl_divergence(
+        bernoulli(logits=teacher / t), bernoulli(logits=student / t)
+    )
+    torch.testing.assert_close(loss, t**2 * each.sum(1).mean())
+
+
+def test_sigmoid_form_stays_finite_where_both_are_sure():
+    student = torch.full((1, 2, 3, 3), 200.0, requires_grad=True)
+    loss = pixel_wise(student, -student.detach(), form="sigmoid")
+    loss.backward()
+    assert loss.item() == pytest.approx(400.0)  # two classes, each 200 nats apart
+    assert student.grad.isfinite().all()
+
+
+def test_regression_form_by_hand():
+    student = torch.full((2, 1, 3, 4), 2.0)
+    teacher = torch.full((2, 1, 3, 4), 1.0)
+    teacher[1] = 4.0
+    loss = pixel_wise(student, teacher, form="regression")
+    assert loss.item() == pytest.approx(math.log(2.0))
+    # A factor on both changes nothing: what counts is the ratio.
+    torch.testing.assert_close(pixel_wise(3 * student, 3 * teacher, form="regression"), loss)
+
+
+def test_regression_form_wants_positive_maps():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match="positive maps"):
+        pixel_wise(student, teacher, form="regression")
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "regression"])
+def test_other_forms_hold_the_house_rules(form):
+    student, teacher = pair()
+    if form == "regression":
+        student, teacher = positive(student), positive(teacher)
+    assert pixel_wise(teacher, teacher, form=form).item() == pytest.approx(0, abs=1e-6)
+    mask = torch.zeros(2, 6, 7, dtype=torch.bool)
+    mask[:, :4, :5] = True
+    inside = pixel_wise(student[..., :4, :5], teacher[..., :4, :5], form=form)
+    spoiled = teacher.clone()
+    spoiled[..., 5, 6] = -1.0  # what is masked may be anything
+    torch.testing.assert_close(pixel_wise(student, spoiled, form=form, mask=mask), inside)
+    doubled = pixel_wise(torch.cat([student] * 2), torch.cat([teacher] * 2), form=form)
+    torch.testing.assert_close(doubled, pixel_wise(student, teacher, form=form))
+    none = pixel_wise(student, teacher, form=form, mask=torch.zeros_like(mask))
+    none.backward()
+    assert none == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "regression"])
+def test_gradcheck_of_other_forms(form):
+    torch.manual_seed(0)
+    student = (torch.randn(1, 2, 3, 3, dtype=torch.float64).exp() + 0.2).requires_grad_()
+    teacher = torch.randn(1, 2, 3, 3, dtype=torch.float64).exp() + 0.3
+    assert torch.autograd.gradcheck(lambda s: pixel_wise(s, teacher, form=form), (student,))

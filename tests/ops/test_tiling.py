@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densekd.ops import tiling
-from densekd.ops.tiling import predict_dense, predict_windows, window_starts
+from densekd.ops.tiling import Views, predict_dense, predict_windows, window_starts
 
 
 @given(
@@ -40,7 +40,7 @@ def test_flip_of_a_mirror_symmetric_network_keeps_the_argmax():
     weight = torch.randn(5, 3, 1, 1)
     network = lambda x: torch.nn.functional.conv2d(x, weight)  # noqa: E731
     plain = predict_dense(network, images, (12, 14))
-    flipped = predict_dense(network, images, (12, 14), flip=True)
+    flipped = predict_dense(network, images, (12, 14), Views(flip=True))
     assert torch.equal(plain.argmax(1), flipped.argmax(1))
     assert torch.allclose(flipped.sum(1), torch.ones(1, 12, 14))
 
@@ -52,7 +52,7 @@ def test_scales_see_images_of_those_sizes():
         seen.append(tuple(x.shape[-2:]))
         return x.new_zeros(x.shape[0], 2, *x.shape[-2:])
 
-    out = predict_dense(network, torch.rand(1, 3, 20, 30), (40, 60), scales=(0.5, 1.0, 1.5))
+    out = predict_dense(network, torch.rand(1, 3, 20, 30), (40, 60), Views(scales=(0.5, 1.0, 1.5)))
     assert seen == [(10, 15), (20, 30), (30, 45)]
     assert out.shape == (1, 2, 40, 60)
 
@@ -84,7 +84,7 @@ def test_a_forward_pass_takes_few_windows_and_the_result_is_that_of_all_at_once(
 def test_sums_of_half_precision_logits_are_float32(options):
     half = lambda x: torch.stack([x[:, 0], x[:, 1]], 1).to(torch.bfloat16)  # noqa: E731
     images = torch.rand(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
-    scores = predict_dense(half, images, (18, 26), **options)
+    scores = predict_dense(half, images, (18, 26), Views(**options))
     assert scores.dtype == torch.float32
-    single = predict_dense(lambda x: half(x).float(), images, (18, 26), **options)
+    single = predict_dense(lambda x: half(x).float(), images, (18, 26), Views(**options))
     assert torch.equal(scores, single)

@@ -10,6 +10,7 @@ from densekd.errors import UserError
 from densekd.models.espnet import espnet
 from densekd.models.weights import save_weights
 from densekd.workflows.ablate import (
+    CONSTANT,
     Variant,
     ablate,
     setting_variants,
@@ -17,7 +18,7 @@ from densekd.workflows.ablate import (
     write_table,
 )
 
-ROWS = ["teacher (espnet)", "student alone", "+Pi", "+Pi +Pa", "+Pi +Pa +Ho"]
+ROWS = ["constant guess", "teacher (espnet)", "student alone", "+Pi", "+Pi +Pa", "+Pi +Pa +Ho"]
 
 
 def titles(table: str) -> list[str]:
@@ -108,10 +109,12 @@ def test_the_table_has_means_and_deviations(tiny_tree, tmp_path):
         make_result(tmp_path, "a", seed, miou)
     make_result(tmp_path, "b", 0, 0.6)
     teacher = {"scores": {"miou": 0.75}, "parameters": 68_000_000, "macs": 250e9}
+    (tmp_path / CONSTANT).write_text(json.dumps({"miou": 0.03}))
     table = write_table(config, tmp_path, variants, 3, teacher)
     assert table.splitlines() == [
-        "| network | mIoU on val (%) | parameters (M) | MACs (G, 64×128) |",
+        "| network | mIoU (%) on val | parameters (M) | MACs (G, 64×128) |",
         "| --- | ---: | ---: | ---: |",
+        "| constant guess | 3.00 |  |  |",
         "| teacher (espnet) | 75.00 | 68.000 | 250.000 |",
         # the sample's standard deviation (n - 1): 3.6056
         "| first | 53.00 ± 3.61 | 1.235 | 2.500 |",
@@ -121,7 +124,7 @@ def test_the_table_has_means_and_deviations(tiny_tree, tmp_path):
     ]
     assert (tmp_path / "table.md").read_text() == table
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert rows[1]["miou"] == [0.5, 0.52, 0.57]
+    assert rows[2]["scores"] == {"miou": [0.5, 0.52, 0.57]}
 
 
 def test_rows_without_a_result_say_so(tiny_tree, tmp_path):
@@ -211,6 +214,7 @@ def test_over_a_setting_with_two_seeds(small, tmp_path):
     status, table = go(small, tmp_path / "over", over="distill.pair_wise.granularity=1,2", seeds=2)
     assert status == 0
     assert titles(table) == [
+        "constant guess",
         "teacher (espnet)",
         "distill.pair_wise.granularity = 1",
         "distill.pair_wise.granularity = 2",

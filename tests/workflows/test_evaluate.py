@@ -131,7 +131,7 @@ def test_an_output_of_ours_is_replaced_and_no_other(made, tmp_path, capsys):
     assert "no score file" in capsys.readouterr().err
     assert precious.read_text() == '{"chapters": 5}'
     ours = tmp_path / "old.json"
-    ours.write_text('{"miou": 0.1}')
+    ours.write_text('{"miou": 0.1, "weights": "old", "split": "val", "images": 3}')
     assert main([*words, str(ours)]) == 0
     assert json.loads(ours.read_text())["images"] == IMAGES
 

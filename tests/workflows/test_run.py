@@ -170,7 +170,7 @@ def test_a_teacher_of_other_classes_is_refused_and_its_note_is_carried(tiny_tree
 def test_the_teacher_is_tried_on_the_students_crops(tiny_tree, tmp_path, capsys):
     go(tiny_tree, tmp_path / "r")
     assert (
-        "teacher's pixel accuracy on a first batch, cut as the student sees it: 0."
+        "teacher's pixel_accuracy on a first batch, cut as the student sees it: 0."
         in capsys.readouterr().out
     )
 

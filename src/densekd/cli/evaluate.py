@@ -17,10 +17,15 @@ def command(arguments: list[str]) -> int:
         weights: Path | None = None,
         split: str | None = None,
         output: Path | None = None,
+        results: Path | None = None,
         device: str = "auto",
         note: str | None = None,
     ) -> int:
-        """Score a weights file on a split: mIoU, pixel accuracy and the IoU of each class, as fractions.
+        """Score a weights file on a split.
+
+        Segmentation: mIoU, pixel accuracy, IoU of each class. Detection: COCO's AP over box overlaps 0.5 to 0.95, AP50,
+        AP75, by size and class. Depth: AbsRel, RMSE and the other errors, share of pixels within a factor of 1.25.
+        Shares are fractions.
 
         Sliding windows, scales and flips are settings: --evaluate.window '[713, 713]',
         --evaluate.scales '[0.75, 1, 1.25]', --evaluate.flip true.
@@ -30,6 +35,7 @@ def command(arguments: list[str]) -> int:
             weights: .safetensors or .pth of the recipe's model; by default the recipe's model.weights.
             split: of the data set; by default the recipe's data.val_split.
             output: JSON file to write. An older score file there is replaced, any other file is not.
+            results: detection: file for all detections in COCO's result form; must not exist.
             device: auto, cpu, cuda, cuda:N or mps.
             note: stands for the setting note; it stands beside every score.
         """
@@ -46,14 +52,19 @@ def command(arguments: list[str]) -> int:
         if output is not None:
             check_output(output)
 
-        def report(scores: dict[str, Any]) -> None:
-            print(scores_text(scores))
+        if results is not None and results.exists():
+            raise UserError(f"--results {results} exists; give another path")
+
+        def report(task: Any, scores: dict[str, Any]) -> None:
+            print(scores_text(task, scores))
+            if results is not None:
+                print(f"detections in {results}")
             if output is not None:
                 write_scores(scores, output)
                 print(f"written to {output}")
 
         split = split or settings.data.val_split
-        evaluate_weights(settings, weights, split, device=device, report=report)
+        evaluate_weights(settings, weights, split, device=device, report=report, results=results)
         return 0
 
     return parse(evaluate, "evaluate", own)

@@ -8,12 +8,12 @@ import tyro
 
 from densekd.cli.arguments import parse
 from densekd.config.load import list_configs
-from densekd.config.names import DATASETS, LOSSES, MODELS
+from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
 
 
 def command(arguments: list[str]) -> int:
     def list_names(
-        what: tyro.conf.Positional[Literal["models", "losses", "datasets", "configs"]],
+        what: tyro.conf.Positional[Literal["models", "losses", "datasets", "tasks", "configs"]],
     ) -> int:
         """Names that a recipe can use. A dotted path of your own (package.module.Name) works in place of any.
 
@@ -31,6 +31,7 @@ def command(arguments: list[str]) -> int:
                 "holistic": "densekd.losses.holistic",
             },
             "datasets": DATASETS,
+            "tasks": TASKS,
         }[what]
         width = max(len(name) for name in table)
         for name, path in table.items():

@@ -9,44 +9,37 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from densekd.config import provenance, schema
-from densekd.config.names import DATASETS, LOSSES, MODELS
+from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
 from densekd.config.resolve import accepts, call, resolve
 from densekd.data.check import sample_check
 from densekd.data.loader import EvalLoader, TrainLoader
 from densekd.data.transforms import Augment
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary, Distiller
+from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import PREDICTION, Term
-from densekd.engine.evaluate import Views
+from densekd.distill.terms import PREDICTION, Term, select
 from densekd.engine.launch import Process
 from densekd.engine.optim import make_optimizer, parameter_groups
 from densekd.engine.step import AMP
 from densekd.errors import UserError
 from densekd.layers import ABN
-from densekd.models.taps import Taps
+from densekd.models.taps import Taps, evaluating
 from densekd.models.weights import load_weights
-from densekd.tasks import Segmentation
+from densekd.ops.tiling import Views
+from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
 
 # What the engine and the checks use of a data set.
-READER = (
-    "classes",
-    "num_classes",
-    "palette",
-    "ignore_index",
-    "channels",
-    "name",
-    "read",
-    "__len__",
-)
+READER = ("classes", "palette", "ignore_index", "channels", "name", "read", "__len__")
+WIDTHS_SIDE = 64  # of the square image that shows how wide tapped features are
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -91,8 +84,19 @@ def _required(builder: Callable[..., Any], name: str) -> bool:
     return inspect.signature(builder).parameters[name].default is inspect.Parameter.empty
 
 
-def check_reader(reader: Any, channels: int) -> list[str]:
-    """Before any work: a spread of files can be read, with the channels the network takes; returns remarks."""
+def reader_task(reader: Any) -> str:
+    """What a data set has truth for; one of your own that does not say has class maps."""
+    return getattr(reader, "task", "segmentation")
+
+
+def check_reader(reader: Any, config: schema.Config) -> list[str]:
+    """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
+    channels = config.model.in_channels
+    if reader_task(reader) != config.task:
+        raise UserError(
+            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {reader_task(reader)}; set one "
+            "to fit the other (`densekd list datasets`)"
+        )
     if reader.channels != channels:
         raise UserError(
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
@@ -128,6 +132,7 @@ def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
             scale=data.scale,
             scales=data.scales,
             short_side=data.short_side,
+            long_side=data.long_side,
             hflip=data.hflip,
             color_jitter=data.color_jitter,
             fill=spec.fill(),
@@ -178,31 +183,44 @@ def build_eval_loader(
 # --- task and networks --------------------------------------------------------------------------------------------
 
 
-def build_task(config: schema.Config, reader: Any) -> Segmentation:
-    loss = config.loss
-    try:
-        return Segmentation(
-            reader.classes,
-            reader.palette,
-            ignore_index=reader.ignore_index,
-            loss=loss.name,
-            aux_weight=loss.aux_weight,
-            class_weights=loss.class_weights,
-            label_smoothing=loss.label_smoothing,
-            threshold=loss.threshold,
-            min_kept=loss.min_kept,
+def build_task(config: schema.Config, reader: Any) -> Task:
+    """The task with its settings; of the reader it takes names, colours and ids."""
+    if config.task == "segmentation":
+        given = {k: getattr(reader, k) for k in ("classes", "palette", "ignore_index")}
+        where, options = "loss", {**vars(config.loss)}
+        options["loss"] = options.pop("name")
+    elif config.task == "detection":
+        given = {k: getattr(reader, k, None) for k in ("classes", "palette", "category_ids")}
+        where, options = "detection", vars(config.detection)
+    else:
+        given, where, options = {}, "depth", vars(config.depth)
+    return call(resolve(config.task, TASKS, "task"), options, where, **given)
+
+
+def best_metric(config: schema.Config, task: Task) -> str:
+    """The metric that decides which weights are the best."""
+    best = config.train.best or task.metric_names[0]
+    if best not in task.metric_names:
+        raise UserError(
+            f"train.best: {best!r} is no metric of {task.name}; possible: {', '.join(task.metric_names)}"
         )
-    except ValueError as error:
-        raise UserError(f"loss: {error}") from error
+    return best
 
 
-def build_network(
-    model: schema.Model, classes: Sequence[str], where: str
-) -> tuple[nn.Module, InputSpec]:
+def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
+    """(height, width) the student sees in training at scale 1: the crop, or the first image's size."""
+    if config.data.crop is not None:
+        return config.data.crop
+    height, width = reader.read(0).image.shape[:2]
+    views = Views(short_side=config.data.short_side, long_side=config.data.long_side)
+    return views.sizes(height, width)[0]
+
+
+def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Module, InputSpec]:
     """The bare network with its weights, and what it wants to see.
 
-    Weights that a run of ours wrote know their classes and input: other classes are an error, and their input holds
-    where the recipe does not set one.
+    Weights that a run of ours wrote know their task, classes and input: another task, other classes or another range of
+    depth are errors, and their input holds where the recipe does not set one.
     """
     builder = resolve(model.name, MODELS, f"{where}.name")
     options = dict(model.options)
@@ -212,8 +230,8 @@ def build_network(
         builder,
         options,
         f"{where}.options",
-        num_classes=len(classes),
         in_channels=model.in_channels,
+        **task.network_arguments,
     )
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -223,14 +241,26 @@ def build_network(
     if model.weights is not None:
         load_weights(network, model.weights)
         about = provenance.about_weights(model.weights)
-        theirs = about.get("classes", list(classes))
-        if list(classes) != theirs:
-            raise UserError(
-                f"{where}.weights: {model.weights} was trained for the classes {', '.join(theirs)}; the data has "
-                f"{', '.join(classes)}"
-            )
+        check_origin(about, task, f"{where}.weights: {model.weights}")
         own = InputSpec(**about["input"]) if "input" in about else own
     return network, build_input_spec(model, own, where)
+
+
+def check_origin(about: dict[str, Any], task: Task, file: str) -> None:
+    """Weights of ours were trained for this task, these classes and, for depth, this range."""
+    if about.get("task", task.name) != task.name:
+        raise UserError(f"{file} was trained for {about['task']}; the task here is {task.name}")
+    theirs = about.get("classes", task.classes)
+    if task.classes != theirs:
+        raise UserError(
+            f"{file} was trained for the classes {', '.join(theirs)}; the data has {', '.join(task.classes)}"
+        )
+    arguments = provenance.plain(task.network_arguments)
+    old = about.get("arguments", arguments)
+    if old != arguments:
+        raise UserError(
+            f"{file} was trained with {old}; this recipe has {arguments}: make them equal"
+        )
 
 
 def check_extras(config: schema.Config) -> None:
@@ -263,7 +293,7 @@ def feature_tap(network: nn.Module, where: str) -> str:
 
 
 def build_terms(
-    distill: schema.Distill, student: nn.Module, teacher: nn.Module
+    distill: schema.Distill, task: Task, student: nn.Module, teacher: nn.Module
 ) -> tuple[list[Term], dict[str, str], dict[str, str]]:
     """The terms, and the taps (name -> module path) they need of student and teacher."""
     terms: list[Term] = []
@@ -272,11 +302,12 @@ def build_terms(
     for name, term in distill.terms.items():
         where = f"distill.{name}"
         loss_name = term.loss or name
-        loss = call(resolve(loss_name, table, where), term.options, where)
+        options = {**task.term_options.get(loss_name, {}), **term.options}
+        loss = call(resolve(loss_name, table, where), options, where)
         if any(True for _ in getattr(loss, "parameters", tuple)()):
             raise UserError(
-                f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; "
-                "distillation terms are functions of the two tensors"
+                f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; a term is a "
+                "function of two tensors (set the attribute `adapter = True` on the class to have the student's widened)"
             )
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
         sources = []
@@ -287,27 +318,44 @@ def build_terms(
             source = given or (
                 PREDICTION if default == PREDICTION else feature_tap(network, f"{where}.{side}")
             )
-            if source != PREDICTION:
+            if source != PREDICTION and source not in task.map_names:
                 wanted[source] = source
             sources.append(source)
-        terms.append(Term(name, loss, term.weight, *sources))
+        confidence = bool(getattr(loss, "confidence", False))
+        terms.append(Term(name, loss, term.weight, *sources, confidence=confidence))
     return terms, *taps
 
 
-def build_student(
-    config: schema.Config, network: nn.Module, spec: InputSpec, taps: dict[str, str], device: Any
-) -> Taps:
-    """Tap, then move, then compile: hooks must be there before the first compiled call."""
-    tapped = Taps(network, taps, spec)
-    tapped.to(device)
-    if config.train.channels_last:
-        tapped.to(memory_format=torch.channels_last)
-    return tapped
+def build_adapters(
+    terms: list[Term], task: Task, student: Taps, teacher: Taps, channels: int
+) -> dict[str, tuple[str, nn.Module]]:
+    """A 1x1 convolution for every term that needs equal widths and has not; such terms then compare its result."""
+    wanting = [term for term in terms if getattr(term.loss, "adapter", False)]
+    if not wanting:
+        return {}
+    device = next(student.parameters()).device
+    images = torch.rand(1, channels, WIDTHS_SIDE, WIDTHS_SIDE, device=device)
+    with evaluating(student), evaluating(teacher), torch.no_grad():
+        mine, theirs = student(images), teacher(images)
+    adapters: dict[str, tuple[str, nn.Module]] = {}
+    for term in wanting:
+        narrow = {x.shape[1] for x in select(mine, term.student, task)}
+        wide = {x.shape[1] for x in select(theirs, term.teacher, task)}
+        if narrow == wide and len(narrow) == 1:
+            continue
+        if len(narrow) > 1 or len(wide) > 1 or term.student not in mine.features:
+            raise UserError(
+                f"distill.{term.name}: one adapter serves all levels of a tapped feature; {term.student} has "
+                f"{sorted(narrow)} channels and {term.teacher} {sorted(wide)}: compare levels of one width"
+            )
+        adapters[term.name] = (term.student, nn.Conv2d(narrow.pop(), wide.pop(), 1))
+        term.student = term.name
+    return adapters
 
 
 def build_teacher(
     config: schema.Teacher,
-    classes: Sequence[str],
+    task: Task,
     device: torch.device,
     *,
     channels_last: bool = False,
@@ -319,7 +367,7 @@ def build_teacher(
                 "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
-    network, spec = build_network(config, classes, "teacher")
+    network, spec = build_network(config, task, "teacher")
     network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -327,14 +375,15 @@ def build_teacher(
 
 
 def build_adversary(
-    holistic: schema.Holistic, num_classes: int, channels: int, device: torch.device
+    holistic: schema.Holistic, task: Task, channels: int, device: torch.device
 ) -> Adversary:
     try:
         discriminator = Discriminator(
-            num_classes,
+            task.holistic_channels,
             image_channels=channels,
             channels=holistic.channels,
             convention=holistic.convention,
+            activation=task.holistic_activation,
         )
     except ValueError as error:
         raise UserError(f"distill.holistic: {error}") from error
@@ -348,12 +397,12 @@ def build_adversary(
 
 
 def build_distiller(
-    config: schema.Config, task: Segmentation, *, distil: bool, device: torch.device
+    config: schema.Config, task: Task, *, distil: bool, device: torch.device
 ) -> tuple[Distiller, InputSpec]:
     """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out."""
-    network, spec = build_network(config.model, task.classes, "model")
+    network, spec = build_network(config.model, task, "model")
     if not distil:
-        return Distiller(build_student(config, network, spec, {}, device), task), spec
+        return Distiller(_placed(config, Student(Taps(network, {}, spec)), device), task), spec
     if config.teacher is None:
         raise UserError("teacher: missing; to distil, the config needs a teacher section")
     if not config.distill.terms and config.distill.holistic is None:
@@ -366,24 +415,34 @@ def build_distiller(
             f"{config.model.in_channels}; both see the same images"
         )
     other, other_spec = build_teacher(
-        config.teacher, task.classes, device, channels_last=config.train.channels_last
+        config.teacher, task, device, channels_last=config.train.channels_last
     )
-    terms, mine, theirs = build_terms(config.distill, network, other)
+    terms, mine, theirs = build_terms(config.distill, task, network, other)
     adversary = None
     if config.distill.holistic is not None:
-        adversary = build_adversary(
-            config.distill.holistic, task.num_classes, config.model.in_channels, device
-        )
+        adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
+    # Tap, then move, then compile: hooks must be there before the first compiled call.
+    student, teacher = Taps(network, mine, spec).to(device), Taps(other, theirs, other_spec)
+    adapters = build_adapters(terms, task, student, teacher, config.model.in_channels)
     precision = config.teacher.precision
-    teacher = Teacher(
-        Taps(other, theirs, other_spec),
-        dtype=None if precision == "same" else AMP.get(precision) or torch.float32,
-    )
-    student = build_student(config, network, spec, mine, device)
     distiller = Distiller(
-        student, task, teacher=teacher, terms=terms, adversary=adversary, mask=config.distill.mask
+        _placed(config, Student(student, adapters), device),
+        task,
+        teacher=Teacher(
+            teacher, dtype=None if precision == "same" else AMP.get(precision) or torch.float32
+        ),
+        terms=terms,
+        adversary=adversary,
+        mask=config.distill.mask,
     )
     return distiller, spec
+
+
+def _placed(config: schema.Config, student: Student, device: torch.device) -> Student:
+    student.to(device)
+    if config.train.channels_last:
+        student.to(memory_format=torch.channels_last)
+    return student
 
 
 def dry_run(
@@ -393,7 +452,7 @@ def dry_run(
     n, (height, width) = 1, size
     batch = Batch(
         images=torch.rand(n, channels, height, width, device=device),
-        targets=torch.zeros(n, height, width, dtype=torch.int64, device=device),
+        targets=distiller.task.example_targets(n, size, device),
         labelled=torch.ones(n, dtype=torch.bool, device=device),
         inside=torch.ones(n, height, width, dtype=torch.bool, device=device),
         names=[""] * n,
@@ -415,7 +474,7 @@ def dry_run(
         student.train()
 
 
-def synchronise_norms(student: Taps, process: Process) -> Taps:
+def synchronise_norms(student: nn.Module, process: Process) -> nn.Module:
     """Batch statistics over all ranks (PyTorch's own SyncBatchNorm, which needs GPUs)."""
     if process.device.type != "cuda":
         raise UserError("train.sync_batchnorm needs CUDA devices; leave it out on the CPU")
@@ -441,9 +500,15 @@ def wrap_ddp(distiller: Distiller, process: Process) -> None:
 # --- optimizers and the rest --------------------------------------------------------------------------------------
 
 
-def build_optimizer(optim: schema.Optim, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    optim: schema.Optim, network: nn.Module, adapters: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Over the network's parameters under their own names, and the adapters' under ``adapters.``."""
+    named = list(network.named_parameters())
+    if adapters is not None:
+        named += [(f"adapters.{name}", p) for name, p in adapters.named_parameters()]
     groups = parameter_groups(
-        network.named_parameters(),
+        named,
         lr=optim.lr,
         weight_decay=optim.weight_decay,
         groups=[(g.prefix, g.lr_scale, g.weight_decay) for g in optim.groups],
@@ -470,6 +535,8 @@ def build_discriminator_optimizer(
 def build_views(evaluate: schema.Evaluate) -> Views:
     return Views(
         scales=tuple(evaluate.scales),
+        short_side=evaluate.short_side,
+        long_side=evaluate.long_side,
         flip=evaluate.flip,
         window=evaluate.window,
         overlap=evaluate.overlap,

@@ -6,7 +6,7 @@ import difflib
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -248,17 +248,28 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "at least 1",
         lambda v: v >= 1,
-        "train.steps train.accumulate train.log_every train.save_every data.batch_size data.short_side "
+        "train.steps train.accumulate train.log_every train.save_every data.batch_size data.short_side data.long_side "
+        "evaluate.short_side evaluate.long_side detection.topk_candidates detection.detections_per_image "
         "evaluate.batch_size distill.holistic.channels model.in_channels teacher.in_channels",
     ),
     (
         "0 or more",
         lambda v: v >= 0,
-        "seed train.evaluate_every data.workers data.color_jitter optim.warmup_steps optim.weight_decay "
+        "seed depth.bins depth.losses.* train.evaluate_every data.workers data.color_jitter optim.warmup_steps optim.weight_decay "
         "optim.power optim.groups.*.lr_scale optim.groups.*.weight_decay loss.aux_weight distill.terms.*.weight "
         "distill.holistic.weight distill.holistic.penalty distill.holistic.weight_decay distill.holistic.start_step",
     ),
-    ("above 0", lambda v: v > 0, "optim.lr optim.clip distill.holistic.lr"),
+    (
+        "above 0",
+        lambda v: v > 0,
+        "optim.lr optim.clip distill.holistic.lr depth.min_depth depth.max_depth "
+        "depth.virtual_normal_samples",
+    ),
+    (
+        "in [0, 1]",
+        lambda v: 0 <= v <= 1,
+        "detection.score_threshold detection.nms_threshold loss.min_kept",
+    ),
     (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
@@ -270,7 +281,6 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "optim.betas distill.holistic.betas",
     ),
     ("in (0, 1]", lambda v: 0 < v <= 1, "data.cat_max_ratio"),
-    ("in [0, 1]", lambda v: 0 <= v <= 1, "loss.min_kept"),
     ("between 0 and 1", lambda v: 0 < v < 1, "train.ema loss.threshold"),
     ("a probability", lambda v: 0 <= v <= 1, "data.hflip"),
     ("[low, high] with 0 < low <= high", lambda v: len(v) == 2 and 0 < v[0] <= v[1], "data.scale"),
@@ -309,6 +319,7 @@ def _check_values(config: Config, where: str) -> None:
         for key, got in _values(config, name.split("."))
         if not holds(got)
     ]
+    broken += _foreign_sections(config, where)
     loss = config.loss
     if loss.name == "ohem":
         ignored = {
@@ -322,6 +333,33 @@ def _check_values(config: Config, where: str) -> None:
         ]
     if broken:
         raise UserError("\n".join(broken))
+
+
+# What only one task listens to.
+_TASK_SECTIONS = {"loss": "segmentation", "detection": "detection", "depth": "depth"}
+
+
+def _foreign_sections(config: Config, where: str) -> list[str]:
+    """A line for every setting that the recipe's task would silently ignore."""
+    lines = []
+    for section, task in _TASK_SECTIONS.items():
+        given = getattr(config, section)
+        if config.task == task or given == type(given)():
+            continue
+        changed = [f.name for f in fields(given) if getattr(given, f.name) != _default(f)]
+        lines.append(
+            f"{where}: {section}.{changed[0]}: the section {section} is of the task {task}; the task here is "
+            f"{config.task}: leave it out"
+        )
+    if config.task != "segmentation" and config.data.cat_max_ratio is not None:
+        lines.append(
+            f"{where}: data.cat_max_ratio: is of class maps; leave it out with {config.task}"
+        )
+    return lines
+
+
+def _default(setting: Field) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def load_config(name: str | Path, overrides: dict[str, Any] | None = None) -> Config:

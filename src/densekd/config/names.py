@@ -11,17 +11,30 @@ MODELS = {
     "pspnet_resnet101": "densekd.models.pspnet.pspnet_resnet101",
     "psp_timm": "densekd.models.timm_heads.psp_timm",
     "fpn_timm": "densekd.models.timm_heads.fpn_timm",
+    "depth_timm": "densekd.models.depth_timm.depth_timm",
+    "vnl": "densekd.models.vnl.vnl",
 }
 DATASETS = {
     "ade20k": "densekd.data.ADE20K",
     "camvid": "densekd.data.CamVid",
     "cityscapes": "densekd.data.Cityscapes",
+    "coco": "densekd.data.Coco",
+    "depth_folder": "densekd.data.DepthFolder",
     "folder": "densekd.data.Folder",
+    "kitti": "densekd.data.Kitti",
+    "nyuv2": "densekd.data.NYUv2",
     "scenes": "densekd.data.scene_set.SceneSet",
     "voc": "densekd.data.VOC",
+    "voc_boxes": "densekd.data.VOCBoxes",
 }
 # name -> (where it is, what it compares where the recipe does not say)
 LOSSES = {
     "pixel_wise": ("densekd.losses.PixelWise", "prediction"),
     "pair_wise": ("densekd.losses.PairWise", "features"),
+    "feature_mimic": ("densekd.losses.FeatureMimic", "features"),
+}
+TASKS = {
+    "segmentation": "densekd.tasks.segmentation.Segmentation",
+    "detection": "densekd.tasks.detection.Detection",
+    "depth": "densekd.tasks.depth.Depth",
 }

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import densekd
 from densekd.config import schema
 from densekd.models.weights import read_metadata
-from densekd.tasks import Segmentation
+from densekd.tasks import Task
 from densekd.types import InputSpec
 
 
-def weights_metadata(config: schema.Config, task: Segmentation, spec: InputSpec) -> dict[str, str]:
+def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict[str, str]:
     """What travels with the student's weights, so that they can be used without the config.
 
     One entry of JSON: safetensors writes several entries in an order that changes from process to process, and equal
@@ -27,9 +28,15 @@ def weights_metadata(config: schema.Config, task: Segmentation, spec: InputSpec)
         "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
         "input": spec.as_dict(),
         "classes": task.classes,
+        "arguments": plain(task.network_arguments),
         "note": config.note,
     }
     return {"densekd": json.dumps(about)}
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples become lists."""
+    return json.loads(json.dumps(dict(arguments)))
 
 
 def about_weights(path: str) -> dict[str, Any]:

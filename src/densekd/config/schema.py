@@ -66,16 +66,19 @@ class Data:
     short_side: int | None = (
         None  # scale 1 means a shorter side of this length; none: the image's own size
     )
+    long_side: int | None = None  # but a longer side of at most this length
     hflip: float = 0.5  # probability of mirroring
     color_jitter: float = 0.0  # brightness, contrast and saturation in 1 ± this
-    cat_max_ratio: float | None = None  # redraw a crop in which one class covers more than this
+    cat_max_ratio: float | None = (
+        None  # redraw a crop in which one class covers more than this (segmentation)
+    )
     allow_unlabelled: bool = False  # images without a label train the distillation terms only
     on_bad_file: Literal["stop", "skip"] = "stop"  # an unreadable file met while training
 
 
 @dataclass
 class Loss:
-    """The supervised term."""
+    """The supervised term of segmentation."""
 
     __pydantic_config__ = STRICT
     name: Literal["cross_entropy", "ohem"] = "cross_entropy"  # ohem: hard pixels only
@@ -84,6 +87,37 @@ class Loss:
     label_smoothing: float = 0.0  # cross_entropy only
     threshold: float = 0.7  # OHEM: keep pixels whose true class has less probability
     min_kept: float = 0.0625  # OHEM: but at least this fraction of the valid pixels
+
+
+@dataclass
+class Detection:
+    """From a detector's raw output to boxes; its losses are the network's own (torchvision's)."""
+
+    __pydantic_config__ = STRICT
+    score_threshold: float = 0.05  # of the boxes kept
+    nms_threshold: float | None = (
+        None  # overlap above which the weaker of two boxes of one class goes; none: torchvision's
+    )
+    topk_candidates: int = 1000  # of each level, before NMS
+    detections_per_image: int = 100  # after NMS
+
+
+@dataclass
+class Depth:
+    """Range, form and supervised terms of depth."""
+
+    __pydantic_config__ = STRICT
+    min_depth: float = 0.1  # metres; truth outside the range counts nowhere
+    max_depth: float = 10.0  # metres; predictions are clamped to the range when scored
+    bins: int = 0  # depth as so many classes, evenly spaced in log depth; 0: regression
+    losses: dict[str, float] | None = (
+        None  # weights of cross_entropy, virtual_normal, silog, berhu, l1; none: the first two, or silog
+    )
+    virtual_normal_samples: float = (
+        0.15  # point triples an image: a share of its pixels, or a count
+    )
+    crop: Literal["nyu_eigen", "kitti_eigen", "garg"] | None = None  # region that is scored
+    align: Literal["median", "least_squares"] | None = None  # scale fitted to the truth when scored
 
 
 @dataclass
@@ -174,7 +208,7 @@ class Train:
     log_every: int = 20  # steps a row of metrics.jsonl
     save_every: int = 200  # steps a checkpoint
     evaluate_every: int = 0  # 0: at the end only
-    best: str = "miou"  # or pixel_accuracy: what best.safetensors is chosen by
+    best: str | None = None  # metric best.safetensors is chosen by; none: miou, ap or abs_rel
     tensorboard: bool = False  # event files too (the extra tensorboard)
 
 
@@ -184,6 +218,8 @@ class Evaluate:
 
     __pydantic_config__ = STRICT
     scales: list[float] = field(default_factory=lambda: [1.0])  # of the image; several are averaged
+    short_side: int | None = None  # scale 1 means a shorter side of this length; none: as it is
+    long_side: int | None = None  # but a longer side of at most this length
     flip: bool = False  # average with the mirrored image
     window: tuple[int, int] | None = None  # sliding window (height, width); none: whole image
     overlap: float = 1 / 3  # of neighbouring windows
@@ -197,9 +233,11 @@ class Config:
     __pydantic_config__ = STRICT
     model: Model  # the network that is trained; the student when there is a teacher
     data: Data
-    task: Literal["segmentation"] = "segmentation"  # what is predicted
+    task: Literal["segmentation", "detection", "depth"] = "segmentation"  # what is predicted
     teacher: Teacher | None = None  # only `distill` and `ablate` need one
     loss: Loss = field(default_factory=Loss)
+    detection: Detection = field(default_factory=Detection)
+    depth: Depth = field(default_factory=Depth)
     distill: Distill = field(default_factory=Distill)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)

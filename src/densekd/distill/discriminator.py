@@ -17,6 +17,7 @@ from densekd.losses.holistic import MODES, discriminator_loss, gradient_penalty
 from densekd.ops.resize import resize_map
 
 CONVENTIONS = ("paper", "authors")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
 class Discriminator(nn.Module):
@@ -26,7 +27,7 @@ class Discriminator(nn.Module):
     and the fourth, one score an image. No image sees another (`convention="paper"`).
 
     - ``"paper"``: sees the image (resized to the map, as the caller has it, say RGB in [0, 1]) beside the
-      softmax of the logits. The last convolution is 1×1 and its scores are averaged over space, so that any
+      softmax of the logits (or what `activation` says). The last convolution is 1×1 and its scores are averaged over space, so that any
       map size fits. No normalisation over samples. Sides below 16 are padded with zeros to 16.
     - ``"authors"``: sees raw logits only, behind a batch norm (which mixes the samples of a batch). The last
       convolution is 4×4: one score for the authors' 65×65 map. Differs from their code: of larger maps the
@@ -42,6 +43,8 @@ class Discriminator(nn.Module):
         image_channels: channels of the image (unused by ``"authors"``).
         channels: of the first convolution; doubled by each of the next three.
         convention: ``"paper"`` or ``"authors"``.
+        activation: from what the network predicts to what is seen of it: ``"softmax"`` over classes, ``"sigmoid"``
+            (a detector's class maps), or ``"none"`` (depth). ``"authors"`` looks at the bare values always.
     """
 
     def __init__(
@@ -51,10 +54,13 @@ class Discriminator(nn.Module):
         image_channels: int = 3,
         channels: int = 64,
         convention: str = "paper",
+        activation: str = "softmax",
     ) -> None:
         super().__init__()
         if convention not in CONVENTIONS:
             raise ValueError(f"convention is {convention!r}; choose one of {CONVENTIONS}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
         if num_classes < 1 or image_channels < 1 or channels < 1:
             raise ValueError(
                 f"num_classes {num_classes}, image_channels {image_channels} and channels {channels} "
@@ -63,6 +69,7 @@ class Discriminator(nn.Module):
         self.num_classes = num_classes
         self.image_channels = image_channels
         self.convention = convention
+        self.activation = "none" if convention == "authors" else activation
         authors = convention == "authors"
         norm = SpectralNorm if authors else spectral_norm
 
@@ -82,9 +89,11 @@ class Discriminator(nn.Module):
         self.min_side = 64 if authors else 16
 
     def maps(self, logits: Tensor) -> Tensor:
-        """What is seen of logits (N, K, h, w): their softmax, or themselves ("authors"); float32."""
+        """What is seen of logits (N, K, h, w): their softmax or sigmoid, or themselves; float32."""
         logits = logits.float()
-        return logits if self.convention == "authors" else logits.softmax(dim=1)
+        if self.activation == "none":
+            return logits
+        return logits.softmax(dim=1) if self.activation == "softmax" else logits.sigmoid()
 
     def score(
         self, maps: Tensor, images: Tensor | None = None, mask: Tensor | None = None

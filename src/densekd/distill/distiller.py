@@ -16,7 +16,7 @@ from densekd.distill.teacher import Teacher
 from densekd.distill.terms import Term, compute_terms, match_sizes
 from densekd.losses import holistic
 from densekd.ops.resize import resize_labels
-from densekd.tasks import Segmentation
+from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput
 
 
@@ -64,15 +64,15 @@ class Distiller:
         student: a tapped network or DDP around it; returns `DenseOutput`.
         task: supervised terms and masks.
         teacher: None trains the student alone.
-        terms: distillation terms without a memory of their own.
+        terms: distillation terms.
         adversary: the holistic term, or None.
-        mask: ``"label"``, ``"padding"`` or ``"none"``; see `Segmentation.mask`.
+        mask: ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        task: Segmentation,
+        task: Task,
         *,
         teacher: Teacher | None = None,
         terms: Sequence[Term] = (),
@@ -102,10 +102,10 @@ class Distiller:
         if theirs is None:
             return losses, None
         mask = self.task.mask(batch, self.mask)
-        losses.update(compute_terms(self.terms, mine, theirs, mask))
+        losses.update(compute_terms(self.terms, mine, theirs, mask, self.task))
         if self.adversary is None:
             return losses, None
-        student, teacher = match_sizes(mine.prediction, theirs.prediction)
+        student, teacher = match_sizes(self.task.holistic_map(mine), self.task.holistic_map(theirs))
         small = (
             None if mask is None else resize_labels(mask, (student.shape[-2], student.shape[-1]))
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from densekd.distill.distiller import Distiller, Maps
+from densekd.distill.student import Student
 from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
 from densekd.models.taps import Taps
@@ -157,10 +158,10 @@ class Step:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def bare(student: nn.Module) -> Taps:
-    """The tapped network itself, without DDP around it."""
+def bare(student: nn.Module) -> Student | Taps:
+    """The tapped network itself (with its adapters), without DDP around it."""
     inner = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
-    assert isinstance(inner, Taps)
+    assert isinstance(inner, (Student, Taps))
     return inner
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from densekd.distill.student import Student
 from densekd.engine.checkpoint import load_checkpoint, save_atomic
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, StopRequest
@@ -74,6 +75,12 @@ class Training:
         return bare(self.step.distiller.student).model
 
     @property
+    def adapters(self) -> nn.Module:
+        """What the student is compared through, trained with it; empty where no term has any."""
+        student = bare(self.step.distiller.student)
+        return student.adapters if isinstance(student, Student) else nn.ModuleDict()
+
+    @property
     def result(self) -> nn.Module:
         """The network to evaluate and share: the averaged one where there is one."""
         ema: AveragedModel | None = self.step.ema
@@ -95,6 +102,7 @@ class Training:
             "sums": self.sums,
             "counted": self.counted,
             "student": self.student.state_dict(),
+            "adapters": self.adapters.state_dict(),
             "optimizer": step.optimizer.state_dict(),
             "scaler": step.scaler.state_dict(),
             "ema": None if step.ema is None else step.ema.state_dict(),
@@ -125,6 +133,7 @@ class Training:
                 )
         step, adversary = self.step, self.step.distiller.adversary
         self.student.load_state_dict(state["student"])
+        self.adapters.load_state_dict(state["adapters"])
         step.optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         if step.ema is not None:
@@ -153,6 +162,7 @@ def fit(
     lr_factor: Callable[[int], float],
     evaluate: Callable[[nn.Module], dict[str, Any]] | None,
     best: str = "miou",
+    smaller_is_better: bool = False,
     accumulate: int = 1,
     channels_last: bool = False,
     log_every: int = 20,
@@ -164,7 +174,8 @@ def fit(
     Args:
         batches: an endless stream that starts at batch `training.done * accumulate`.
         evaluate: scores the given network; called every `evaluate_every` steps and at the end.
-        best: the metric that decides which weights ``best.safetensors`` keeps (larger is better).
+        best: the metric that decides which weights ``best.safetensors`` keeps.
+        smaller_is_better: that metric is an error.
 
     Returns:
         True at the end, False where `stop` ended it before; `training` holds step, scores and best.
@@ -192,7 +203,11 @@ def fit(
         training.scored = done
         log.scores(done, training.scores)
         value = training.scores[best]
-        if training.best is None or value > training.best:
+        # A metric may not exist (no object of any class in the split): such weights are never the best.
+        if value is not None and (
+            training.best is None
+            or (value < training.best if smaller_is_better else value > training.best)
+        ):
             training.best = value
             training.save_student(training.folder.best)
         save()

@@ -12,7 +12,6 @@ from torch import Tensor
 from densekd.ops.resize import resize_map
 
 
-
 @dataclass(frozen=True)
 class Views:
     """How an image is looked at when it is scored.

@@ -161,7 +161,11 @@ class Segmentation:
 
     def summary(self, scores: Mapping[str, Any]) -> list[str]:
         """IoU by class, pixel accuracy, mIoU."""
-        values = {**scores["iou"], "pixel accuracy": scores["pixel_accuracy"], "mIoU": scores["miou"]}
+        values = {
+            **scores["iou"],
+            "pixel accuracy": scores["pixel_accuracy"],
+            "mIoU": scores["miou"],
+        }
         return [f"{name:>16}  {'-' if v is None else f'{v:.4f}'}" for name, v in values.items()]
 
 

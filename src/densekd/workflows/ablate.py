@@ -19,11 +19,14 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import pick_device
 from densekd.errors import UserError
 from densekd.profiling import count_macs, count_parameters
+from densekd.tasks import Column, Task
+from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.children import Child, available_cores, run_children
 from densekd.workflows.evaluate import evaluate_weights
 from densekd.workflows.run import changed_settings
 
-SHORT = {"pixel_wise": "Pi", "pair_wise": "Pa", "holistic": "Ho"}
+SHORT = {"pixel_wise": "Pi", "pair_wise": "Pa", "holistic": "Ho", "feature_mimic": "Mimic"}
+CONSTANT = "constant_guess.json"
 ORDER = ["pixel_wise", "pair_wise", "holistic"]  # the paper's; other terms follow as written
 
 
@@ -119,6 +122,9 @@ def ablate(
         write_text_atomic(folder / "config.yaml", dump_config(config))
     if teacher is not None and not (folder / "teacher.json").exists():
         write_text_atomic(folder / "teacher.json", json.dumps(teacher, indent=2) + "\n")
+    if not (folder / CONSTANT).exists():
+        guess = constant_guess_scores(config)
+        write_text_atomic(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
@@ -204,8 +210,8 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     model = {k: tree["teacher"][k] for k in tree["model"]}
     alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
     scores = evaluate_weights(alone, None, config.data.val_split, device=device)
-    network, _ = build.build_network(alone.model, list(scores["iou"]), "teacher")
-    size = _input_size(config)
+    task, size = _task_and_size(config)
+    network, _ = build.build_network(alone.model, task, "teacher")
     return {
         "digest": digest,
         "scores": scores,
@@ -214,12 +220,9 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def _input_size(config: Config) -> tuple[int, int]:
-    if config.data.crop is not None:
-        return config.data.crop
+def _task_and_size(config: Config) -> tuple[Task, tuple[int, int]]:
     reader = build.build_reader(config.data, config.data.train_split, training=True)
-    height, width = reader.read(0).image.shape[:2]
-    return height, width
+    return build.build_task(config, reader), build.input_size(config, reader)
 
 
 def write_table(
@@ -230,16 +233,20 @@ def write_table(
     teacher: dict[str, Any] | None,
 ) -> str:
     """The Markdown table of what came out; also written to table.md and results.json."""
+    task, size = _task_and_size(config)
     rows: list[dict[str, Any]] = []
+
+    def add(title: str, scores: list[dict[str, Any]], **more: Any) -> None:
+        values = {column.key: [s[column.key] for s in scores] for column in task.columns}
+        rows.append({"title": title, "scores": values, **more})
+
+    if (folder / CONSTANT).exists():
+        guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
+        add("constant guess", [guess])
     if teacher is not None:
-        rows.append(
-            {
-                "title": f"teacher ({config.teacher.name if config.teacher else ''})",
-                "miou": [teacher["scores"]["miou"]],
-                "parameters": teacher["parameters"],
-                "macs": teacher["macs"],
-            }
-        )
+        name = config.teacher.name if config.teacher else ""
+        sizes = {k: teacher[k] for k in ("parameters", "macs")}
+        add(f"teacher ({name})", [teacher["scores"]], **sizes)
     for variant in variants:
         results = []
         for seed in range(config.seed, config.seed + seeds):
@@ -247,27 +254,26 @@ def write_table(
             if path.exists():
                 results.append(json.loads(path.read_text(encoding="utf-8")))
         if results:
-            rows.append(
-                {
-                    "title": variant.title,
-                    "miou": [r["scores"]["miou"] for r in results],
-                    "parameters": results[0]["parameters"],
-                    "macs": results[0]["macs"],
-                    "seconds": [r["seconds"] for r in results],
-                }
-            )
-    size = _input_size(config)
+            sizes = {k: results[0][k] for k in ("parameters", "macs")}
+            seconds = [r["seconds"] for r in results]
+            add(variant.title, [r["scores"] for r in results], **sizes, seconds=seconds)
+    headings = [f"{c.heading} on {config.data.val_split}" for c in task.columns[:1]]
+    headings += [c.heading for c in task.columns[1:]]
     lines = [
-        f"| network | mIoU on {config.data.val_split} (%) | parameters (M) | MACs (G, {size[0]}×{size[1]}) |",
-        "| --- | ---: | ---: | ---: |",
+        f"| network | {' | '.join(headings)} | parameters (M) | MACs (G, {size[0]}×{size[1]}) |",
+        f"| --- |{' ---: |' * (len(headings) + 2)}",
     ]
-    lines += [
-        f"| {r['title']}{_count(r, seeds)} | {_mean_std(r['miou'])} | {r['parameters'] / 1e6:.3f} "
-        f"| {r['macs'] / 1e9:.3f} |"
-        for r in rows
-    ]
+    for row in rows:
+        cells = [_mean_std(row["scores"][c.key], c) for c in task.columns]
+        cells += (
+            [f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.3f}"]
+            if "parameters" in row
+            else ["", ""]
+        )
+        lines.append(f"| {row['title']}{_count(row, seeds)} | {' | '.join(cells)} |")
     run = {r["title"] for r in rows}
-    lines += [f"| {v.title} (not run yet) | | | |" for v in variants if v.title not in run]
+    empty = " |" * (len(headings) + 2)
+    lines += [f"| {v.title} (not run yet) |{empty}" for v in variants if v.title not in run]
     note = f" Note: {config.note}." if config.note else ""
     lines += [
         "",
@@ -281,13 +287,19 @@ def write_table(
 
 
 def _count(row: dict[str, Any], seeds: int) -> str:
-    """Says how many seeds a row has, where it is not all of them (a stopped ablation); the teacher is one network."""
-    count = len(row["miou"])
-    return "" if count == seeds or "seconds" not in row else f" ({count} of {seeds} seeds so far)"
+    """Says how many seeds a row has, where it is not all of them (a stopped ablation)."""
+    if "seconds" not in row:  # the teacher is one network, the constant guess none
+        return ""
+    count = len(row["seconds"])
+    return "" if count == seeds else f" ({count} of {seeds} seeds so far)"
 
 
-def _mean_std(values: list[float]) -> str:
-    mean = 100 * statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}"
+def _mean_std(values: list[float | None], column: Column) -> str:
+    """A dash where a score does not exist (no object of any class in the split)."""
+    known = [column.factor * v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):.{column.decimals}f}"
+    if len(known) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(known):.{column.decimals}f}"

@@ -32,6 +32,7 @@ def demo(
     folder: Path,
     *,
     overrides: dict[str, Any],
+    task: str = "segmentation",
     device: str = "auto",
     seeds: int = 1,
     scale: float = 1.0,
@@ -41,6 +42,7 @@ def demo(
     The same command goes on where it was stopped.
 
     Args:
+        task: ``"segmentation"``, ``"detection"`` or ``"depth"``; each has its two recipes.
         overrides: dotted settings of the student's recipe; those of ``data.`` hold for the teacher too.
         scale: factor on the number of scenes and steps (tests).
     """
@@ -53,9 +55,10 @@ def demo(
     shared = {k: v for k, v in overrides.items() if k.startswith("data.")}
     shared["data.root"] = str(scenes)
     teacher = RunFolder(folder / "teacher")
-    teacher_config = _scaled(load_config(RECIPES / "teacher.yaml", shared), scale)
+    teacher_config = _scaled(load_config(RECIPES / f"{task}_teacher.yaml", shared), scale)
     config = load_config(
-        RECIPES / "student.yaml", {**overrides, **shared, "teacher.weights": str(teacher.student)}
+        RECIPES / f"{task}_student.yaml",
+        {**overrides, **shared, "teacher.weights": str(teacher.student)},
     )
     config = _scaled(config, scale)
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
@@ -64,7 +67,7 @@ def demo(
         raise UserError(f"{folder} holds another demo: {'; '.join(changed)}; give another --name")
     write_text_atomic(folder / MARK, yaml.safe_dump(to_tree(teacher_config), sort_keys=False))
 
-    _write_scenes(scenes, scale)
+    _write_scenes(scenes, scale, extras=task != "segmentation")
     child = Child(
         "teacher",
         ["train", str(folder / MARK), "--out", str(folder), "--name", "teacher",
@@ -94,11 +97,11 @@ def _scaled(config: Config, scale: float) -> Config:
     return replace(config, train=replace(config.train, steps=steps))
 
 
-def _write_scenes(folder: Path, scale: float) -> None:
+def _write_scenes(folder: Path, scale: float, *, extras: bool) -> None:
     if folder.exists():
         return
     splits = {name: max(4, round(count * scale)) for name, count in SCENES.items()}
-    synthesize(folder, splits=splits, seed=0, height=SIZE[0], width=SIZE[1], extras=False)
+    synthesize(folder, splits=splits, seed=0, height=SIZE[0], width=SIZE[1], extras=extras)
 
 
 def _draw(config: Config, folder: Path, teacher: RunFolder, picture: Path) -> None:

@@ -19,6 +19,7 @@ from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
+from densekd.tasks import Task
 
 
 def check_output(path: Path) -> None:
@@ -27,7 +28,7 @@ def check_output(path: Path) -> None:
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        ours = isinstance(content, dict) and "miou" in content
+        ours = isinstance(content, dict) and {"weights", "split", "images"} <= content.keys()
     except (ValueError, OSError):
         ours = False
     if not ours:
@@ -41,24 +42,29 @@ def evaluate_weights(
     *,
     device: str = "auto",
     quiet: bool = False,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Callable[[Task, dict[str, Any]], None] | None = None,
+    results: Path | None = None,
 ) -> dict[str, Any]:
     """Score `config.model` with `weights` on `split`.
 
     Args:
-        report: called once with what is returned, by rank 0 alone.
+        report: called once with the task and what is returned, by rank 0 alone.
+        results: file for the detections in COCO's result form (detection only).
 
     Returns:
-        fractions ``{"miou", "pixel_accuracy", "iou": {class: ...}}`` with what was scored.
+        the task's scores, e.g. ``{"miou", "pixel_accuracy", "iou": {class: ...}}``, with what was scored.
     """
     if weights is None and config.model.weights is None:
         raise UserError("evaluate needs weights: give --weights FILE (.safetensors or .pth)")
     model = config.model if weights is None else replace(config.model, weights=str(weights))
     with started(device) as process:
         reader = build.build_reader(config.data, split, training=False)
-        build.check_reader(reader, model.in_channels)
+        build.check_reader(reader, replace(config, model=model))
         task = build.build_task(config, reader)
-        network, spec = build.build_network(model, task.classes, "model")
+        network, spec = build.build_network(model, task, "model")
+        metric = task.metric(process.device)
+        if results is not None and not hasattr(metric, "results"):
+            raise UserError(f"--results: {task.name} has no results file; leave it out")
         tapped = Taps(network, {}, spec).to(process.device)
         loader = build.build_eval_loader(config, reader, spec, process)
         shown = (
@@ -74,6 +80,7 @@ def evaluate_weights(
                 device=process.device,
                 views=build.build_views(config.evaluate),
                 amp=AMP[config.train.amp],
+                metric=metric,
             )
         except DataError as error:
             error.one_rank = True  # each rank reads files of its own
@@ -87,8 +94,12 @@ def evaluate_weights(
             "weights": str(model.weights),
             "note": config.note or provenance.about_weights(str(model.weights)).get("note", ""),
         }
+        if results is not None:
+            found = metric.results()  # joins all ranks
+            if process.rank == 0:
+                write_text_atomic(results, json.dumps(found) + "\n")
         if report is not None and process.rank == 0:
-            report(result)
+            report(task, result)
     return result
 
 
@@ -96,14 +107,11 @@ def write_scores(scores: dict[str, Any], output: Path) -> None:
     write_text_atomic(output, json.dumps(scores, indent=2) + "\n")
 
 
-def scores_text(scores: dict[str, Any]) -> str:
+def scores_text(task: Task, scores: dict[str, Any]) -> str:
     """A few lines for people."""
-    lines = [f"{name:>16}  {'-' if v is None else f'{v:.4f}'}" for name, v in scores["iou"].items()]
-    lines.append(f"{'pixel accuracy':>16}  {scores['pixel_accuracy']:.4f}")
+    lines = task.summary(scores)
     note = f"  ({scores['note']})" if scores["note"] else ""
-    lines.append(
-        f"{'mIoU':>16}  {scores['miou']:.4f}  on {scores['images']} images of {scores['split']}{note}"
-    )
+    lines[-1] += f"  on {scores['images']} images of {scores['split']}{note}"
     if scores["skipped"]:
         lines.append(
             f"skipped {len(scores['skipped'])} unreadable files: {', '.join(scores['skipped'])}"

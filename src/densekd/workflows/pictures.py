@@ -11,9 +11,10 @@ import torch
 
 from densekd.config import build
 from densekd.config.schema import Config, Model
-from densekd.engine.evaluate import predict
+from densekd.engine.launch import Process
 from densekd.models.taps import Taps
 from densekd.report.pictures import save_grid
+from densekd.types import InputSpec
 
 
 @torch.no_grad()
@@ -36,17 +37,23 @@ def save_comparison(
     columns = ["image", "truth", *(title for title, _, _ in networks)]
     built = []
     for _, model, weights in networks:
-        network, spec = build.build_network(
-            replace(model, weights=str(weights)), task.classes, "model"
-        )
+        network, spec = build.build_network(replace(model, weights=str(weights)), task, "model")
         built.append(Taps(network, {}, spec).eval())
     rows: list[list[np.ndarray]] = []
-    for index in indices:
+    whole = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    here = Process(rank=0, world_size=1, device=torch.device("cpu"))
+    loader = build.build_eval_loader(
+        whole, reader, InputSpec(), here, limit=max(indices, default=-1) + 1
+    )
+    for index, batch in enumerate(loader):
+        if index not in indices:
+            continue
         sample = reader.read(index)
-        images = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
-        row = [sample.image[..., :3], task.colour(sample.target)]
+        image = sample.image[..., :3]
+        row = [image, task.picture(image, sample.target)]
         for tapped in built:
-            labels = task.decode(predict(tapped, images, sample.target.shape, views))[0].numpy()
-            row.append(task.colour(labels))
+            # One image's part of a batch of one.
+            answer = task.predict(tapped, batch.to(here.device), views)[0]
+            row.append(task.picture(image, answer))
         rows.append(row)
     save_grid(path, columns, rows, width=width)

@@ -20,18 +20,19 @@ from densekd.config.schema import Config, Distill
 from densekd.data.transforms import Augment
 from densekd.distill.teacher import Teacher
 from densekd.engine.checkpoint import write_text_atomic
-from densekd.engine.evaluate import Views, evaluate, predict
+from densekd.engine.evaluate import evaluate
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
 from densekd.engine.step import AMP, Step, bare
 from densekd.engine.trainer import Training, fit
-from densekd.errors import DataError, UserError
+from densekd.errors import DataError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
+from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
-from densekd.tasks import Segmentation
+from densekd.tasks import Task
 from densekd.types import Batch
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
@@ -99,7 +100,7 @@ def run(
                 (config.data.train_split, train_reader),
                 (config.data.val_split, val_reader),
             )
-            for remark in build.check_reader(reader, config.model.in_channels)
+            for remark in build.check_reader(reader, config)
         ]
         task = build.build_task(config, train_reader)
         if config.optim.warmup_steps >= config.train.steps:
@@ -108,13 +109,10 @@ def run(
                 "the learning rate never reaches optim.lr"
             )
         remarks += build.compare_readers(config.data, train_reader, val_reader)
-        if config.train.best not in task.metric_names:
-            raise UserError(
-                f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
-            )
+        best = build.best_metric(config, task)
         torch.manual_seed(config.seed)  # initial weights; every step seeds itself
         distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
-        size = config.data.crop or train_reader.read(0).image.shape[:2]
+        size = build.input_size(config, train_reader)
         build.dry_run(distiller, config.model.in_channels, size, process.device)
         augment = build.build_augment(config.data, train_reader, spec)
         build.check_extras(config)
@@ -122,7 +120,7 @@ def run(
         # Optimizers hold the bare parameters, so build them before DDP renames anything.
         tapped = bare(distiller.student)
         network = tapped.model
-        optimizer = build.build_optimizer(config.optim, network)
+        optimizer = build.build_optimizer(config.optim, network, tapped.adapters)
         discriminator_optimizer = build.build_discriminator_optimizer(
             config.distill.holistic if distil else None, distiller
         )
@@ -187,9 +185,9 @@ def run(
         try:
             if distiller.teacher is not None and training.done == 0:
                 batch = first_batch(config, train_reader, augment, process)
-                accuracy = teacher_accuracy(distiller.teacher, task, batch)
+                score_now = teacher_knows(distiller.teacher, task, batch)
                 log.say(
-                    f"teacher's pixel accuracy on a first batch, cut as the student sees it: {accuracy:.3f}"
+                    f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {score_now:.3f}"
                 )
             finished = fit(
                 training,
@@ -206,7 +204,8 @@ def run(
                     warmup=config.optim.warmup_steps,
                 ),
                 evaluate=score,
-                best=config.train.best,
+                best=best,
+                smaller_is_better=best in task.smaller_is_better,
                 accumulate=config.train.accumulate,
                 channels_last=config.train.channels_last,
                 log_every=config.train.log_every,
@@ -221,8 +220,8 @@ def run(
             log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
         if main and finished:
             extra = {"seconds": round(training.seconds, 1), "skipped": skipped}
-            _write_result(config, training, network, size, extra)
-            log.say(_closing_line(config, training))
+            _write_result(config, training, best, network, size, extra)
+            log.say(_closing_line(config, training, task))
         elif main:
             log.say(f"stopped at step {training.done}; go on with the same command and --resume")
         return 0 if finished else stop.exit_status
@@ -234,16 +233,17 @@ def first_batch(config: Config, reader: Any, augment: Augment, process: Process)
     return next(iter(loader)).to(process.device)
 
 
-def teacher_accuracy(teacher: Teacher, task: Segmentation, batch: Batch) -> float:
+@torch.no_grad()
+def teacher_knows(teacher: Teacher, task: Task, batch: Batch) -> float:
     """How much the teacher knows of the crops it is asked about; NaN without labels.
 
     A teacher that was trained on whole images can be poor on small crops of them, and weights of another input
     range load without complaint: either shows here and nowhere else.
     """
     metric = task.metric(batch.images.device)
-    scores = predict(teacher, batch.images, tuple(batch.targets.shape[-2:]), Views())
-    metric.update(task.decode(scores), batch)
-    return metric.confusion.pixel_accuracy()
+    metric.update(task.predict(teacher, batch, Views()), batch)
+    value = metric.compute()[task.quick_metric]
+    return float("nan") if value is None else value
 
 
 def _score(
@@ -272,6 +272,7 @@ def _score(
 def _write_result(
     config: Config,
     training: Training,
+    best: str,
     network: nn.Module,
     size: tuple[int, int],
     extra: dict[str, Any],
@@ -280,7 +281,7 @@ def _write_result(
         "step": training.done,
         "split": config.data.val_split,
         "scores": training.scores,
-        f"best_{config.train.best}": training.best,
+        f"best_{best}": training.best,
         "parameters": count_parameters(network),
         "macs": count_macs(network, config.model.in_channels, (size[0], size[1])),
         "macs_size": list(size),
@@ -292,11 +293,11 @@ def _write_result(
     write_text_atomic(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 
-def _closing_line(config: Config, training: Training) -> str:
+def _closing_line(config: Config, training: Training, task: Task) -> str:
     assert training.scores is not None
     folder = training.folder
     note = f" ({config.note})" if config.note else ""
+    score = task.summary(training.scores)[-1].strip()
     return (
-        f"{config.data.val_split} mIoU {training.scores['miou']:.4f}{note}; "
-        f"weights {folder.student}, scores {folder.result}"
+        f"{config.data.val_split} {score}{note}; weights {folder.student}, scores {folder.result}"
     )

@@ -39,10 +39,7 @@ def validate(config: Config) -> str:
         classes=classes, palette=distinct_colours(len(classes)), ignore_index=IGNORE_INDEX
     )
     task = build.build_task(config, facts)
-    if config.train.best not in task.metric_names:
-        raise UserError(
-            f"train.best: {config.train.best!r} is no metric; possible: {', '.join(task.metric_names)}"
-        )
+    build.best_metric(config, task)
     build.check_extras(config)
 
     model, teacher = config.model, config.teacher
@@ -70,17 +67,19 @@ def validate(config: Config) -> str:
         build.dry_run(distiller, model.in_channels, size, cpu)
     build.build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
-    build.build_optimizer(config.optim, student)
+    adapters = bare(distiller.student).adapters
+    build.build_optimizer(config.optim, student, adapters)
 
     networks = [("model", model.name, student)]
     if teacher is not None and distiller.teacher is not None:
         networks.append(("teacher", teacher.name, distiller.teacher.network.model))
     lines = []
+    classes_text = f" with {len(classes)} classes" if classes else ""
     for where, name, network in networks:
         macs = count_macs(network, model.in_channels, size)
         lines.append(
             f"{where}: {name}, {count_parameters(network) / 1e6:.3f} M parameters, "
-            f"{macs / 1e9:.3f} G MACs at {size[0]}x{size[1]} with {len(classes)} classes"
+            f"{macs / 1e9:.3f} G MACs at {size[0]}x{size[1]}{classes_text}"
         )
     for term in distiller.terms:
         lines.append(
@@ -108,7 +107,12 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
 
 
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
-    """As the recipe or the data set's file has them; else as many as it has class weights, or `CLASSES`."""
+    """As the recipe or the data set's file has them; else as many as it has class weights, or `CLASSES`.
+
+    Depth has none.
+    """
+    if config.task == "depth":
+        return []
     known = (
         config.data.options.get("classes")
         or getattr(builder, "classes", None)

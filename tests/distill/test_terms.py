@@ -1,0 +1,76 @@
+"""Terms over the levels of a pyramid, weighted by the teacher's confidence."""
+
+import pytest
+import torch
+from torch import nn
+
+from densekd.distill.terms import Term, compute_terms
+from densekd.losses import PixelWise
+from densekd.types import DenseOutput
+from tests.distill.helpers import make_task
+
+SIZES = ((8, 12), (4, 6), (2, 3))
+
+
+def pyramid(channels=4, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, channels, *size, generator=draw) for size in SIZES]
+
+
+def output(maps, name="fpn"):
+    return DenseOutput(torch.zeros(2, 5, 8, 12), features={name: maps})
+
+
+class Weighted(nn.Module):
+    """Writes down what it was called with."""
+
+    confidence = True
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, student, teacher, mask=None, weight=None):
+        self.seen.append((student.shape, None if mask is None else mask.shape, weight))
+        return (student - teacher).square().mean()
+
+
+def test_levels_are_averaged():
+    mine, theirs = pyramid(seed=0), pyramid(seed=1)
+    term = Term("kl", PixelWise(), 2.0, "fpn", "fpn")
+    value = compute_terms([term], output(mine), output(theirs), None, make_task())["distill/kl"]
+    each = [PixelWise()(s, t) for s, t in zip(mine, theirs, strict=True)]
+    assert value.item() == pytest.approx(2.0 * sum(each).item() / 3)
+
+
+@pytest.mark.parametrize("changed", range(len(SIZES)))
+def test_every_level_counts(changed):
+    mine, theirs = pyramid(), pyramid()
+    term = Term("kl", PixelWise(), 1.0, "fpn", "fpn")
+    assert compute_terms([term], output(mine), output(theirs), None, make_task())[
+        "distill/kl"
+    ].item() == pytest.approx(0, abs=1e-6)
+    mine[changed] = mine[changed].flip(1)
+    assert (
+        compute_terms([term], output(mine), output(theirs), None, make_task())["distill/kl"] > 0.01
+    )
+
+
+def test_a_different_number_of_levels_is_named():
+    term = Term("kl", PixelWise(), 1.0, "fpn", "fpn")
+    with pytest.raises(ValueError, match=r"kl: .* has 3 levels and .* 2"):
+        compute_terms([term], output(pyramid()), output(pyramid()[:2]), None, make_task())
+
+
+def test_mask_and_confidence_come_at_each_levels_size():
+    loss = Weighted()
+    term = Term("w", loss, 1.0, "fpn", "fpn", confidence=True)
+    theirs = output(pyramid())
+    theirs.prediction = torch.randn(2, 5, 8, 12)
+    mask = torch.ones(2, 32, 48, dtype=torch.bool)
+    compute_terms([term], output(pyramid()), theirs, mask, make_task())
+    assert [tuple(shape[-2:]) for shape, _, _ in loss.seen] == list(SIZES)
+    assert [tuple(shape[-2:]) for _, shape, _ in loss.seen] == list(SIZES)
+    assert [tuple(w.shape) for _, _, w in loss.seen] == [(2, 1, *size) for size in SIZES]
+    top = theirs.prediction.softmax(1).amax(1, keepdim=True)
+    assert torch.allclose(loss.seen[0][2], top)
