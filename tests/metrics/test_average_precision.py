@@ -59,9 +59,9 @@ def test_all_found():
     [
         ([A], [0.9], 51 / 101),  # one of two found
         ([A, B], [0.9, 0.8], 1.0),
-        ([C, A, B], [0.9, 0.8, 0.7], 2 / 3),  # a false one above both: precision 1/2, then 2/3 at best
+        ([C, A, B], [0.9, 0.8, 0.7], 2 / 3),  # a false one above: precision 1/2, then 2/3
         ([A, C, B], [0.9, 0.8, 0.7], (51 + 50 * 2 / 3) / 101),  # a false one between them
-        ([A, A, B], [0.9, 0.8, 0.7], (51 + 50 * 2 / 3) / 101),  # a second box on one object is false
+        ([A, A, B], [0.9, 0.8, 0.7], (51 + 50 * 2 / 3) / 101),  # the second box on A is false
         ([A, B, C], [0.9, 0.8, 0.7], 1.0),  # a false one below both costs nothing
         ([], [], 0.0),
     ],

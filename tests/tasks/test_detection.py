@@ -127,9 +127,7 @@ def test_losses_are_torchvisions(detectors):
     batch = make_batch(OBJECTS)
     terms = make_task().loss(Plain(ours)(batch.images), batch)
     theirs.training = True
-    expected = theirs(
-        list(batch.images), [{"boxes": t.boxes, "labels": t.labels} for t in OBJECTS]
-    )
+    expected = theirs(list(batch.images), [{"boxes": t.boxes, "labels": t.labels} for t in OBJECTS])
     theirs.training = False
     assert set(terms) == {"task/classification", "task/box"} | (
         {"task/centerness"} if ours.kind == "fcos" else set()
@@ -376,8 +374,7 @@ def test_metric_counts_labelled_images():
     metric = task.metric("cpu")
     batch = make_batch([*OBJECTS, target([], [], image_id=-1)], labelled=[True, True, False])
     perfect = [
-        Detections(t.boxes, torch.linspace(0.9, 0.8, len(t.boxes)), t.labels)
-        for t in batch.targets
+        Detections(t.boxes, torch.linspace(0.9, 0.8, len(t.boxes)), t.labels) for t in batch.targets
     ]
     metric.update(perfect, batch)
     scores = metric.compute()

@@ -11,6 +11,10 @@ MODELS = {
     "pspnet_resnet101": "densekd.models.pspnet.pspnet_resnet101",
     "psp_timm": "densekd.models.timm_heads.psp_timm",
     "fpn_timm": "densekd.models.timm_heads.fpn_timm",
+    "fcos_mobilenetv2_c128": "densekd.models.fcos.fcos_mobilenetv2_c128",
+    "fcos_resnet50": "densekd.models.fcos.fcos_resnet50",
+    "fcos_timm": "densekd.models.fcos.fcos_timm",
+    "retinanet_timm": "densekd.models.retinanet.retinanet_timm",
     "depth_timm": "densekd.models.depth_timm.depth_timm",
     "vnl": "densekd.models.vnl.vnl",
 }

@@ -12,6 +12,7 @@ from densekd.losses.cross_entropy import (
 )
 from densekd.losses.depth_cross_entropy import DepthCrossEntropy, depth_cross_entropy
 from densekd.losses.depth_l1 import DepthL1, depth_l1
+from densekd.losses.feature_mimic import FeatureMimic, feature_mimic
 from densekd.losses.holistic import Holistic, discriminator_loss, gradient_penalty, holistic
 from densekd.losses.pair_wise import PairWise, pair_wise
 from densekd.losses.pixel_wise import PixelWise, pixel_wise
@@ -23,6 +24,7 @@ __all__ = [
     "CrossEntropy",
     "DepthCrossEntropy",
     "DepthL1",
+    "FeatureMimic",
     "Holistic",
     "OhemCrossEntropy",
     "PairWise",
@@ -35,6 +37,7 @@ __all__ = [
     "depth_cross_entropy",
     "depth_l1",
     "discriminator_loss",
+    "feature_mimic",
     "gradient_penalty",
     "holistic",
     "ohem_cross_entropy",

@@ -54,9 +54,8 @@ def feature_mimic(
     difference = full_precision(student) - full_precision(teacher.detach())
     per_place = difference.square().mean(dim=1)  # (N, h, w)
     if weight is None:
-        weights = per_place.new_ones(per_place.shape)
-    else:
-        weights = weight.detach()[:, 0].to(per_place.dtype)
+        weight = per_place.new_ones(n, 1, h, w)
+    weights = weight.detach()[:, 0].to(per_place.dtype)
     if mask is not None:
         # Filled, not multiplied: what is masked may be infinite.
         per_place = per_place.masked_fill(~mask, 0.0)

@@ -1,6 +1,7 @@
 """Exact metrics, counted over all ranks."""
 
+from densekd.metrics.average_precision import AveragePrecision
 from densekd.metrics.confusion import ConfusionMatrix
 from densekd.metrics.depth import DepthMetrics
 
-__all__ = ["ConfusionMatrix", "DepthMetrics"]
+__all__ = ["AveragePrecision", "ConfusionMatrix", "DepthMetrics"]

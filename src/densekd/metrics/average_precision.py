@@ -117,7 +117,10 @@ class AveragePrecision:
             }
             for image_id, image in self._all().items()
             for box, label, score in zip(
-                xywh(image["boxes"]), image["labels"].tolist(), image["scores"].tolist(), strict=True
+                xywh(image["boxes"]),
+                image["labels"].tolist(),
+                image["scores"].tolist(),
+                strict=True,
             )
         ]
 

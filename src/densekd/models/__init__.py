@@ -2,8 +2,10 @@
 
 from densekd.models.depth_timm import DepthTimm, depth_timm
 from densekd.models.espnet import ESPNet, ESPNetC, espnet, espnet_c
+from densekd.models.fcos import fcos_mobilenetv2_c128, fcos_resnet50, fcos_timm
 from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
 from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
+from densekd.models.retinanet import retinanet_timm
 from densekd.models.taps import TapRow, Taps, list_taps
 from densekd.models.timm_heads import FPNTimm, PSPTimm, fpn_timm, psp_timm
 from densekd.models.vnl import VNL, vnl
@@ -23,6 +25,9 @@ __all__ = [
     "depth_timm",
     "espnet",
     "espnet_c",
+    "fcos_mobilenetv2_c128",
+    "fcos_resnet50",
+    "fcos_timm",
     "fpn_timm",
     "list_taps",
     "load_weights",
@@ -32,6 +37,7 @@ __all__ = [
     "pspnet_resnet101",
     "read_metadata",
     "read_weights",
+    "retinanet_timm",
     "save_weights",
     "vnl",
 ]

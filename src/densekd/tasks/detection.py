@@ -160,7 +160,7 @@ class Detection:
         return {LOSSES[name]: value for name, value in terms.items()}
 
     def mask(self, batch: Batch, kind: str) -> Tensor | None:
-        """(N, H, W) bool: boxes leave no pixel unlabelled, so ``"label"`` is ``"padding"``: every pixel of the images."""
+        """(N, H, W) bool: boxes leave no pixel unlabelled, so ``"label"`` is ``"padding"``: all of the images."""
         return None if kind == "none" else batch.inside
 
     def map(self, output: DenseOutput, name: str = "prediction") -> list[Tensor]:
@@ -244,9 +244,8 @@ class Detection:
         for target, (height, width) in targets:
             images += 1
             keep = ~np.asarray(target.ignored)
-            relative = np.asarray(target.boxes, np.float32)[keep] / np.float32(
-                [width, height, width, height]
-            )
+            sides = np.array([width, height, width, height], np.float32)
+            relative = np.asarray(target.boxes, np.float32)[keep] / sides
             for box, label in zip(relative, np.asarray(target.labels)[keep], strict=True):
                 boxes[int(label)].append(box)
         constant = []
@@ -274,7 +273,9 @@ class Detection:
         scores = torch.tensor([score for _, score, _ in ranked], device=device)
         labels = torch.tensor([label for label, _, _ in ranked], dtype=torch.int64, device=device)
         return [
-            Detections(boxes * boxes.new_tensor([target.size[1], target.size[0]] * 2), scores, labels)
+            Detections(
+                boxes * boxes.new_tensor([target.size[1], target.size[0]] * 2), scores, labels
+            )
             for target in batch.targets
         ]
 
@@ -368,7 +369,7 @@ class NoNetwork(nn.Module):
 def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
     """torchvision's detector without a network: its assignment, losses and post-processing.
 
-    Built on the meta device: the heads it insists on cost nothing and draw no random numbers; their own ``compute_loss``
+    Built on the meta device: the heads it insists on cost nothing and draw no random numbers; their ``compute_loss``
     reads no parameter.
     """
     with torch.device("meta"):
@@ -383,9 +384,7 @@ def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
     if raw.centerness is not None:
         given["bbox_ctrness"] = raw.centerness
     return {
-        name: [
-            x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for x in levels
-        ]
+        name: [x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for x in levels]
         for name, levels in given.items()
     }
 
@@ -404,9 +403,7 @@ def check_views(views: Views) -> None:
     if views.window is not None:
         wrong.append(f"evaluate.window is {list(views.window)}: leave it out")
     if wrong:
-        raise UserError(
-            "boxes of several views of one image are not joined; " + "; ".join(wrong)
-        )
+        raise UserError("boxes of several views of one image are not joined; " + "; ".join(wrong))
 
 
 def to_numpy(x: Any) -> np.ndarray:
