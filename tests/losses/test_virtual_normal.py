@@ -91,6 +91,17 @@ def test_draws_can_be_repeated():
     assert torch.equal(virtual_normal(prediction, target, camera(2)), first)
 
 
+def test_samples_as_a_number_or_a_fraction():
+    """16 x 24 pixels: a quarter is 96 triples, in whichever way it is said."""
+    prediction, target = maps(1, *SIZE)
+    values = [
+        virtual_normal(prediction, target, camera(), samples=s, generator=generator())
+        for s in (96, 96.0, 0.25)
+    ]
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+
+
 def test_which_triangles_are_kept():
     """Equilateral; a right angle with 45°; in one line; two corners 5 mm apart; twice the same corner."""
     corners = torch.tensor(

@@ -81,7 +81,8 @@ def virtual_normal(
 
     image, row, column = (i.long() for i in torch.nonzero(valid, as_tuple=True))  # by image
     n, _, height, width = target.shape
-    each = samples if isinstance(samples, int) else max(1, round(samples * height * width))
+    fraction = isinstance(samples, float) and samples <= 1
+    each = max(1, round(samples * height * width)) if fraction else int(samples)
     drawn = torch.rand(n, each, 3, device=target.device, generator=generator)
     # Double, or a draw near 1 rounds up to the next image's first pixel.
     place = (drawn.double() * counts[:, None, None]).long() + (counts.cumsum(0) - counts)[
@@ -131,8 +132,8 @@ def _normals(points: Tensor) -> Tensor:
 def _check_arguments(
     samples: int | float, max_cosine: float, min_distance: float, drop: float
 ) -> None:
-    number = isinstance(samples, int) and not isinstance(samples, bool) and samples >= 1
-    if not number and not (isinstance(samples, float) and 0 < samples <= 1):
+    whole = float(samples).is_integer() and samples >= 1  # a settings file may say 20000.0
+    if isinstance(samples, bool) or not (whole or 0 < samples < 1):
         raise ValueError(
             f"samples is {samples!r}; give a number of triples from 1 up, or a float in (0, 1], the fraction "
             "of the pixels"
