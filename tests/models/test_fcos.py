@@ -98,6 +98,26 @@ def test_torchvisions_checkpoint_gives_torchvisions_outputs(theirs, old: bool) -
     assert torch.equal(torch.cat(raw.anchors), anchors[0])
 
 
+def test_cocos_91_outputs_become_its_80_classes() -> None:
+    """Index 0 stands for id 1 (person), 11 for 13 (stop sign: 12 is not in use), 79 for 90 (toothbrush)."""
+    ours = fcos_resnet50(80, pyramid_channels=32)
+    state = {
+        key.replace("fpn.", "backbone.fpn.") if key.startswith("fpn.") else key: value
+        for key, value in ours.state_dict().items()
+    }
+    name = "head.classification_head.cls_logits"
+    state[f"{name}.weight"] = torch.arange(91.0).view(91, 1, 1, 1).expand(91, 32, 3, 3)
+    state[f"{name}.bias"] = torch.arange(91.0)
+    assert load_weights(ours, state) == []
+    bias = ours.head.classification_head.cls_logits.bias.tolist()
+    assert len(set(bias)) == 80
+    assert [bias[0], bias[10], bias[11], bias[79]] == [1, 11, 13, 90]
+    weight = ours.head.classification_head.cls_logits.weight
+    assert weight[:, 5, 1, 2].tolist() == bias
+    with pytest.raises(WeightsError, match="has 91 classes, the network 20"):
+        load_weights(fcos_resnet50(20, pyramid_channels=32), state)
+
+
 def test_backbone_file_freezes_as_torchvision_does(tmp_path) -> None:
     whole = torchvision.models.resnet50(weights=None)
     torch.save(whole.state_dict(), tmp_path / "r50.pth")

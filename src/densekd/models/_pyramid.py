@@ -15,6 +15,8 @@ from densekd.models._timm_backbone import TimmBackbone
 from densekd.models.weights import rename_prefixes
 from densekd.types import DetectorOutput, Feature, InputSpec
 
+# Of COCO's category ids 1 to 90 the ones that its detection files use.
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 GROUPS = 32  # of the heads' group norms, in torchvision and in the papers' code
 
 
@@ -120,13 +122,23 @@ class Detector(nn.Module):
         strides = [[s, s] for s in self.strides]
         return self.anchors.grid_anchors([list(size) for size in sizes], strides)  # type: ignore[arg-type]
 
-    @staticmethod
-    def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys of torchvision's detectors -> ours; those of its first pyramids (``inner_blocks.0.weight``) as well."""
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keys of torchvision's detectors -> ours; those of its first pyramids (``inner_blocks.0.weight``) as well.
+
+        Of torchvision's 91 outputs for COCO, one a category id, a network of 80 classes takes those of the 80 ids in
+        use, ascending, as `densekd.data.Coco` numbers its classes.
+        """
         if not any(key.startswith("backbone.fpn.") for key in state):
             return state  # ours: a timm backbone has a ``backbone.body`` of its own
         state = rename_prefixes(state, {"backbone.body.": "backbone.", "backbone.fpn.": "fpn."})
-        return {first_pyramid(key): value for key, value in state.items()}
+        state = {first_pyramid(key): value for key, value in state.items()}
+        for key in ("weight", "bias"):
+            name = f"head.classification_head.cls_logits.{key}"
+            value, wanted = state.get(name), self.head.state_dict()[name.removeprefix("head.")]
+            if value is not None and self.num_classes == 80 and len(value) * 80 == len(wanted) * 91:
+                by_class = value.unflatten(0, (-1, 91))  # anchor-major
+                state[name] = by_class[:, list(COCO_IDS)].flatten(0, 1)
+        return state
 
 
 def first_pyramid(key: str) -> str:

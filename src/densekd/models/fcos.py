@@ -33,7 +33,8 @@ def fcos_resnet50(
     backbone_weights: str | Path | None = None,
     pyramid_channels: int = 256,
 ) -> Detector:
-    """FCOS-R50-FPN as torchvision builds it: its checkpoints load as they are (those for COCO have 91 classes).
+    """FCOS-R50-FPN as torchvision builds it: its checkpoints load as they are (91 outputs for COCO too,
+    into a network of its 80 classes).
 
     Source: Tian et al., *FCOS: A simple and strong anchor-free object detector* (2020); layout of torchvision's
     ``fcos_resnet50_fpn`` (P3 to P7, centre-ness on the box branch).
