@@ -8,7 +8,15 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["pixel_wise", "pair_wise", "conventions", "depth_cross_entropy", "silog", "virtual_normal"],
+    [
+        "pixel_wise",
+        "pair_wise",
+        "conventions",
+        "depth_cross_entropy",
+        "feature_mimic",
+        "silog",
+        "virtual_normal",
+    ],
 )
 def test_the_docstring_runs(name):
     result = doctest.testmod(importlib.import_module(f"densekd.losses.{name}"))
