@@ -18,6 +18,7 @@ from torch import nn
 from densekd.config import provenance, schema
 from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
 from densekd.config.resolve import accepts, call, resolve
+from densekd.data.base import task_of
 from densekd.data.check import sample_check
 from densekd.data.loader import EvalLoader, TrainLoader
 from densekd.data.transforms import Augment
@@ -75,7 +76,7 @@ def build_reader(
     if missing:
         raise UserError(
             f"data.dataset: {data.dataset!r} lacks {', '.join(missing)}; a data set has {', '.join(READER)} "
-            "(see densekd.data.SegmentationSet)"
+            "(see densekd.data.base.DenseSet)"
         )
     return reader
 
@@ -84,17 +85,12 @@ def _required(builder: Callable[..., Any], name: str) -> bool:
     return inspect.signature(builder).parameters[name].default is inspect.Parameter.empty
 
 
-def reader_task(reader: Any) -> str:
-    """What a data set has truth for; one of your own that does not say has class maps."""
-    return getattr(reader, "task", "segmentation")
-
-
 def check_reader(reader: Any, config: schema.Config) -> list[str]:
     """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
     channels = config.model.in_channels
-    if reader_task(reader) != config.task:
+    if task_of(reader) != config.task:
         raise UserError(
-            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {reader_task(reader)}; set one "
+            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {task_of(reader)}; set one "
             "to fit the other (`densekd list datasets`)"
         )
     if reader.channels != channels:
