@@ -16,7 +16,9 @@ def feature_mimic(
 
     With w the teacher's highest class score this is the optional term of the paper's authors for detectors, applied to
     each level of the pyramid: most places of an image hold no object, and their features need not be copied. Without
-    weights it is FitNet's hint. The value depends neither on the batch's size nor on the map's.
+    weights it is FitNet's hint. The value depends neither on the batch's size nor on the map's,
+    but on the scale of the features: a pyramid's are not normalised, and differences of 100 and more are usual, so that
+    weights of 0.001 to 0.01 put the term beside a detector's own losses.
 
     Args:
         student: (N, C, h, w), after a 1x1 convolution where the widths differ.
