@@ -1,0 +1,224 @@
+"""Detection and depth through the whole house: all terms, resume, scores, tables, bad input."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+
+from densekd.cli.main import main
+from densekd.config import build
+from densekd.config.load import dump_config, make_config
+from densekd.engine.checkpoint import load_checkpoint
+from densekd.engine.folder import RunFolder
+from densekd.engine.log import read_metrics
+from densekd.engine.trainer import Training
+from densekd.errors import UserError
+from densekd.models.weights import read_weights
+from densekd.workflows.ablate import ablate
+from densekd.workflows.baseline import constant_guess_scores
+from densekd.workflows.run import run
+
+DETECTOR = {"name": "fcos_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 32,
+            "head_convs": 1, "extra_levels": 0}}  # fmt: skip
+DEPTH = {"name": "depth_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 16}}
+
+
+def wider(model: dict) -> dict:
+    """A teacher: the same network with twice the channels above the backbone."""
+    teacher = deepcopy(model)
+    teacher["options"]["pyramid_channels"] *= 2
+    return {**teacher, "allow_untrained": True}
+
+
+@pytest.fixture
+def trees(tiny_tree) -> dict[str, dict]:
+    """A recipe a task, with every term it has."""
+    detection, depth, bins = (deepcopy(tiny_tree) for _ in range(3))
+    for tree, task, model in (
+        (detection, "detection", DETECTOR),
+        (depth, "depth", DEPTH),
+        (bins, "depth", DEPTH),
+    ):
+        tree.update(task=task, model=deepcopy(model), teacher=wider(model))
+        tree["data"]["options"]["target"] = "boxes" if task == "detection" else "depth"
+        tree["distill"]["feature_mimic"] = {"weight": 1}
+        tree["optim"] = {"name": "adam", "lr": 1e-3}
+    depth["depth"] = {"min_depth": 1, "max_depth": 80}
+    bins["depth"] = {"min_depth": 1, "max_depth": 80, "bins": 8}
+    bins["distill"]["metres"] = {
+        "loss": "pixel_wise", "form": "regression", "weight": 1, "student": "depth", "teacher": "depth",
+    }  # fmt: skip
+    return {"detection": detection, "depth": depth, "depth bins": bins}
+
+
+SUPERVISED = {
+    "detection": {"task/classification", "task/box", "task/centerness"},
+    "depth": {"task/silog"},
+    "depth bins": {"task/cross_entropy", "task/virtual_normal"},
+}
+MAIN = {"detection": "ap", "depth": "abs_rel", "depth bins": "abs_rel"}
+
+
+def go(tree, folder, **options):
+    config = make_config(tree, "test")
+    return run(config, distil=True, folder=folder, command="test", device="cpu", **options)
+
+
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_every_term_then_stopped_and_resumed_bit_for_bit(trees, kind, tmp_path, monkeypatch):
+    tree = trees[kind]
+    assert go(tree, tmp_path / "whole") == 0
+    whole = RunFolder(tmp_path / "whole")
+    rows = read_metrics(whole.metrics)
+    terms = {f"distill/{name}" for name in tree["distill"]}
+    assert SUPERVISED[kind] | terms | {"discriminator/penalty"} <= set(rows[0])
+    assert all(rows[0][term] > 0 for term in terms - {"distill/holistic"})
+    result = json.loads(whole.result.read_text())
+    assert result["scores"][MAIN[kind]] == rows[-1][f"val/{MAIN[kind]}"]
+    assert not any(key.startswith("adapters") for key in read_weights(whole.student))
+
+    # Stop after 2 of 4 steps as a kill would: between a save and the next step.
+    original = Training.save
+
+    def die(self):
+        original(self)
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        go(tree, tmp_path / "parts")
+    monkeypatch.undo()
+    parts = RunFolder(tmp_path / "parts")
+    assert load_checkpoint(parts.last)["adapters"], "the mimic's adapter is part of the run"
+    assert go(tree, tmp_path / "parts", resume=True) == 0
+    assert whole.student.read_bytes() == parts.student.read_bytes()
+    a, b = load_checkpoint(whole.last), load_checkpoint(parts.last)
+    for part in ("adapters", "discriminator"):
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items()), part
+
+
+@pytest.mark.parametrize("kind", ["detection", "depth"])
+def test_evaluate_writes_the_tasks_scores(trees, kind, tmp_path, capsys):
+    tree = trees[kind]
+    assert go(tree, tmp_path / "run") == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_config(make_config(tree, "test")))
+    output, results = tmp_path / "scores.json", tmp_path / "results.json"
+    words = [
+        "evaluate", str(recipe), "--weights", str(RunFolder(tmp_path / "run").student),
+        "--device", "cpu", "--output", str(output),
+    ]  # fmt: skip
+    if kind == "depth":
+        assert main([*words, "--results", str(results)]) == 2
+        assert "--results" in capsys.readouterr().err
+        assert main(words) == 0
+        scores = json.loads(output.read_text())
+        assert {"abs_rel", "rmse", "silog", "delta1", "delta2", "delta3"} <= scores.keys()
+        return
+    assert main([*words, "--results", str(results)]) == 0
+    scores = json.loads(output.read_text())
+    assert {"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "per_class"} <= scores.keys()
+    found = json.loads(results.read_text())
+    assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in found)
+    assert main([*words, "--results", str(results)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detection", "depth"])
+def test_a_table_of_each_task(trees, kind, tmp_path):
+    tree = trees[kind]
+    teacher = deepcopy(tree)
+    teacher["model"] = {k: v for k, v in tree["teacher"].items() if k != "allow_untrained"}
+    assert go(teacher, tmp_path / "teacher") == 0
+    tree["teacher"]["weights"] = str(RunFolder(tmp_path / "teacher").student)
+    tree["distill"] = {"pixel_wise": {"weight": 1}}
+    config = make_config(tree, "test")
+    status, table = ablate(config, folder=tmp_path / "ablation", jobs=2, device="cpu")
+    assert status == 0
+    titles = [line.split("|")[1].strip() for line in table.splitlines()[2:6]]
+    assert titles[0] == "constant guess"
+    assert titles[2:] == ["student alone", "+Pi"]
+    heading = "AP on val" if kind == "detection" else "AbsRel on val"
+    assert heading in table.splitlines()[0]
+
+
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_a_student_equal_to_its_teacher_has_zero_terms(trees, kind):
+    tree = trees[kind]
+    tree["teacher"] = {**deepcopy(tree["model"]), "allow_untrained": True}
+    del tree["distill"]["holistic"]  # judges, and does not compare
+    config = make_config(tree, "test")
+    reader = build.build_reader(config.data, "train", training=True)
+    task = build.build_task(config, reader)
+    cpu = torch.device("cpu")
+    distiller, _ = build.build_distiller(config, task, distil=True, device=cpu)
+    assert not distiller.student.adapters, "equal widths need no adapter"
+    distiller.teacher.network.model.load_state_dict(distiller.student.model.state_dict())
+    distiller.student.eval()
+    build_size = (48, 80)  # no multiple of the stride
+    batch = build.Batch(
+        images=torch.rand(2, 3, *build_size),
+        targets=task.example_targets(2, build_size, cpu),
+        labelled=torch.ones(2, dtype=torch.bool),
+        inside=torch.ones(2, *build_size, dtype=torch.bool),
+        names=["a", "b"],
+    )
+    losses, _ = distiller.student_phase(batch)
+    for name in tree["distill"]:
+        assert losses[f"distill/{name}"].item() == pytest.approx(0, abs=1e-6), name
+    assert sum(v.item() for k, v in losses.items() if k.startswith("task/")) > 0
+
+
+@pytest.mark.parametrize("kind", ["detection", "depth"])
+def test_the_constant_guess_has_a_score(trees, kind):
+    scores = constant_guess_scores(make_config(trees[kind], "test"))
+    assert 0 <= scores[MAIN[kind]] < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("detection", {"model": {"name": "fpn_timm", "options": {"backbone": "test_resnet"}}},
+         ["student", "fcos_timm"]),
+        ("detection", {"data": {"options": {"target": "depth"}}}, ["task is detection", "depth"]),
+        ("detection", {"loss": {"name": "ohem"}}, ["loss.name", "segmentation"]),
+        ("detection", {"train": {"best": "miou"}}, ["train.best", "ap50"]),
+        ("detection", {"evaluate": {"flip": True}}, ["evaluate.flip"]),
+        ("depth", {"model": {"name": "espnet_c", "options": {"p": 1, "q": 1}}}, ["metres", "depth_timm"]),
+        ("depth", {"depth": {"min_depth": 5, "max_depth": 2}}, ["depth", "5"]),
+        ("depth", {"depth": {"losses": {"silogg": 1}}}, ["silogg", "silog"]),
+        ("depth", {"depth": {"losses": {"cross_entropy": 1}}}, ["cross_entropy", "bins"]),
+        ("depth", {"detection": {"nms_threshold": 0.3}}, ["detection.nms_threshold", "depth"]),
+        ("depth", {"data": {"cat_max_ratio": 0.75}}, ["cat_max_ratio"]),
+    ],
+)  # fmt: skip
+def test_bad_settings_end_before_a_folder_is_made(trees, kind, change, words, tmp_path):
+    tree = trees[kind]
+    for section, values in change.items():
+        if section == "model":
+            tree["model"] = values
+            continue
+        for key, value in values.items():
+            old = tree.setdefault(section, {}).get(key)
+            tree[section][key] = {**old, **value} if isinstance(old, dict) else value
+    with pytest.raises(UserError) as error:
+        go(tree, tmp_path / "r")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_weights_of_another_task_or_range_are_named(trees, tmp_path):
+    assert go(trees["depth"], tmp_path / "r") == 0
+    weights = str(RunFolder(tmp_path / "r").student)
+    other = trees["detection"]
+    other["model"]["weights"] = weights
+    with pytest.raises(UserError):
+        go(other, tmp_path / "s")
+    farther = trees["depth"]
+    farther["model"]["weights"] = weights
+    farther["depth"]["max_depth"] = 100
+    with pytest.raises(UserError, match=r"80\.0.*100"):
+        go(farther, tmp_path / "s")
