@@ -7,12 +7,20 @@ from densekd.errors import UserError
 from densekd.workflows.demo import demo
 
 
+ROWS = {
+    "segmentation": ("teacher (fpn_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"),
+    "detection": ("teacher (fcos_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Mimic"),
+    "depth": ("teacher (depth_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"),
+}
+
+
 @pytest.mark.slow
-def test_the_demo_ends_with_table_and_pictures_and_goes_on_where_it_was(tmp_path, capsys):
+@pytest.mark.parametrize("task", ROWS)
+def test_the_demo_ends_with_table_and_pictures_and_goes_on_where_it_was(task, tmp_path, capsys):
     folder = tmp_path / "demo"
-    assert demo(folder, overrides={}, device="cpu", scale=0.01) == 0
+    assert demo(folder, overrides={}, task=task, device="cpu", scale=0.01) == 0
     table = (folder / "table.md").read_text()
-    for row in ("teacher (fpn_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"):
+    for row in ("constant guess", *ROWS[task]):
         assert f"| {row}" in table
     picture = Image.open(folder / "images" / "comparison.png")
     assert picture.width > 5 * 256
@@ -20,7 +28,7 @@ def test_the_demo_ends_with_table_and_pictures_and_goes_on_where_it_was(tmp_path
 
     weights = folder / "teacher" / "checkpoints" / "student.safetensors"
     before = weights.stat().st_mtime_ns
-    assert demo(folder, overrides={}, device="cpu", scale=0.01) == 0
+    assert demo(folder, overrides={}, task=task, device="cpu", scale=0.01) == 0
     assert weights.stat().st_mtime_ns == before
     assert (folder / "table.md").read_text() == table
 

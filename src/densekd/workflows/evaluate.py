@@ -63,7 +63,8 @@ def evaluate_weights(
         task = build.build_task(config, reader)
         network, spec = build.build_network(model, task, "model")
         metric = task.metric(process.device)
-        if results is not None and not hasattr(metric, "results"):
+        detections = getattr(metric, "results", None)
+        if results is not None and detections is None:
             raise UserError(f"--results: {task.name} has no results file; leave it out")
         tapped = Taps(network, {}, spec).to(process.device)
         loader = build.build_eval_loader(config, reader, spec, process)
@@ -94,8 +95,8 @@ def evaluate_weights(
             "weights": str(model.weights),
             "note": config.note or provenance.about_weights(str(model.weights)).get("note", ""),
         }
-        if results is not None:
-            found = metric.results()  # joins all ranks
+        if results is not None and detections is not None:
+            found = detections()  # joins all ranks
             if process.rank == 0:
                 write_text_atomic(results, json.dumps(found) + "\n")
         if report is not None and process.rank == 0:
