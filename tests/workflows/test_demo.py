@@ -6,7 +6,6 @@ from PIL import Image
 from densekd.errors import UserError
 from densekd.workflows.demo import demo
 
-
 ROWS = {
     "segmentation": ("teacher (fpn_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"),
     "detection": ("teacher (fcos_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Mimic"),

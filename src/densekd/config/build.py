@@ -303,7 +303,7 @@ def build_terms(
         if any(True for _ in getattr(loss, "parameters", tuple)()):
             raise UserError(
                 f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; a term is a "
-                "function of two tensors (set the attribute `adapter = True` on the class to have the student's widened)"
+                "function of two tensors (with the class attribute `adapter = True` the student's is widened before it)"
             )
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
         sources = []

@@ -27,8 +27,9 @@ class Discriminator(nn.Module):
     and the fourth, one score an image. No image sees another (`convention="paper"`).
 
     - ``"paper"``: sees the image (resized to the map, as the caller has it, say RGB in [0, 1]) beside the
-      softmax of the logits (or what `activation` says). The last convolution is 1×1 and its scores are averaged over space, so that any
-      map size fits. No normalisation over samples. Sides below 16 are padded with zeros to 16.
+      softmax of the logits (or what `activation` says). The last convolution is 1×1 and its scores are
+      averaged over space, so that any map size fits. No normalisation over samples. Sides below 16 are
+      padded with zeros to 16.
     - ``"authors"``: sees raw logits only, behind a batch norm (which mixes the samples of a batch). The last
       convolution is 4×4: one score for the authors' 65×65 map. Differs from their code: of larger maps the
       scores are averaged, and smaller ones are padded to 64 after the batch norm (theirs fail); the power

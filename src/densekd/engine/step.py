@@ -165,6 +165,12 @@ def bare(student: nn.Module) -> Student | Taps:
     return inner
 
 
+def adapters_of(student: nn.Module) -> nn.Module:
+    """What the student is compared through, trained with it; empty where no term has any."""
+    inner = bare(student)
+    return inner.adapters if isinstance(inner, Student) else nn.ModuleDict()
+
+
 def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:
     """Under DDP, exchange gradients in the last of several backward passes only."""
     if last or not isinstance(module, nn.parallel.DistributedDataParallel):

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from densekd.distill.student import Student
 from densekd.engine.checkpoint import load_checkpoint, save_atomic
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, StopRequest
 from densekd.engine.log import Log, cut_metrics
 from densekd.engine.optim import set_lr
-from densekd.engine.step import Step, bare
+from densekd.engine.step import Step, adapters_of, bare
 from densekd.errors import UserError
 from densekd.models.weights import save_weights
 from densekd.ops import collectives
@@ -77,8 +76,7 @@ class Training:
     @property
     def adapters(self) -> nn.Module:
         """What the student is compared through, trained with it; empty where no term has any."""
-        student = bare(self.step.distiller.student)
-        return student.adapters if isinstance(student, Student) else nn.ModuleDict()
+        return adapters_of(self.step.distiller.student)
 
     @property
     def result(self) -> nn.Module:

@@ -25,7 +25,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
-from densekd.engine.step import AMP, Step, bare
+from densekd.engine.step import AMP, Step, adapters_of, bare
 from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError
 from densekd.models.taps import Taps
@@ -120,7 +120,7 @@ def run(
         # Optimizers hold the bare parameters, so build them before DDP renames anything.
         tapped = bare(distiller.student)
         network = tapped.model
-        optimizer = build.build_optimizer(config.optim, network, tapped.adapters)
+        optimizer = build.build_optimizer(config.optim, network, adapters_of(tapped))
         discriminator_optimizer = build.build_discriminator_optimizer(
             config.distill.holistic if distil else None, distiller
         )

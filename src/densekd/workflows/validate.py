@@ -15,7 +15,7 @@ from densekd.config.names import DATASETS
 from densekd.config.resolve import accepts, nearest, resolve
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
-from densekd.engine.step import bare
+from densekd.engine.step import adapters_of, bare
 from densekd.errors import UserError
 from densekd.profiling import count_macs, count_parameters
 
@@ -67,8 +67,7 @@ def validate(config: Config) -> str:
         build.dry_run(distiller, model.in_channels, size, cpu)
     build.build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
-    adapters = bare(distiller.student).adapters
-    build.build_optimizer(config.optim, student, adapters)
+    build.build_optimizer(config.optim, student, adapters_of(distiller.student))
 
     networks = [("model", model.name, student)]
     if teacher is not None and distiller.teacher is not None:
