@@ -67,6 +67,20 @@ def test_own_loop_with_a_discriminator_trains_both(load):
     assert not any(p.requires_grad for p in distiller.teacher.parameters())
 
 
+def test_depth_losses_reach_the_student(load):
+    history = load("depth_losses").main(steps=3)
+    assert list(history[0]) == ["silog", "virtual_normal", "pixel_wise"]
+    assert history[-1]["silog"] < history[0]["silog"]
+
+
+def test_terms_of_a_detector_on_every_level(load):
+    history = load("detection_terms").main(steps=2)
+    assert {"task/classification", "task/box", "task/centerness", "distill/pixel_wise", "distill/pair_wise",
+            "distill/mimic"} == set(history[0])  # fmt: skip
+    assert all(value > 0 for value in history[0].values())
+    assert history[1]["task/classification"] < history[0]["task/classification"]
+
+
 def test_own_loss_network_and_data_set_in_one_recipe(load, side_by_side, tmp_path, capsys):
     del load  # only the search path
     overrides = [

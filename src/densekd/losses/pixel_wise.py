@@ -121,8 +121,9 @@ def _regression_form(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
         s, t = (x.masked_fill(~mask[:, None], 1.0) for x in (s, t))
     if not bool((s > 0).all()) or not bool((t > 0).all()):
         raise ValueError(
-            f"form 'regression' compares logarithms of positive maps; the smallest value is "
-            f"{float(s.detach().min()):.3g} (student) and {float(t.min()):.3g} (teacher): take 'softmax' or 'sigmoid' for logits"
+            "form 'regression' compares logarithms of positive maps; the smallest value is "
+            f"{float(s.detach().min()):.3g} (student) and {float(t.min()):.3g} (teacher): take 'softmax' or "
+            "'sigmoid' for logits"
         )
     return (s.log() - t.log()).abs().mean(dim=1)
 
