@@ -257,7 +257,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         lambda v: v >= 0,
         "seed depth.bins depth.losses.* train.evaluate_every data.workers data.color_jitter optim.warmup_steps "
         "optim.weight_decay optim.power optim.groups.*.lr_scale optim.groups.*.weight_decay loss.aux_weight "
-        "distill.terms.*.weight distill.holistic.weight distill.holistic.penalty distill.holistic.weight_decay distill.holistic.start_step",
+        "distill.terms.*.weight distill.holistic.weight distill.holistic.penalty "
+        "distill.holistic.weight_decay distill.holistic.start_step",
     ),
     (
         "above 0",
