@@ -14,10 +14,12 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 from densekd.engine.trainer import Training
 from densekd.errors import UserError
-from densekd.models.weights import read_weights
+from densekd.models.weights import read_weights, save_weights
 from densekd.workflows.ablate import ablate
 from densekd.workflows.baseline import constant_guess_scores
+from densekd.workflows.evaluate import evaluate_weights
 from densekd.workflows.run import run
+from tests.cli.helpers import torchrun, write_recipe
 
 DETECTOR = {"name": "fcos_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 32,
             "head_convs": 1, "extra_levels": 0}}  # fmt: skip
@@ -124,6 +126,56 @@ def test_evaluate_writes_the_tasks_scores(trees, kind, tmp_path, capsys):
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in found)
     assert main([*words, "--results", str(results)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", ["detection", "depth"])
+def test_two_processes_distil_and_give_the_scores_of_one(trees, kind, tmp_path):
+    tree = trees[kind]
+    tree["train"]["steps"] = 2
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    result = torchrun("distill", recipe, "--out", tmp_path, "--name", "run", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    weights, output = RunFolder(tmp_path / "run").student, tmp_path / "scores.json"
+    result = torchrun(
+        "evaluate", recipe, "--weights", weights, "--output", output, "--device", "cpu"
+    )
+    assert result.returncode == 0, result.stderr
+    # Three images over two processes: none is lost or doubled.
+    alone = evaluate_weights(make_config(tree, "test"), weights, "val", device="cpu", quiet=True)
+    together = json.loads(output.read_text())
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        expected = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        assert together[key] == expected, key
+    assert together["images"] == 3
+    assert together["objects" if kind == "detection" else "pixels"] > 0
+
+
+@pytest.mark.dist
+def test_two_processes_write_the_results_of_one(trees, tmp_path):
+    tree = trees["detection"]
+    # Untrained, but every box is kept.
+    tree["detection"] = {"score_threshold": 0.0, "detections_per_image": 20}
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    config = make_config(tree, "test")
+    reader = build.build_reader(config.data, "val", training=False)
+    network, _ = build.build_network(config.model, build.build_task(config, reader), "model")
+    weights = tmp_path / "weights.safetensors"
+    save_weights(network, weights, {})
+    words = ["evaluate", recipe, "--weights", weights, "--device", "cpu", "--results"]
+    result = torchrun(*words, tmp_path / "two.json")
+    assert result.returncode == 0, result.stderr
+    assert main([*map(str, words), str(tmp_path / "one.json")]) == 0
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert len(one) == 60
+
+    def by_image(rows):
+        return sorted(rows, key=lambda r: (r["image_id"], -r["score"], r["bbox"]))
+
+    for mine, theirs in zip(by_image(one), by_image(two), strict=True):
+        assert (mine["image_id"], mine["category_id"]) == (theirs["image_id"], theirs["category_id"])
+        assert mine["bbox"] == pytest.approx(theirs["bbox"], rel=1e-5)
 
 
 @pytest.mark.slow
