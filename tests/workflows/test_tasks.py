@@ -5,10 +5,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+from PIL import Image
 
 from densekd.cli.main import main
 from densekd.config import build
 from densekd.config.load import dump_config, make_config
+from densekd.data.scenes import write_cityscapes
 from densekd.engine.checkpoint import load_checkpoint
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -174,7 +176,10 @@ def test_two_processes_write_the_results_of_one(trees, tmp_path):
         return sorted(rows, key=lambda r: (r["image_id"], -r["score"], r["bbox"]))
 
     for mine, theirs in zip(by_image(one), by_image(two), strict=True):
-        assert (mine["image_id"], mine["category_id"]) == (theirs["image_id"], theirs["category_id"])
+        assert (mine["image_id"], mine["category_id"]) == (
+            theirs["image_id"],
+            theirs["category_id"],
+        )
         assert mine["bbox"] == pytest.approx(theirs["bbox"], rel=1e-5)
 
 
@@ -274,3 +279,82 @@ def test_weights_of_another_task_or_range_are_named(trees, tmp_path):
     farther["depth"]["max_depth"] = 100
     with pytest.raises(UserError, match=r"80\.0.*100"):
         go(farther, tmp_path / "s")
+
+
+# --- what a review found --------------------------------------------------------------------------------------------
+
+
+def test_an_image_twice_in_the_first_batch_is_no_matter(trees, tmp_path):
+    tree = trees["detection"]
+    tree["data"]["batch_size"] = 8  # of 6 images
+    tree["train"]["steps"] = 1
+    assert go(tree, tmp_path / "r") == 0
+
+
+def test_a_mimic_named_like_a_tap_leaves_the_tap_alone(trees):
+    tree = trees["depth"]
+    tree["distill"] = {
+        "pair_wise": {"weight": 1},
+        "fuse": {"loss": "feature_mimic", "weight": 1},
+    }
+    config = make_config(tree, "test")
+    task = build.build_task(config, build.build_reader(config.data, "train", training=True))
+    distiller, _ = build.build_distiller(config, task, distil=True, device=torch.device("cpu"))
+    features = distiller.student(torch.rand(1, 3, 64, 64)).features
+    assert features["fuse"].shape[1] == 16
+    assert features["fuse_adapted"].shape[1] == 32
+
+
+def test_a_softmax_over_metres_is_refused(trees, tmp_path):
+    tree = trees["depth bins"]
+    tree["distill"] = {"pixel_wise": {"weight": 1, "student": "depth", "teacher": "depth"}}
+    with pytest.raises(UserError, match="regression"):
+        go(tree, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def blind(trees, tmp_path) -> dict:
+    """A depth recipe on files without cameras."""
+    root = tmp_path / "scenes"
+    write_cityscapes(root, splits={"train": 3, "val": 3}, height=64, width=128)
+    tree = trees["depth bins"]
+    tree["data"].update(dataset="depth_folder", root=str(root), train_options={}, val_options={})
+    tree["data"]["options"] = {
+        "images": "leftImg8bit", "image_ending": "_leftImg8bit.png", "depth_ending": "_depth.png",
+        "unit": "m/256",
+    }  # fmt: skip
+    return tree
+
+
+def test_virtual_normals_without_cameras_end_before_a_folder_is_made(blind, tmp_path):
+    with pytest.raises(UserError, match="intrinsics"):
+        go(blind, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_range_without_any_truth_is_remarked_and_no_score(blind, tmp_path, capsys):
+    blind["depth"] = {"min_depth": 300, "max_depth": 400}  # the unit allows 256 m
+    blind["distill"] = {"pixel_wise": {"weight": 1}}
+    assert go(blind, tmp_path / "r") == 0
+    assert "the supervised loss of a first batch" in capsys.readouterr().out
+    text = RunFolder(tmp_path / "r").result.read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["scores"]["abs_rel"] is None
+
+
+def test_the_constant_guess_of_grey_images_of_mixed_sizes_with_a_bad_file(blind, tmp_path):
+    files = sorted((tmp_path / "scenes/leftImg8bit").rglob("*.png"))
+    for path in files:
+        Image.open(path).convert("L").save(path)
+    depth = sorted((tmp_path / "scenes/depth/val").rglob("*.png"))
+    for path in (files[-1], depth[-1]):  # the last of val is narrower
+        Image.open(path).crop((0, 0, 96, 64)).save(path)
+    next(iter((tmp_path / "scenes/depth/train").rglob("*.png"))).write_bytes(b"no picture")
+    blind["model"]["in_channels"] = 1
+    blind["data"]["options"]["channels"] = 1
+    blind["data"]["on_bad_file"] = "skip"
+    blind["evaluate"] = {"batch_size": 3}
+    scores = constant_guess_scores(make_config(blind, "test"))
+    assert scores["images"] == 3
+    assert scores["abs_rel"] > 0

@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a weights file on a split"),
     "ablate": ("ablate", "student alone, +Pi, +Pi+Pa, +Pi+Pa+Ho, or the values of one setting"),
     "data": ("data", "check a data set; write the built-in scenes to disk"),
-    "list": ("list", "models, losses, datasets or configs that have a name"),
+    "list": ("list", "models, losses, datasets, tasks or configs that have a name"),
     "config": ("config", "show or validate a recipe"),
 }
 

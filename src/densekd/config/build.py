@@ -40,7 +40,8 @@ from densekd.types import Batch, InputSpec
 
 # What the engine and the checks use of a data set.
 READER = ("classes", "palette", "ignore_index", "channels", "name", "read", "__len__")
-WIDTHS_SIDE = 64  # of the square image that shows how wide tapped features are
+WIDTHS_SIDE = 256  # of the square image that shows how wide tapped features are
+SPARSE = 0.3  # share of compared pixels below which there is a remark
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -51,7 +52,7 @@ def build_reader(
 ) -> Any:
     """The data set of one split; missing folders and label files fail here (unless `verify_files` is off)."""
     builder = resolve(data.dataset, DATASETS, "data.dataset")
-    if accepts(builder, "root") and data.root is None and _required(builder, "root"):
+    if data.root is None and needs_root(builder):
         raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
     if not accepts(builder, "split"):
         raise UserError(
@@ -81,8 +82,10 @@ def build_reader(
     return reader
 
 
-def _required(builder: Callable[..., Any], name: str) -> bool:
-    return inspect.signature(builder).parameters[name].default is inspect.Parameter.empty
+def needs_root(builder: Callable[..., Any]) -> bool:
+    """Whether a data set cannot be built without a folder."""
+    root = inspect.signature(builder).parameters.get("root")
+    return root is not None and root.default is inspect.Parameter.empty
 
 
 def check_reader(reader: Any, config: schema.Config) -> list[str]:
@@ -260,6 +263,8 @@ def check_origin(about: dict[str, Any], task: Task, file: str) -> None:
 
 
 def check_extras(config: schema.Config) -> None:
+    if config.task == "detection" and importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError("task detection is scored by faster-coco-eval: pip install 'densekd[det]'")
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the extra: pip install 'densekd[tensorboard]'")
 
@@ -331,21 +336,34 @@ def build_adapters(
         return {}
     device = next(student.parameters()).device
     images = torch.rand(1, channels, WIDTHS_SIDE, WIDTHS_SIDE, device=device)
-    with evaluating(student), evaluating(teacher), torch.no_grad():
-        mine, theirs = student(images), teacher(images)
+    try:
+        with evaluating(student), evaluating(teacher), torch.no_grad():
+            mine, theirs = student(images), teacher(images)
+    except (ValueError, TypeError, RuntimeError) as error:
+        names = ", ".join(f"distill.{term.name}" for term in wanting)
+        raise UserError(
+            f"{names}: student and teacher cannot see a {WIDTHS_SIDE}x{WIDTHS_SIDE} image, which shows how wide their "
+            f"features are: {error}"
+        ) from error
     adapters: dict[str, tuple[str, nn.Module]] = {}
     for term in wanting:
+        if term.student not in mine.features:
+            raise UserError(
+                f"distill.{term.name}: its adapter widens a feature, and {term.student} is none; name a module path as "
+                "its student"
+            )
         narrow = {x.shape[1] for x in select(mine, term.student, task)}
         wide = {x.shape[1] for x in select(theirs, term.teacher, task)}
         if narrow == wide and len(narrow) == 1:
             continue
-        if len(narrow) > 1 or len(wide) > 1 or term.student not in mine.features:
+        if len(narrow) > 1 or len(wide) > 1:
             raise UserError(
                 f"distill.{term.name}: one adapter serves all levels of a tapped feature; {term.student} has "
                 f"{sorted(narrow)} channels and {term.teacher} {sorted(wide)}: compare levels of one width"
             )
-        adapters[term.name] = (term.student, nn.Conv2d(narrow.pop(), wide.pop(), 1))
-        term.student = term.name
+        name = f"{term.name}_adapted"  # no module's path, and none of the task's maps
+        adapters[name] = (term.student, nn.Conv2d(narrow.pop(), wide.pop(), 1))
+        term.student = name
     return adapters
 
 
@@ -441,33 +459,53 @@ def _placed(config: schema.Config, student: Student, device: torch.device) -> St
     return student
 
 
-def dry_run(
-    distiller: Distiller, channels: int, size: tuple[int, int], device: torch.device
-) -> None:
-    """Every forward pass and term once, on a random image: shapes, taps and class counts fail here."""
-    n, (height, width) = 1, size
-    batch = Batch(
-        images=torch.rand(n, channels, height, width, device=device),
-        targets=distiller.task.example_targets(n, size, device),
-        labelled=torch.ones(n, dtype=torch.bool, device=device),
-        inside=torch.ones(n, height, width, dtype=torch.bool, device=device),
-        names=[""] * n,
+def example_batch(task: Task, channels: int, size: tuple[int, int], device: torch.device) -> Batch:
+    """One made-up image with a made-up target, where there is no data at hand."""
+    return Batch(
+        images=torch.rand(1, channels, *size, device=device),
+        targets=task.example_targets(1, size, device),
+        labelled=torch.ones(1, dtype=torch.bool, device=device),
+        inside=torch.ones(1, *size, dtype=torch.bool, device=device),
+        names=[""],
     )
-    student = distiller.student.eval()
+
+
+@torch.no_grad()
+def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
+    """Every forward pass and term once: shapes, taps, class counts and targets a loss cannot use fail here.
+
+    Returns:
+        Remarks on what is legal but unlikely to be meant.
+    """
+    student, task = distiller.student.eval(), distiller.task
     try:
-        with torch.no_grad():
-            distiller.task.check_output(student(batch.images), "student")
-            if distiller.teacher is not None:
-                distiller.task.check_output(distiller.teacher(batch.images), "teacher")
-            distiller.student_phase(batch, step=2**31)
+        task.check_output(student(batch.images), "student")
+        if distiller.teacher is not None:
+            task.check_output(distiller.teacher(batch.images), "teacher")
+        losses, _ = distiller.student_phase(batch, step=2**31)
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
+        height, width = batch.images.shape[-2:]
         raise UserError(
             f"the networks and terms do not fit at {height}x{width}: {error}"
         ) from error
     finally:
         student.train()
+    remarks = []
+    if batch.labelled.any() and not any(v for k, v in losses.items() if k.startswith("task/")):
+        remarks.append(
+            f"the supervised loss of a first batch ({', '.join(batch.names)}) is 0: nothing in it counts; are classes, "
+            "range and unit of the labels those of the recipe?"
+        )
+    mask = task.mask(batch, distiller.mask) if distiller.terms else None
+    if mask is not None and 0 < mask[batch.inside].float().mean() < SPARSE:
+        share = float(mask[batch.inside].float().mean())
+        remarks.append(
+            f"distill.mask {distiller.mask} leaves {share:.0%} of a first batch to be compared with the teacher; "
+            "--distill.mask padding compares all"
+        )
+    return remarks
 
 
 def synchronise_norms(student: nn.Module, process: Process) -> nn.Module:

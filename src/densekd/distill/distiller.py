@@ -48,7 +48,7 @@ class Adversary:
 
 
 @dataclass
-class Maps:
+class HolisticMaps:
     """What the discriminator's phase needs from the student's: detached maps of one size."""
 
     images: Tensor
@@ -88,7 +88,9 @@ class Distiller:
         self.adversary = adversary
         self.mask = mask
 
-    def student_phase(self, batch: Batch, step: int = 0) -> tuple[dict[str, Tensor], Maps | None]:
+    def student_phase(
+        self, batch: Batch, step: int = 0
+    ) -> tuple[dict[str, Tensor], HolisticMaps | None]:
         """Teacher, then student, then every weighted term.
 
         Returns:
@@ -114,9 +116,11 @@ class Distiller:
             losses["distill/holistic"] = self.adversary.weight * holistic(
                 scores, mode=self.adversary.mode
             )
-        return losses, Maps(batch.images, teacher.detach(), student.detach(), small)
+        return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
 
-    def discriminator_phase(self, maps: Maps, alpha: Tensor | None = None) -> dict[str, Tensor]:
+    def discriminator_phase(
+        self, maps: HolisticMaps, alpha: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The discriminator's own terms on detached maps; their sum is its loss.
 
         Args:

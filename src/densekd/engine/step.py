@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from densekd.distill.distiller import Distiller, Maps
+from densekd.distill.distiller import Distiller, HolisticMaps
 from densekd.distill.student import Student
 from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
@@ -82,10 +82,10 @@ class Step:
 
     def _student_gradients(
         self, batches: Sequence[Batch], step: int
-    ) -> tuple[dict[str, float], list[Maps], Tensor]:
+    ) -> tuple[dict[str, float], list[HolisticMaps], Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        kept: list[Maps] = []
+        kept: list[HolisticMaps] = []
         for i, batch in enumerate(batches):
             with _sync_only(self.distiller.student, i == len(batches) - 1):
                 with self._autocast():
@@ -114,7 +114,7 @@ class Step:
             bad, network, step, f"Lower optim.lr or the term's weight, or set optim.clip. {ADVICE}"
         )
 
-    def _discriminator_gradients(self, kept: Sequence[Maps], step: int) -> dict[str, float]:
+    def _discriminator_gradients(self, kept: Sequence[HolisticMaps], step: int) -> dict[str, float]:
         assert self.discriminator_optimizer is not None
         assert self.distiller.adversary is not None
         network = self.distiller.adversary.network

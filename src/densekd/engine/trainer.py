@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -202,9 +203,13 @@ def fit(
         log.scores(done, training.scores)
         value = training.scores[best]
         # A metric may not exist (no object of any class in the split): such weights are never the best.
-        if value is not None and (
-            training.best is None
-            or (value < training.best if smaller_is_better else value > training.best)
+        if (
+            value is not None
+            and math.isfinite(value)
+            and (
+                training.best is None
+                or (value < training.best if smaller_is_better else value > training.best)
+            )
         ):
             training.best = value
             training.save_student(training.folder.best)

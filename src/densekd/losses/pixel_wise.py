@@ -76,6 +76,11 @@ def pixel_wise(
     check_mask(mask, student)
 
     n, c, h, w = student.shape
+    if form == "softmax" and c == 1:
+        raise ValueError(
+            "a softmax over one channel is 1 whatever the network says; take form 'sigmoid' for one class, "
+            "'regression' for depth"
+        )
     s, t = full_precision(student), full_precision(teacher.detach())
     if form == "softmax":
         per_pixel = _softmax_form(s / temperature, t / temperature, convention)

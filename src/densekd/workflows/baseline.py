@@ -11,6 +11,7 @@ import torch
 from densekd.config import build
 from densekd.config.schema import Config
 from densekd.engine.launch import Process
+from densekd.errors import DataError
 from densekd.types import InputSpec
 
 SAMPLES = 200  # training targets the guess is made from, spread evenly over the set
@@ -22,18 +23,33 @@ def constant_guess_scores(config: Config) -> dict[str, Any]:
     train = build.build_reader(data, data.train_split, training=True)
     val = build.build_reader(data, data.val_split, training=False)
     task = build.build_task(config, train)
-    constant = task.constant_guess(_targets(train))
+    constant = task.constant_guess(_targets(train, skip_bad=data.on_bad_file == "skip"))
     here = Process(rank=0, world_size=1, device=torch.device("cpu"))
     metric = task.metric()
-    for batch in build.build_eval_loader(config, val, InputSpec(), here):
+    channels = config.model.in_channels
+    spec = InputSpec(mean=(0.5,) * channels, std=(0.25,) * channels)  # no image is looked at
+    for batch in build.build_eval_loader(config, val, spec, here):
         metric.update(task.guess(constant, batch), batch)
     return metric.compute()
 
 
-def _targets(reader: Any) -> Iterator[tuple[Any, tuple[int, int]]]:
+def _targets(reader: Any, *, skip_bad: bool) -> Iterator[tuple[Any, tuple[int, int]]]:
     """(target, (height, width) of its image) of labelled training samples."""
-    chosen = np.unique(np.linspace(0, len(reader) - 1, min(SAMPLES, len(reader))).round())
-    for index in chosen.astype(int).tolist():
-        sample = reader.read(index)
+    # Without label files they are known to have none; what is not in files (scenes) has both paths None.
+    indices = [
+        i
+        for i in range(len(reader))
+        if not hasattr(reader, "paths") or reader.paths(i)[0] is None or reader.paths(i)[1]
+    ]
+    if not indices:
+        raise DataError("no training image has a label, so there is nothing to guess from")
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(SAMPLES, len(indices))).round())
+    for index in (indices[i] for i in chosen.astype(int).tolist()):
+        try:
+            sample = reader.read(index)
+        except DataError:
+            if skip_bad:
+                continue
+            raise
         if sample.target is not None:
             yield sample.target, sample.image.shape[:2]

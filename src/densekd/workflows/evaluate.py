@@ -89,7 +89,8 @@ def evaluate_weights(
         skipped = merge_ranks(loader.skipped)
         result = {
             **scores,
-            "images": len(reader) - len(skipped),
+            # The task's own count where it has one: an image without any known depth is read and not scored.
+            "images": scores.get("images", len(reader) - len(skipped)),
             "skipped": skipped,
             "split": split,
             "weights": str(model.weights),

@@ -41,10 +41,9 @@ def save_comparison(
         built.append(Taps(network, {}, spec).eval())
     rows: list[list[np.ndarray]] = []
     whole = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    spec = InputSpec(mean=(0.5,) * reader.channels, std=(0.25,) * reader.channels)  # pads nothing
     here = Process(rank=0, world_size=1, device=torch.device("cpu"))
-    loader = build.build_eval_loader(
-        whole, reader, InputSpec(), here, limit=max(indices, default=-1) + 1
-    )
+    loader = build.build_eval_loader(whole, reader, spec, here, limit=max(indices, default=-1) + 1)
     for index, batch in enumerate(loader):
         if index not in indices:
             continue

@@ -113,8 +113,11 @@ def run(
         torch.manual_seed(config.seed)  # initial weights; every step seeds itself
         distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
         size = build.input_size(config, train_reader)
-        build.dry_run(distiller, config.model.in_channels, size, process.device)
         augment = build.build_augment(config.data, train_reader, spec)
+        # The same few images on every rank, so that all of them stop or none does.
+        few = replace(config, data=replace(config.data, batch_size=min(2, config.data.batch_size)))
+        alone = Process(rank=0, world_size=1, device=process.device)
+        remarks += build.dry_run(distiller, first_batch(few, train_reader, augment, alone))
         build.check_extras(config)
 
         # Optimizers hold the bare parameters, so build them before DDP renames anything.
@@ -230,7 +233,12 @@ def run(
 def first_batch(config: Config, reader: Any, augment: Augment, process: Process) -> Batch:
     data = replace(config.data, workers=0)
     loader = build.build_train_loader(replace(config, data=data), reader, augment, process, 0)
-    return next(iter(loader)).to(process.device)
+    batch = next(iter(loader)).to(process.device)
+    if isinstance(batch.targets, list):
+        # A small set's image may come twice, cut differently: to a detector's score it is another image.
+        first = process.rank * len(batch)
+        batch.targets = [replace(t, image_id=first + i) for i, t in enumerate(batch.targets)]
+    return batch
 
 
 @torch.no_grad()

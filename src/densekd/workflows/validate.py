@@ -60,11 +60,11 @@ def validate(config: Config) -> str:
     size = config.data.crop or SIZE
     small = (min(size[0], SMALL), min(size[1], SMALL))
     try:
-        build.dry_run(distiller, model.in_channels, small, cpu)
+        build.dry_run(distiller, build.example_batch(task, model.in_channels, small, cpu))
     except UserError:  # it may be the size: a crop of the recipe's own decides
         if small == size:
             raise
-        build.dry_run(distiller, model.in_channels, size, cpu)
+        build.dry_run(distiller, build.example_batch(task, model.in_channels, size, cpu))
     build.build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
     build.build_optimizer(config.optim, student, adapters_of(distiller.student))
@@ -108,10 +108,12 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
     """As the recipe or the data set's file has them; else as many as it has class weights, or `CLASSES`.
 
-    Depth has none.
+    Depth has none; a data set without files is asked.
     """
     if config.task == "depth":
         return []
+    if not build.needs_root(builder):  # made, not read: nothing is missing to ask it
+        return build.build_reader(config.data, config.data.val_split, training=False).classes
     known = (
         config.data.options.get("classes")
         or getattr(builder, "classes", None)
