@@ -1,9 +1,12 @@
 """Virtual normals of planes, whose normals are known."""
 
 import math
+import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from densekd.losses import VirtualNormal, virtual_normal
 from densekd.losses.virtual_normal import _spans_a_plane
@@ -14,6 +17,7 @@ from tests.losses.depth_inputs import (
     maps,
 )
 
+module = sys.modules["densekd.losses.virtual_normal"]  # the package has a function of that name
 CAMERA = (20.0, 22.0, 11.5, 7.5)  # fx, fy, cx, cy of a 16 x 24 image
 SIZE = (16, 24)
 
@@ -91,6 +95,42 @@ def test_draws_can_be_repeated():
     assert torch.equal(virtual_normal(prediction, target, camera(2)), first)
 
 
+class Dtypes(TorchDispatchMode):
+    """Of all tensors that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.seen |= {x.dtype for x in tree_leaves(made) if isinstance(x, torch.Tensor)}
+        return made
+
+
+def test_no_float64_is_needed():
+    """Apple's MPS has none."""
+    prediction, target = maps(2, *SIZE)
+    with Dtypes() as dtypes:
+        virtual_normal(prediction, target, camera(2))
+    assert torch.float32 in dtypes.seen
+    assert torch.float64 not in dtypes.seen
+
+
+def test_a_draw_is_not_rounded_up(monkeypatch):
+    """This one times 300 pixels is 296.99999, and 297 in float32."""
+    draw = 16609443 / 2**24
+    assert int(torch.tensor(draw) * 300) == 297
+    _, target = maps(2, 15, 20)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, draw))
+    seen = []
+    spans = module._spans_a_plane
+    monkeypatch.setattr(module, "_spans_a_plane", lambda p, *a: (seen.append(p), spans(p, *a))[1])
+    virtual_normal(target, target, camera(2), samples=1)
+    expected = target.flatten(1)[:, 296]
+    assert torch.equal(seen[0][:, :, 2], expected[:, None].expand(2, 3))
+
+
 def test_samples_as_a_number_or_a_fraction():
     """16 x 24 pixels: a quarter is 96 triples, in whichever way it is said."""
     prediction, target = maps(1, *SIZE)
@@ -146,7 +186,10 @@ def test_intrinsics():
     prediction, target = maps(2, *SIZE)
     unknown = camera(2)
     unknown[1] = torch.nan
-    with pytest.raises(ValueError, match=r"image 1 of the batch .*leave the virtual normal out"):
+    with pytest.raises(
+        ValueError,
+        match=r"image 1 of the batch .*\(data\.options\.intrinsics\), or leave virtual_normal out of depth\.losses",
+    ):
         virtual_normal(prediction, target, unknown)
     with pytest.raises(ValueError, match=r"expected \(2, 4\): fx, fy, cx, cy"):
         virtual_normal(prediction, target, camera(1))

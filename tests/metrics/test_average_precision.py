@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,27 @@ def test_equal_to_pycocotools():
     assert all(v is not None for v in scores["per_class"].values())
     mean = sum(scores["per_class"].values()) / 3
     assert scores["ap"] == pytest.approx(mean)
+
+
+class NoDouble(torch.Tensor):
+    """As on Apple's MPS: float64 only after `cpu`."""
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_float64_is_left_to_the_cpu():
+    mine, target = found([[0, 0, 10, 10]], [0.9], [0]), truth([[0, 0, 10, 10]], [0])
+    mine = replace(
+        mine, boxes=mine.boxes.as_subclass(NoDouble), scores=mine.scores.as_subclass(NoDouble)
+    )
+    target = replace(
+        target, boxes=target.boxes.as_subclass(NoDouble), areas=target.areas.as_subclass(NoDouble)
+    )
+    assert score(mine, target)["ap"] == 1
 
 
 def test_order_of_images_does_not_matter():

@@ -121,7 +121,10 @@ def test_nothing_valid_is_a_finite_zero(logits):
 
 def test_unknown_intrinsics_say_what_to_do(batch, logits):
     batch.targets.intrinsics[1] = torch.nan
-    with pytest.raises(ValueError, match=r"image 1 .*leave the virtual normal out of the losses"):
+    with pytest.raises(
+        ValueError,
+        match=r"image 1 .*data\.options\.intrinsics.*leave virtual_normal out of depth\.losses",
+    ):
         Depth(**RANGE, bins=10).loss(DenseOutput(logits), batch)
 
 
@@ -131,6 +134,7 @@ def test_unknown_intrinsics_say_what_to_do(batch, logits):
         ({"losses": {"huber": 1}}, r"no loss 'huber'; choose of cross_entropy, virtual_normal"),
         ({"losses": {"cross_entropy": 1}}, r"needs depth bins: set bins"),
         ({"losses": {}}, r"needs one with a weight above 0"),
+        ({"losses": {"silog": 0}}, r"needs one with a weight above 0"),
         ({"losses": {"silog": 1, "l1": -1}}, r"weights are finite numbers from 0 up"),
         ({"bins": 1}, r"1 depth bins leave nothing"),
         ({"min_depth": 0.0}, r"expected 0 < nearest < farthest"),
@@ -141,6 +145,13 @@ def test_unknown_intrinsics_say_what_to_do(batch, logits):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Depth(**(RANGE | options))
+
+
+def test_a_loss_of_weight_0_asks_for_nothing(batch):
+    """Neither the bins of cross_entropy nor the camera of virtual_normal."""
+    batch.targets.intrinsics[:] = torch.nan
+    task = Depth(**RANGE, losses={"silog": 1, "cross_entropy": 0, "virtual_normal": 0})
+    assert list(task.loss(DenseOutput(depths(2, 6, 8, seed=2)), batch)) == ["task/silog"]
 
 
 @pytest.mark.parametrize(
@@ -200,8 +211,34 @@ def test_predict_averages_views_in_metres():
     # with the mirrored view the columns even out
     both = task.predict(Rows(), batch, Views(flip=True))
     assert torch.allclose(both[0, 0], (torch.linspace(1, 2, 16)[:, None] + 0.5).expand(16, 24))
+    # Rows looks at no picture: its depth at half the size counts half, at twice the size twice.
     scaled = task.predict(Rows(), batch, Views(scales=(0.5, 1.0, 2.0)))
-    assert torch.allclose(scaled, plain, atol=1e-5)
+    assert torch.allclose(scaled, plain * 3.5 / 3, atol=1e-5)
+
+
+class Wall(nn.Module):
+    """Knows the wall at 2 m by its size in the picture, 16 pixels high: twice as high is 1 m away."""
+
+    def forward(self, images):
+        return DenseOutput(images.new_full((len(images), 1, 4, 6), 2.0 * 16 / images.shape[-2]))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (2.0,), (0.5, 1.0, 2.0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_scale_is_coming_nearer(scales, flip):
+    """As in training (`Augment`), so that a network that learned it answers alike at every scale."""
+    batch = make_batch(depths(2, 16, 24))
+    depth = Depth(**RANGE).predict(Wall(), batch, Views(scales=scales, flip=flip))
+    assert torch.allclose(depth, torch.full((2, 1, 16, 24), 2.0))
+
+
+def test_short_side_is_resolution():
+    class Two(nn.Module):
+        def forward(self, images):
+            return DenseOutput(images.new_full((len(images), 1, 4, 6), 2.0))
+
+    depth = Depth(**RANGE).predict(Two(), make_batch(depths(1, 16, 24)), Views(short_side=32))
+    assert torch.allclose(depth, torch.full((1, 1, 16, 24), 2.0))
 
 
 def test_predict_decodes_bins():
@@ -233,7 +270,10 @@ def test_metric():
     lines = task.summary(scores)
     assert lines[-1] == "AbsRel 0.5000"
     assert lines[0] == "1 images, 19 pixels, 0.5 to 8 m"
-    assert task.metric(device="meta").errors.sums.device.type == "meta"
+    assert task.metric(device="meta").errors.device.type == "meta"
+    nothing = task.metric()
+    nothing.update(prediction, make_batch(depth, labelled=[False, False]))
+    assert task.summary(nothing.compute())[-1] == "AbsRel -"
 
 
 def test_the_crop_does_not_see_padding():

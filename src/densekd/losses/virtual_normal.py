@@ -84,10 +84,10 @@ def virtual_normal(
     fraction = isinstance(samples, float) and samples <= 1
     each = max(1, round(samples * height * width)) if fraction else int(samples)
     drawn = torch.rand(n, each, 3, device=target.device, generator=generator)
-    # Double, or a draw near 1 rounds up to the next image's first pixel.
-    place = (drawn.double() * counts[:, None, None]).long() + (counts.cumsum(0) - counts)[
-        :, None, None
-    ]
+    # In integers, exact: not every device has float64 (Apple's MPS), and float32 rounds some products up. Draws are
+    # multiples of 2^-24 below 1.
+    within = (drawn * 2**24).long() * counts[:, None, None] >> 24
+    place = within + (counts.cumsum(0) - counts)[:, None, None]
     triples = place[counts > 0].view(-1, 3)  # (M, 3) into the list of valid pixels
 
     rays = _rays(intrinsics, image, row, column)

@@ -67,15 +67,16 @@ class AveragePrecision:
                 raise ValueError(
                     f"image id {target.image_id} comes twice; each image needs an id of its own"
                 )
+            # To the CPU first: not every device (Apple's MPS) knows float64.
             self.images[target.image_id] = {
                 "size": target.size,
-                "truth": target.boxes.double().cpu().numpy(),
+                "truth": target.boxes.cpu().double().numpy(),
                 "truth_labels": target.labels.cpu().numpy(),
                 "ignored": target.ignored.cpu().numpy(),
-                "areas": target.areas.double().cpu().numpy(),
-                "boxes": mine.boxes.double().cpu().numpy(),
+                "areas": target.areas.cpu().double().numpy(),
+                "boxes": mine.boxes.cpu().double().numpy(),
                 "labels": mine.labels.cpu().numpy(),
-                "scores": mine.scores.double().cpu().numpy(),
+                "scores": mine.scores.cpu().double().numpy(),
             }
 
     def compute(self) -> dict[str, Any]:

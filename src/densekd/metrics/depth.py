@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densekd.ops.collectives import all_reduce_sum
+from densekd.ops.collectives import all_reduce_sum, is_distributed
 
 ERRORS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 ALIGNMENTS = ("median", "least_squares")
@@ -52,7 +52,8 @@ class DepthMetrics:
         align: None; ``"median"``, which scales a prediction so that its median is the truth's; or ``"least_squares"``,
             which fits scale and shift of depth to the truth. For networks that know depth up to such a factor: scores
             with an alignment look at the truth and compare with others of the same kind only.
-        device: where the sums begin; see `ConfusionMatrix`.
+        device: where the sums are joined over ranks (NCCL wants its GPU); errors are computed on the CPU, since not
+            every device (Apple's MPS) knows float64.
 
     Raises:
         ValueError: unknown names or a range that is none.
@@ -80,8 +81,9 @@ class DepthMetrics:
         self.max_depth = float(max_depth)
         self.crop = crop
         self.align = align
+        self.device = torch.device(device)
         # sums of ERRORS over images, then images and pixels
-        self.sums = torch.zeros(len(ERRORS) + 2, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(ERRORS) + 2, dtype=torch.float64)
 
     def update(
         self, prediction: Tensor, target: Tensor, sizes: Sequence[tuple[int, int]] | None = None
@@ -110,10 +112,10 @@ class DepthMetrics:
             top, bottom, left, right = crop_box(self.crop, *target.shape)
             prediction, target = (x[top:bottom, left:right] for x in (prediction, target))
         valid = target.isfinite() & (target >= self.min_depth) & (target <= self.max_depth)
-        t = target[valid].double()
+        t = target[valid].cpu().double()
         if t.numel() == 0:
             return
-        p = prediction[valid].double().nan_to_num(nan=self.min_depth)
+        p = prediction[valid].cpu().double().nan_to_num(nan=self.min_depth)
         p = aligned(p, t, self.align).clamp(self.min_depth, self.max_depth)
         d = p.log() - t.log()
         ratio = torch.maximum(p / t, t / p)
@@ -128,19 +130,20 @@ class DepthMetrics:
             *((ratio < 1.25**k).double().mean() for k in (1, 2, 3)),
         ]
         row = torch.stack([*values, t.new_tensor(1.0), t.new_tensor(float(t.numel()))])
-        self.sums = self.sums.to(row.device) + row
+        self.sums += row
 
     def reduce(self) -> DepthMetrics:
         """Sum over ranks, in place. Call once, after the last update."""
-        all_reduce_sum(self.sums)
+        if is_distributed():
+            self.sums = all_reduce_sum(self.sums.to(self.device)).cpu()
         return self
 
     def compute(self) -> dict[str, Any]:
-        """The errors (NaN when nothing was counted), ``images`` and ``pixels`` counted, and the settings."""
+        """The errors (None when nothing was counted), ``images`` and ``pixels`` counted, and the settings."""
         sums = self.sums.tolist()
         images = sums[-2]
         means = {
-            name: value / images if images else float("nan")
+            name: value / images if images else None
             for name, value in zip(ERRORS, sums[: len(ERRORS)], strict=True)
         }
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -39,8 +40,8 @@ class Depth:
         min_depth, max_depth: metres; what the network can say, and what is scored.
         bins: 0 for a network that gives metres, else the number of bins (equal in log depth) it gives logits of.
         losses: name -> weight, of ``cross_entropy`` (bins only), ``virtual_normal`` (needs intrinsics), ``silog``,
-            ``berhu``, ``l1``. None: with bins ``{cross_entropy: 1, virtual_normal: 6}`` as in the code of VNL, else
-            ``{silog: 1}`` as in BTS.
+            ``berhu``, ``l1``; those of weight 0 are left out. None: with bins ``{cross_entropy: 1, virtual_normal: 6}``
+            as in the code of VNL, else ``{silog: 1}`` as in BTS.
         crop, align: of the scores; see `DepthMetrics`.
         virtual_normal_samples: triples an image: a number, or a float in (0, 1], the fraction of the pixels.
 
@@ -78,7 +79,7 @@ class Depth:
         self.range = (float(min_depth), float(max_depth))
         check_range(self.range, bins or 2)
         self.bins = bins
-        self.losses = {name: float(weight) for name, weight in losses.items()}
+        self.losses = {name: float(weight) for name, weight in losses.items() if weight > 0}
         self.crop = crop
         self.align = align
         self.classes: list[str] = []
@@ -171,15 +172,22 @@ class Depth:
     def predict(self, network: nn.Module, batch: Batch, views: Views) -> Tensor:
         """(N, 1, H, W) float32 metres at the size of the batch's images.
 
-        Each view is decoded at the network's resolution and then resized; several views are averaged in metres.
+        Each view is decoded at the network's resolution and then resized; several views are averaged in metres. As in
+        training, a scale (not `short_side`) stands for coming nearer: what is d metres away looks d / scale away, so
+        depth seen at a scale is multiplied by it.
         """
-        return predict_dense(
-            lambda images: self.decode(network(images).prediction),
-            batch.images,
-            (batch.images.shape[-2], batch.images.shape[-1]),
-            views,
-            average=lambda depth: depth,
-        )
+        metres = [
+            scale
+            * predict_dense(
+                lambda images: self.decode(network(images).prediction),
+                batch.images,
+                (batch.images.shape[-2], batch.images.shape[-1]),
+                replace(views, scales=(scale,)),
+                average=lambda depth: depth,
+            )
+            for scale in views.scales
+        ]
+        return torch.stack(metres).mean(0)
 
     def metric(self, device: torch.device | str = "cpu") -> DepthMetric:
         """Sums of its own; `device` is that of the predictions."""
@@ -239,6 +247,8 @@ class Depth:
 
     def summary(self, scores: Mapping[str, Any]) -> list[str]:
         """Lines for people, the main score last."""
+        if not scores["images"]:
+            return ["no image has a known depth to score", "AbsRel -"]
         how = f"{scores['min_depth']:g} to {scores['max_depth']:g} m"
         how += f", crop {scores['crop']}" if scores["crop"] else ""
         how += f", aligned by {scores['align']}" if scores["align"] else ""
@@ -261,7 +271,7 @@ def check_losses(losses: Mapping[str, float], bins: int) -> None:
         raise ValueError(f"losses are {dict(losses)}; depth needs one with a weight above 0")
     if not all(0 <= weight < math.inf for weight in losses.values()):
         raise ValueError(f"losses are {dict(losses)}; weights are finite numbers from 0 up")
-    if "cross_entropy" in losses and not bins:
+    if losses.get("cross_entropy") and not bins:
         raise ValueError(
             "the loss cross_entropy needs depth bins: set bins (VNL: 150), or take silog, berhu or l1"
         )
