@@ -57,6 +57,14 @@ def test_scales_see_images_of_those_sizes():
     assert out.shape == (1, 2, 40, 60)
 
 
+def test_content_comes_back_to_where_it_was():
+    """Image and maps go by one grid: a ramp seen at any scale is the ramp, up to the border."""
+    ramp = torch.linspace(0, 1, 21).expand(1, 1, 15, 21)
+    for scale in (0.5, 2.0, 3.0):
+        back = predict_dense(lambda x: x, ramp, (15, 21), Views(scales=(scale,)))
+        assert torch.allclose(back, ramp, atol=1e-6)
+
+
 @pytest.mark.parametrize(("images", "most"), [(1, 8), (3, 6), (9, 9)])
 def test_a_forward_pass_takes_few_windows_and_the_result_is_that_of_all_at_once(
     images, most, monkeypatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 
+import densekd.tasks
 from densekd.errors import UserError
 from densekd.models import load_weights
 from densekd.models.fcos import fcos_timm
@@ -92,7 +94,7 @@ def pair(kind: str):
     """Our detector and torchvision's with the same parameters; nothing is resized or padded in theirs."""
     torch.manual_seed(0)
     build = {"fcos": fcos_timm, "retinanet": retinanet_timm}[kind]
-    ours = build("resnet10t", 3, pyramid_channels=32, extra_levels=0, head_convs=1)
+    ours = build(3, backbone="resnet10t", pyramid_channels=32, extra_levels=0, head_convs=1)
     # Untrained heads say the same everywhere: sharpen them, so that boxes and scores differ.
     for name, parameter in ours.head.named_parameters():
         if name.endswith("weight") and parameter.ndim == 4:
@@ -203,12 +205,25 @@ def test_half_precision_is_scored_in_float32(detectors):
     batch = make_batch(OBJECTS)
     task = make_task()
     with torch.no_grad():
-        output = Plain(ours)(batch.images)
-        with torch.autocast("cpu", torch.bfloat16):
-            terms = task.loss(output, batch)
-            found = task.decode(output.prediction, SIZE)
-    assert terms == task.loss(output, batch)
-    assert torch.equal(found[0].boxes, task.decode(output.prediction, SIZE)[0].boxes)
+        raw = Plain(ours)(batch.images).prediction
+
+    def cast(dtype: torch.dtype) -> DetectorOutput:
+        """What bfloat16 leaves of the outputs, in either precision."""
+        maps = {
+            name: [x.bfloat16().to(dtype) for x in getattr(raw, name)]
+            for name in ("logits", "boxes", "centerness")
+            if getattr(raw, name) is not None
+        }
+        return replace(raw, **maps)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = task.loss(DenseOutput(cast(torch.bfloat16)), batch)
+        found = task.decode(cast(torch.bfloat16), SIZE)
+    expected = cast(torch.float32)
+    assert all(value.dtype == torch.float32 for value in terms.values())
+    assert terms == task.loss(DenseOutput(expected), batch)
+    assert torch.equal(found[0].boxes, task.decode(expected, SIZE)[0].boxes)
+    assert torch.equal(found[0].scores, task.decode(expected, SIZE)[0].scores)
 
 
 def raw_output(anchors: int = 1) -> DetectorOutput:
@@ -304,6 +319,35 @@ class OneBox(nn.Module):
                 "fcos",
             )
         )
+
+
+class Edge(nn.Module):
+    """A box over what is bright, its sides where the brightness is half: cuts of the middle row and column."""
+
+    def forward(self, x) -> DenseOutput:
+        h, w = x.shape[-2:]
+        right = x[0, 0, h // 8].sum()
+        bottom = x[0, 0, :, w // 8].sum()
+        distances = torch.stack([-right * 0, -right * 0, right, bottom])
+        return DenseOutput(
+            DetectorOutput(
+                [torch.tensor([-9.0, 9.0, -9.0]).view(1, 3, 1, 1)],
+                [distances.view(1, 4, 1, 1)],
+                [torch.full((1, 1, 1, 1), 9.0)],
+                [torch.tensor([[-0.5, -0.5, 0.5, 0.5]])],
+                "fcos",
+            )
+        )
+
+
+@pytest.mark.parametrize("side", [25, 100, 200, 300])
+def test_boxes_lie_where_their_objects_do_at_every_size(side):
+    """Bright from the corner to (24, 20): as many bright pixels, in the image's own, at whatever size it is seen."""
+    batch = make_batch([target([], [], size=(100, 160))], size=(100, 160))
+    batch.images[:] = 0
+    batch.images[..., :20, :24] = 1
+    (found,) = make_task().predict(Edge(), batch, Views(short_side=side))
+    assert torch.allclose(found.boxes, torch.tensor([[0.0, 0, 24, 20]]), atol=0.05)
 
 
 def test_boxes_come_back_in_the_images_own_pixels():
@@ -429,6 +473,14 @@ def test_example_targets_can_be_learned_from():
     batch = make_batch(examples)
     terms = task.loss(network(batch.images), batch)
     assert all(value.isfinite() for value in terms.values())
+
+
+def test_it_is_imported_when_asked_for():
+    """torchvision's operators double the time of `import densekd.tasks`."""
+    assert "Detection" not in vars(densekd.tasks)
+    assert densekd.tasks.Detection is Detection
+    with pytest.raises(AttributeError, match="has no attribute 'Detect'"):
+        densekd.tasks.Detect  # noqa: B018
 
 
 def test_picture():

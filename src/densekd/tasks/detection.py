@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from densekd.errors import UserError
 from densekd.metrics.average_precision import AveragePrecision
-from densekd.ops.resize import resize_map
+from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.tasks.base import Column
 from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
@@ -205,7 +205,7 @@ class Detection:
         for (height, width), members in by_size.items():
             seen = images[members, :, :height, :width]
             size = views.sizes(height, width)[0]
-            raw = network(resize_map(seen, size)).prediction
+            raw = network(resize_image(seen, size)).prediction
             for i, found in zip(members, self.decode(raw, size), strict=True):
                 scale = found.boxes.new_tensor([width / size[1], height / size[0]] * 2)
                 limit = found.boxes.new_tensor([width, height] * 2)
