@@ -23,8 +23,8 @@ def main(steps: int = 3) -> list[dict[str, float]]:
 
     def network(channels: int) -> Taps:
         detector = fcos_timm(
-            "test_resnet",
             streets.num_classes,
+            backbone="test_resnet",
             pyramid_channels=channels,
             extra_levels=0,
             head_convs=1,

@@ -23,8 +23,8 @@ class TestFCOSSmall(DetectorTester):
 
     def build(self, in_channels: int = 3) -> Detector:
         return fcos_timm(
-            "resnet10t",
             CLASSES,
+            backbone="resnet10t",
             in_channels=in_channels,
             pyramid_channels=32,
             extra_levels=0,
@@ -37,8 +37,8 @@ class TestFCOSFromStride4(DetectorTester):
 
     def build(self, in_channels: int = 3) -> Detector:
         return fcos_timm(
-            "mobilenetv3_small_050",
             CLASSES,
+            backbone="mobilenetv3_small_050",
             in_channels=in_channels,
             pyramid_channels=64,
             finest_stride=4,
@@ -118,15 +118,32 @@ def test_cocos_91_outputs_become_its_80_classes() -> None:
         load_weights(fcos_resnet50(20, pyramid_channels=32), state)
 
 
-def test_backbone_file_freezes_as_torchvision_does(tmp_path) -> None:
+@pytest.mark.parametrize("frozen_backbone", [False, True])
+@pytest.mark.parametrize("given", ["backbone_weights", "weights"])
+def test_what_is_frozen_does_not_hang_on_where_weights_come_from(
+    tmp_path, frozen_backbone: bool, given: str
+) -> None:
+    """A recipe's `model.weights` replaces `backbone_weights`: the network must stay the same one."""
     whole = torchvision.models.resnet50(weights=None)
     torch.save(whole.state_dict(), tmp_path / "r50.pth")
-    network = fcos_resnet50(3, backbone_weights=tmp_path / "r50.pth", pyramid_channels=32)
+    network = fcos_resnet50(
+        3,
+        backbone_weights=tmp_path / "r50.pth" if given == "backbone_weights" else None,
+        frozen_backbone=frozen_backbone,
+        pyramid_channels=32,
+    )
+    if given == "weights":
+        other = fcos_resnet50(3, backbone_weights=tmp_path / "r50.pth", pyramid_channels=32)
+        assert load_weights(network, other.state_dict()) == []
     body = network.backbone
     assert torch.equal(body.layer4[2].conv3.weight, whole.layer4[2].conv3.weight)
     frozen = {n.split(".")[0] for n, p in body.named_parameters() if not p.requires_grad}
-    assert frozen == {"conv1", "layer1"}
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in body.modules())
+    assert frozen == ({"conv1", "layer1"} if frozen_backbone else set())
+    norms = {m.__class__.__name__ for m in body.modules() if "BatchNorm" in m.__class__.__name__}
+    assert norms == {"FrozenBatchNorm2d" if frozen_backbone else "BatchNorm2d"}
+
+
+def test_a_backbone_file_of_another_network(tmp_path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="another network"):
         fcos_resnet50(3, backbone_weights=tmp_path / "other.pth", pyramid_channels=32)

@@ -19,8 +19,8 @@ class TestRetinaNetSmall(DetectorTester):
 
     def build(self, in_channels: int = 3) -> Detector:
         return retinanet_timm(
-            "resnet10t",
             CLASSES,
+            backbone="resnet10t",
             in_channels=in_channels,
             pyramid_channels=32,
             extra_levels=0,
@@ -30,7 +30,7 @@ class TestRetinaNetSmall(DetectorTester):
 
 def test_anchors_and_heads_are_torchvisions() -> None:
     torch.manual_seed(0)
-    network = retinanet_timm("mobilenetv3_small_050", CLASSES, pyramid_channels=32).eval()
+    network = retinanet_timm(CLASSES, backbone="mobilenetv3_small_050", pyramid_channels=32).eval()
     default = _default_anchorgen()
     for ours, theirs in zip(network.anchors.cell_anchors, default.cell_anchors, strict=True):
         assert torch.equal(ours, theirs)
@@ -49,4 +49,10 @@ def test_anchors_and_heads_are_torchvisions() -> None:
 
 def test_pyramid_channels_fit_the_norms() -> None:
     with pytest.raises(UserError, match="multiple of 32"):
-        retinanet_timm("resnet10t", 3, pyramid_channels=40)
+        retinanet_timm(3, backbone="resnet10t", pyramid_channels=40)
+
+
+@pytest.mark.parametrize("head_convs", [5, -1])
+def test_heads_are_no_longer_than_torchvisions(head_convs: int) -> None:
+    with pytest.raises(UserError, match=rf"head_convs is {head_convs}; .* 0 to 4"):
+        retinanet_timm(3, backbone="resnet10t", pyramid_channels=32, head_convs=head_convs)

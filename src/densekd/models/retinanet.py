@@ -10,10 +10,12 @@ from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from densekd.errors import UserError
 from densekd.models._pyramid import GROUPS, Detector, pyramid_on
 from densekd.models._timm_backbone import TimmBackbone
 
 RATIOS = (0.5, 1.0, 2.0)
+HEAD_CONVS = 4  # of torchvision's heads, always
 
 
 def anchors(strides: Sequence[int]) -> AnchorGenerator:
@@ -23,9 +25,9 @@ def anchors(strides: Sequence[int]) -> AnchorGenerator:
 
 
 def retinanet_timm(
-    backbone: str,
     num_classes: int,
     *,
+    backbone: str,
     in_channels: int = 3,
     backbone_weights: str | Path | None = None,
     pyramid_channels: int = 256,
@@ -33,11 +35,16 @@ def retinanet_timm(
     finest_stride: int = 8,
     head_convs: int = 4,
 ) -> Detector:
-    """RetinaNet on a backbone by its timm name. Arguments as in `densekd.models.fcos.fcos_timm`.
+    """RetinaNet on a backbone by its timm name. Arguments as in `densekd.models.fcos.fcos_timm`, with at most four
+    `head_convs`: torchvision's heads have no more.
 
     Source: Lin et al., *Focal Loss for Dense Object Detection* (ICCV 2017), with group norms in the heads, as
     torchvision's second version has and the paper has not.
     """
+    if not 0 <= head_convs <= HEAD_CONVS:
+        raise UserError(
+            f"head_convs is {head_convs}; retinanet_timm takes torchvision's heads, with 0 to {HEAD_CONVS}"
+        )
     maps = TimmBackbone(backbone, in_channels=in_channels, weights=backbone_weights)
     fpn, strides = pyramid_on(
         maps,
@@ -53,7 +60,6 @@ def retinanet_timm(
         num_classes,
         norm_layer=partial(nn.GroupNorm, GROUPS),
     )
-    # torchvision's has always four.
     for branch in (head.classification_head, head.regression_head):
         branch.conv = branch.conv[:head_convs]
     return Detector(

@@ -16,7 +16,7 @@ from torch import Tensor
 DepthRange = tuple[float, float]
 
 
-def check_range(depth_range: DepthRange, bins: int) -> None:
+def check_range(depth_range: DepthRange, bins: int = 2) -> None:
     """Raise ValueError unless 0 < nearest < farthest and there are bins to choose from."""
     low, high = depth_range
     if not 0 < low < high or math.isinf(high):
