@@ -188,3 +188,16 @@ def test_a_wrong_unit_is_remarked_on(metres, plausible):
 def test_depth_that_is_nowhere_known():
     with pytest.raises(DataError, match="no pixel of 2 samples tried has a depth"):
         sample_check(Made("depth", [DepthTarget.empty((10, 20))] * 2))
+
+
+def test_maps_without_known_depth_are_named():
+    """Legal, so training begins with a remark; `data check` lists them."""
+    empty = DepthTarget.empty((10, 20))
+    maps = [depth_map(2), empty, depth_map(2), empty]
+    (remark,) = sample_check(Made("depth", maps))
+    assert "0 (unknown) at every pixel of 2 of 4 samples tried: made 1, made 3." in remark
+    report = check_all(Made("depth", maps))
+    reason = "depth is 0 (unknown) at every pixel"
+    assert report.bad == [("made 1", reason), ("made 3", reason)]
+    assert (report.labelled, report.to_dict()["empty"]) == (4, ["made 1", "made 3"])
+    assert f"made 3: {reason}" in report.to_text()

@@ -90,6 +90,14 @@ def test_bad_boxes(tmp_path, box):
     assert boxes[1:] == ([[2, 3, 16, 8]] if box[2] == 25 else [[0, 0, 3, 5]] if box[0] < 0 else [])
 
 
+def test_a_box_that_float32_leaves_no_width_is_bad(tmp_path):
+    """Boxes are kept in float32, where 15 + 1e-7 is 15."""
+    build(tmp_path, [note(1, 7), note(5, 7, box=(15, 3, 1e-7, 5))])
+    with pytest.raises(DataError, match="annotation 5 has the box"):
+        Coco(tmp_path, "val2017")
+    assert Coco(tmp_path, "val2017", repair=True).read(1).target.boxes.tolist() == [[2, 3, 6, 8]]
+
+
 @pytest.mark.parametrize(
     ("annotations", "change", "message"),
     [

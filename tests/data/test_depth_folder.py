@@ -49,6 +49,7 @@ def test_layouts(tmp_path, images, depth):
         ("m/1000", 0.001),
         ("m/256", 1 / 256),
         ("m", 1),
+        ("m/5000", 0.0002),
         (0.0002, 0.0002),
         ("cm", 0.01),
     ],
@@ -120,12 +121,16 @@ def test_bad_depth(tmp_path):
     for steps, message in [
         (STEPS.astype(np.uint8), r"has 8 bits \(L\); expected depth of 16 bits"),
         (np.zeros((*SIZE, 3), np.uint8), "has 3 channels"),
-        (STEPS * 0, "holds 0 .unknown. at every pixel"),
         (STEPS[:5], r"is 16x5 .* its image .* is 16x12"),
     ]:
         make_depth(path, steps)
         with pytest.raises(DataError, match=rf"a_1\.png.* {message}"):
             reader.read(1)
+    Image.fromarray(-1 * STEPS.astype(np.int32)).save(path, format="TIFF")
+    with pytest.raises(DataError, match=r"a_1\.png holds negative numbers"):
+        reader.read(1)
+    make_depth(path, STEPS * 0)
+    assert not reader.read(1).target.depth.any()  # known nowhere, and no fault of the file
     make_depth(path, np.random.default_rng(0).integers(1, 60000, (60, 60)).astype(np.uint16))
     truncate(path)
     with pytest.raises(DataError, match="truncated"):

@@ -38,6 +38,18 @@ def test_an_object_needs_a_quarter_of_itself_and_a_pixel(left, kept):
     assert len(slim.crop(0, 1.25, 50, 50)) == 0  # more than a quarter, but not a pixel wide
 
 
+def test_no_box_without_width_or_height_is_left_by_a_resize():
+    """The second one's width of 0.002 pixels is halved; the third one's is lost in float32 beforehand."""
+    target = boxes_of((0, 0, 8, 8), (2000, 1, 2000.002, 9), (5000, 1, 5000.0001, 9), (3, 3, 4, 4))
+    target.ignored[3] = True
+    small = target.resize((6000, 6000), (3000, 3000))
+    np.testing.assert_array_equal(small.boxes, [[0, 0, 4, 4], [1.5, 1.5, 2, 2]])
+    assert small.labels.tolist() == [0, 3]
+    assert small.ignored.tolist() == [False, True]
+    assert (small.areas.tolist(), small.image_id) == ([16, 0.25], 7)
+    assert len(BoxTarget.empty().resize((6, 6), (3, 3))) == 0
+
+
 def test_resize_and_flip_of_boxes():
     target = boxes_of((10, 10, 30, 20))
     scaled = target.resize((100, 100), (50, 200), zoom=3.0)

@@ -22,12 +22,14 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
         sizes: (n, 2) height and width of each box's image.
 
     Returns:
-        (n, 4) clipped boxes, and (n,) bool: True for a box that sticks out by more than `TOLERANCE` pixels or of
-        which nothing remains (also one without area, inside out, or with a value that is no number).
+        (n, 4) clipped boxes in float32, as they are kept, and (n,) bool: True for a box that sticks out by more than
+        `TOLERANCE` pixels or of which nothing remains in these numbers (also one without area, inside out, or with a
+        value that is no number).
     """
     limits = np.stack([sizes[:, 1], sizes[:, 0]] * 2, axis=1).astype(np.float64)
     clipped = np.clip(np.nan_to_num(boxes, nan=0.0), 0, limits)
     outside = (np.abs(boxes - clipped) > TOLERANCE).any(axis=1)
+    clipped = clipped.astype(np.float32)
     return clipped, outside | (box_areas(clipped) <= 0) | ~np.isfinite(boxes).all(axis=1)
 
 

@@ -47,6 +47,8 @@ def check_all(
 ) -> CheckReport:
     """Read every sample and count; bad files are listed, never raised.
 
+    Depth maps without a known pixel are listed among them: legal (`sample_check` only remarks on some), but useless.
+
     Build the reader with ``verify_files=False``, so that missing files are listed too. `progress` is called with the
     number of samples just read.
     """
@@ -58,6 +60,7 @@ def check_all(
         report.add(facts)
         if progress is not None:
             progress(1)
+    report.bad += report.useless()
     return report
 
 
@@ -72,7 +75,7 @@ class CheckReport:
         labelled, unlabelled: readable samples with and without a label.
         sizes: "480x360" (width x height) -> images.
         image_range: smallest and largest value, None where unseen.
-        bad: (name, reason) of each unreadable or ill-fitting pair.
+        bad: (name, reason) of each unreadable or ill-fitting pair; of a full check also the `useless` ones.
     """
 
     task: str
@@ -97,11 +100,15 @@ class CheckReport:
             self.unlabelled += 1
             return
         self.labelled += 1
-        self.add_target(facts["target"])
+        self.add_target(facts["name"], facts["target"])
 
-    def add_target(self, facts: dict[str, Any]) -> None:
-        """Count one target's facts, as `_target_facts` gives them."""
+    def add_target(self, name: str, facts: dict[str, Any]) -> None:
+        """Count the facts of the target of the sample `name`, as `_target_facts` gives them."""
         raise NotImplementedError
+
+    def useless(self) -> list[tuple[str, str]]:
+        """(name, reason) of labelled samples that neither teach nor score anything."""
+        return []
 
     def remarks(self) -> list[str]:
         """On what is legal but unlikely to be meant.
@@ -165,7 +172,7 @@ class LabelReport(CheckReport):
         """Classes that never occur."""
         return _absent(self.classes, self.images)
 
-    def add_target(self, facts: dict[str, Any]) -> None:
+    def add_target(self, name: str, facts: dict[str, Any]) -> None:
         counts = facts["counts"]
         self.ignored += facts["ignored"]
         self.pixels = [a + int(b) for a, b in zip(self.pixels, counts, strict=True)]
@@ -232,7 +239,7 @@ class BoxReport(CheckReport):
             return None
         return min(self.sides), float(np.median(self.sides)), max(self.sides)
 
-    def add_target(self, facts: dict[str, Any]) -> None:
+    def add_target(self, name: str, facts: dict[str, Any]) -> None:
         counts = facts["counts"]
         self.ignored += facts["ignored"]
         self.empty += not facts["sides"]
@@ -274,6 +281,7 @@ class DepthReport(CheckReport):
         depth_range: nearest and farthest, in metres.
         medians: of each map's known depth, in metres.
         cameras: maps that come with intrinsics.
+        empty: names of maps without a known pixel.
     """
 
     valid: int = 0
@@ -281,13 +289,14 @@ class DepthReport(CheckReport):
     depth_range: tuple[float, float] | None = None
     medians: list[float] = field(default_factory=list)
     cameras: int = 0
+    empty: list[str] = field(default_factory=list)
 
     @property
     def median(self) -> float | None:
         """Of the maps' medians."""
         return float(np.median(self.medians)) if self.medians else None
 
-    def add_target(self, facts: dict[str, Any]) -> None:
+    def add_target(self, name: str, facts: dict[str, Any]) -> None:
         self.valid += facts["valid"]
         self.pixels += facts["pixels"]
         self.cameras += facts["camera"]
@@ -295,19 +304,30 @@ class DepthReport(CheckReport):
             nearest, median, farthest = facts["known"]
             self.medians.append(median)
             self.depth_range = _joined(self.depth_range, (nearest, farthest))
+        else:
+            self.empty.append(name)
+
+    def useless(self) -> list[tuple[str, str]]:
+        return [(name, "depth is 0 (unknown) at every pixel") for name in self.empty]
 
     def remarks(self) -> list[str]:
         if self.labelled and not self.valid:
             raise DataError(
                 f"no pixel of {self.labelled} samples tried has a depth: nothing can be learned from them"
             )
+        remarks = []
+        if self.empty:
+            remarks.append(
+                f"depth is 0 (unknown) at every pixel of {len(self.empty)} of {self.labelled} samples tried: "
+                f"{first_few(self.empty)}. They teach nothing and are not scored; `densekd data check` lists them all."
+            )
         low, high = PLAUSIBLE_DEPTH
-        if self.median is None or low <= self.median <= high:
-            return []
-        return [
-            f"the median depth of {len(self.medians)} samples tried is {self.median:g} m, outside {low:g}-{high:g} m: "
-            "is the unit that of the depth files (data.options.unit)?"
-        ]
+        if self.median is not None and not low <= self.median <= high:
+            remarks.append(
+                f"the median depth of {len(self.medians)} samples tried is {self.median:g} m, outside "
+                f"{low:g}-{high:g} m: is the unit that of the depth files (data.options.unit)?"
+            )
+        return remarks
 
     def to_dict(self) -> dict[str, Any]:
         content = super().to_dict()

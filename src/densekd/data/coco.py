@@ -196,7 +196,7 @@ class Coco:
                     "file, or set the option repair to clip such boxes and leave out what is nothing then."
                 )
         order = np.flatnonzero(keep)[np.argsort(images[keep], kind="stable")]
-        self._boxes = clipped[order].astype(np.float32)
+        self._boxes = clipped[order]
         self._labels = labels[order]
         self._crowds = crowds[order]
         self._areas = areas[order].astype(np.float32)

@@ -21,7 +21,14 @@ from densekd.data.base import (
 from densekd.data.targets import DepthTarget, Intrinsics, resized_intrinsics
 from densekd.errors import DataError, UserError
 
-UNITS = {"mm": 1 / 1000, "m/1000": 1 / 1000, "m/256": 1 / 256, "cm": 1 / 100, "m": 1.0}
+UNITS = {
+    "mm": 1 / 1000,
+    "m/1000": 1 / 1000,
+    "m/256": 1 / 256,
+    "m/5000": 1 / 5000,
+    "cm": 1 / 100,
+    "m": 1.0,
+}
 
 
 class DepthFiles:
@@ -29,8 +36,9 @@ class DepthFiles:
 
     Args:
         pairs: image path and depth path (or None) per sample.
-        unit: of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2, TUM), ``"m/256"`` (KITTI),
-            ``"cm"``, ``"m"``, or the metres of one step. There is no default: a wrong one trains without complaint.
+        unit: of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2), ``"m/256"`` (KITTI),
+            ``"m/5000"`` (TUM RGB-D as published), ``"cm"``, ``"m"``, or the metres of one step. There is no default: a
+            wrong one trains without complaint.
         intrinsics: per sample: fx, fy, cx, cy, or a JSON file with these keys, or None.
         intrinsics_size: (height, width) of the images that the intrinsics are of; None means each image's own.
         root: names are image paths relative to it.
@@ -136,10 +144,10 @@ def metres_a_step(unit: str | float) -> float:
 
 
 def read_depth(path: str | Path, metres: float) -> np.ndarray:
-    """Decode a 16-bit grey PNG (or TIFF) to (H, W) float32 metres, 0 where unknown.
+    """Decode a 16-bit grey PNG (or TIFF) to (H, W) float32 metres, 0 where unknown, which may be everywhere.
 
     Raises:
-        DataError: missing, damaged, of another kind, or without a single known pixel.
+        DataError: missing, damaged, of another kind, or with negative numbers.
     """
     with opened(path) as file:
         if file.mode not in ("I", "I;16", "I;16B", "I;16L"):
@@ -149,9 +157,10 @@ def read_depth(path: str | Path, metres: float) -> np.ndarray:
                 f"{path} has {kind}; expected depth of 16 bits in one channel. Was it saved as a picture?"
             )
         steps = np.array(decoded(file, path))
-    if steps.min() < 0 or not steps.any():
-        what = "negative numbers" if steps.any() else "0 (unknown) at every pixel"
-        raise DataError(f"{path} holds {what}; expected depth. Remove the pair, or write it again.")
+    if steps.min() < 0:
+        raise DataError(
+            f"{path} holds negative numbers; expected depth. Remove the pair, or write it again."
+        )
     return steps.astype(np.float32) * np.float32(metres)
 
 

@@ -98,8 +98,6 @@ class NYUv2:
                 depth = np.ascontiguousarray(file[self._depth][frame].T, dtype=np.float32)
         except (OSError, KeyError) as error:
             raise DataError(f"{self._mat}: {self.name(index)} cannot be read: {error}") from None
-        if not depth.any():
-            raise DataError(f"{self._mat}: {self.name(index)} has no known depth")
         return Sample(image, DepthTarget(depth, INTRINSICS), self.name(index))
 
     def _check_file(self) -> int:

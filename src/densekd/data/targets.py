@@ -17,6 +17,7 @@ import torch
 from densekd.types import Boxes, DepthMaps
 
 Intrinsics = tuple[float, float, float, float]
+LEAST_SIDE = 1e-3  # pixels; float32 knows coordinates of large images to a few ten-thousandths
 LEAST_VISIBLE = 0.25  # of a box's area, for the object to be still worth finding
 
 
@@ -83,10 +84,20 @@ class BoxTarget:
     def resize(
         self, from_size: tuple[int, int], to_size: tuple[int, int], zoom: float = 1.0
     ) -> BoxTarget:
-        """The image goes from one (height, width) to another; `zoom` makes no difference to boxes."""
+        """The image goes from one (height, width) to another; `zoom` makes no difference to boxes.
+
+        A box of which `LEAST_SIDE` or less is left in width or height is dropped: regression losses divide by sides.
+        """
         y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
         scaled = _clipped(self.boxes * _float32(x, y, x, y), to_size)
-        return replace(self, boxes=scaled, areas=self.areas * (x * y))
+        keep = _sides(scaled).min(axis=1, initial=np.inf) > LEAST_SIDE
+        return BoxTarget(
+            scaled[keep],
+            self.labels[keep],
+            self.ignored[keep],
+            (self.areas * (x * y))[keep],
+            self.image_id,
+        )
 
     def flip(self, width: int) -> BoxTarget:
         """Mirrored left and right, in an image so wide."""
