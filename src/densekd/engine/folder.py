@@ -19,7 +19,16 @@ import torch
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.errors import UserError
 
-VERSIONS = ("densekd", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+VERSIONS = (
+    "densekd",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "faster-coco-eval",
+)
 
 
 class RunFolder:
