@@ -28,6 +28,7 @@ LOSSES = {
     "bbox_ctrness": "task/centerness",
 }
 GUESSES = 5  # boxes a class that `constant_guess` may take
+NAMED_FROM = 200  # shorter side of a picture, in pixels, from which boxes carry names: on smaller ones names hide all
 CANDIDATES = 400  # boxes a class that it looks at
 
 
@@ -73,7 +74,7 @@ class Detection:
         nms_threshold: float | None = None,
         topk_candidates: int = 1000,
         detections_per_image: int = 100,
-        shown_above: float = 0.3,
+        shown_above: float = 0.4,
     ) -> None:
         self.classes = list(classes)
         self.num_classes = len(self.classes)
@@ -298,7 +299,7 @@ class Detection:
     def picture(self, image: np.ndarray, answer: Any) -> np.ndarray:
         """(H, W, 3) uint8: `image` with the boxes of a target or of `Detections` (those above `shown_above`) drawn.
 
-        Ignored objects of a target are grey.
+        Ignored objects of a target are grey. On small pictures boxes have colours and no names.
         """
         sheet = Image.fromarray(np.ascontiguousarray(image))
         draw = ImageDraw.Draw(sheet)
@@ -318,6 +319,8 @@ class Detection:
             text = self.classes[int(labels[i])]
             if scores is not None:
                 text += f" {scores[i]:.2f}"
+            if min(sheet.size) < NAMED_FROM:
+                continue
             # On the name's own ground, inside of the image where the box begins at its top.
             left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
             y = max(0.0, y0 - (bottom - top) - 3)
