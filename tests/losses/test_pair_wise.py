@@ -4,8 +4,11 @@ import importlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from densekd.losses import PairWise, pair_wise
 from tests.golden_rule import load_golden
@@ -201,6 +204,132 @@ def test_shifts_equal_the_full_matrix(affinity, masked, window, monkeypatch):
     torch.testing.assert_close(*gradients)
 
 
+def close_to_float64(student, teacher, **form):
+    """Relative errors of value and gradient against the n×n matrix of cosines in float64."""
+    student = student.detach().requires_grad_()
+    loss = pair_wise(student, teacher, granularity=1, **form)
+    loss.backward()
+    exact = student.detach().double().requires_grad_()
+    s, t = (F.normalize(x.flatten(2), dim=1) for x in (exact, teacher.double()))
+    expected = (s.mT @ s - t.mT @ t).square().mean()
+    expected.backward()
+    error = (student.grad - exact.grad).norm() / exact.grad.norm()
+    return abs(loss.item() / expected.item() - 1), error.item()
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("widths", [(16, 16), (16, 24)], ids=str)
+def test_products_of_channels_keep_their_digits(noise, widths):
+    g = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 16, 24, 25, generator=g)
+    # The same cosines in other channels: unit vectors at right angles take each channel's place.
+    axes = torch.linalg.qr(torch.randn(24, 24, generator=g, dtype=torch.float64))[0][:, :16].float()
+    teacher = torch.einsum("dc,nchw->ndhw", axes, student) if widths[1] == 24 else student
+    student = student + noise * torch.randn(student.shape, generator=g)
+    assert module._gram_pays(student, teacher)
+    value, gradient = close_to_float64(student, teacher)
+    assert value < 1e-5
+    # Nodes of length 1 in float32 are 1e-7 off, the differences are as large as the noise.
+    assert gradient < 1e-6 + 1e-7 / noise
+
+
+@pytest.mark.parametrize("channels", [(6, 6), (6, 4), (4, 6)], ids=str)
+@pytest.mark.parametrize("norm_gradient", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_of_channels_equal_the_matrix(channels, norm_gradient, masked, monkeypatch):
+    g = torch.Generator().manual_seed(2)
+    student = torch.randn(2, channels[0], 33, 34, generator=g)
+    student[0, :, :3] = 0  # zero nodes
+    student.requires_grad_()
+    teacher = torch.randn(2, channels[1], 33, 34, generator=g)
+    mask = torch.rand(2, 33, 34, generator=g) > 0.3 if masked else None
+    losses, gradients = [], []
+    for pays in (True, False):
+        monkeypatch.setattr(module, "_gram_pays", lambda s, t, pays=pays: pays)
+        student.grad = None
+        loss = pair_wise(student, teacher, granularity=1, norm_gradient=norm_gradient, mask=mask)
+        (3 * loss).backward()
+        losses.append(loss)
+        gradients.append(student.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "nodes", "kind", "expected"),
+    [
+        ((64, 64), 79, "cpu", False),
+        ((64, 64), 80, "cpu", True),  # n = 1.25 C
+        ((64, 64), 80, "meta", True),
+        ((16, 64), 116, "cpu", False),  # 2 (2·16² + 2·16·64 + 64²) = 13312 = 118.9 (3·16 + 64)
+        ((16, 64), 119, "cpu", True),
+        ((16, 64), 119, "meta", False),  # dear float64, as on a GPU
+        ((16, 64), 1902, "meta", True),
+    ],
+)
+def test_the_form_is_chosen_by_cost(channels, nodes, kind, expected, monkeypatch):
+    student, teacher = (torch.empty(1, c, 1, nodes, device=kind) for c in channels)
+    assert module._gram_pays(student, teacher) is expected
+    if kind == "meta":
+        return
+    taken = []
+    gram = module._gram_squares
+    monkeypatch.setattr(module, "_gram_squares", lambda *a: taken.append(1) or gram(*a))
+    student, teacher = torch.randn_like(student), torch.randn_like(teacher)
+    value, _ = close_to_float64(student, teacher)
+    assert value < 1e-5
+    assert bool(taken) is expected
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_in_slices_equal_the_matrix_at_once(form, masked, monkeypatch):
+    monkeypatch.setattr(module, "_gram_pays", lambda s, t: False)
+    student, teacher = pair()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.3
+    losses, gradients = [], []
+    for size in (2**22, 300):  # all rows, and 2 of 63
+        monkeypatch.setattr(module, "_SLICE", size)
+        student.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = pair_wise(student, teacher, mask=mask if masked else None, **form)
+        loss.backward()
+        losses.append(loss)
+        gradients.append(student.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that an operator gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"affinity": "sigmoid"}, {"affinity": "softmax"}, {"connection_range": 0.5}],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_matrix_of_all_nodes(form, masked, monkeypatch):
+    monkeypatch.setattr(module, "_SLICE", 2**16)
+    student, teacher = pair(c=8, h=40, w=40)
+    mask = torch.ones(2, 40, 40, dtype=torch.bool) if masked else None
+    with Largest() as largest:
+        pair_wise(student, teacher, granularity=1, mask=mask, **form).backward()
+    assert largest.numel <= 2**16  # of 2 · 1600² = 5 120 000
+
+
 def test_a_window_over_everything_is_the_full_range():
     student, teacher = pair()
     full = pair_wise(student, teacher, granularity=1)
@@ -229,9 +358,12 @@ def test_a_cell_larger_than_the_map_is_one_node():
     ],
     ids=str,
 )
-def test_gradcheck(form):
-    student, teacher = pair(n=2, c=3, h=3, w=4, dtype=torch.float64)
-    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+@pytest.mark.parametrize("size", [(3, 4), (6, 7)], ids=str)  # the matrix; products of channels
+@pytest.mark.parametrize("widths", [(3, 5), (3, 3)], ids=str)
+def test_gradcheck(form, size, widths):
+    student, teacher = pair(n=2, c=3, h=size[0], w=size[1], dtype=torch.float64)
+    teacher = teacher[:, : widths[1]]
+    mask = torch.ones(2, *size, dtype=torch.bool)
     mask[0, :2, :3] = False
     for m in (None, mask):
         torch.autograd.gradcheck(lambda s, m=m: pair_wise(s, teacher, mask=m, **form), student)
