@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import gpu, levers, pack_camvid, step
+from benchmarks import gpu, levers, pack_camvid, pair_wise, step
 from densekd.data import CamVid
 from densekd.engine.folder import RunFolder
 
@@ -44,6 +44,26 @@ def test_levers(tmp_path):
     assert levers.main([*arguments, "--lever", "allocator_untouched", "channels_last"]) == 0
     case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
     assert set(case["ratio"]) == {"allocator_untouched", "channels_last"}
+
+
+@pytest.mark.slow  # a process for each form and size
+def test_pair_wise(tmp_path, capsys):
+    path = tmp_path / "pair_wise.json"
+    assert pair_wise.main(["--dry", "--device", "cpu", "--output", str(path)]) == 0
+    found = json.loads(path.read_text())
+    size = found["channels"]["16"]["512"]
+    assert size["relative_difference"] < 1e-5
+    assert size["times_faster"]["count"] == 2
+    # Two matrices and their difference; a few maps.
+    assert size["extra_bytes"]["plain"]["tensors"] > 3 * 4 * 512**2
+    assert size["extra_bytes"]["densekd"]["tensors"] < 20 * 4 * 16 * 512
+    assert set(found["exponents"]["16"]) == {"plain", "densekd"}
+    assert "| 16 | 512 |" in capsys.readouterr().out
+
+
+def test_a_power_is_fitted():
+    assert pair_wise.exponent([10, 20, 40], [300, 1200, 4800]) == pytest.approx(2)
+    assert pair_wise.exponent([10], [300]) is None
 
 
 def test_pack_camvid(tmp_path):
