@@ -3,8 +3,8 @@
 The way of a call: features -> nodes (pooled cells) -> cosines between connected nodes -> affinity -> mean squared
 difference. Letters: N images, C channels, h×w the map, p×q the grid of nodes, n = p·q, K nodes a window holds.
 
-Three forms give the same sum of squares, none with an n×n matrix in memory: `_GramSquares` (cosines of all nodes, from
-C×C products), `_window_squares` (a small window, by shifts), `_row_squares` (whatever else, a few rows at a time).
+Three forms give the same sum of squares, none with a large n×n matrix in memory: `_GramSquares` (cosines of all nodes,
+from C×C products), `_window_squares` (a small window, by shifts), `_row_squares` (whatever else, rows in slices).
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class _GramSquares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         ctx.equal = student.shape[1] == teacher.shape[1]
-        a = b = e = 0.0
+        a = b = e = student.new_zeros(())
         for s, t in _node_slices(student, teacher, ctx.equal):
             a, b, e = a + s @ s.mT, b + t @ t.mT, e + t @ s.mT
         ctx.save_for_backward(student, teacher, a, b, e)
@@ -313,7 +313,7 @@ class _GramSquares(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override]
         student, teacher, a, b, e = ctx.saved_tensors
         left, right = (b + e.mT, e + a) if ctx.equal else (4 * a, -4 * e.mT)
         grad = grad[:, None, None].to(a.dtype)
