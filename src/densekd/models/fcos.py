@@ -85,7 +85,9 @@ def fcos_head(channels: int, num_classes: int, convs: int = 4) -> FCOSHead:
     four below 0 for good: the box loss then stays at 1 and no box is ever found (one of three seeds of a small head).
     """
     head = FCOSHead(channels, 1, num_classes, convs)
-    nn.init.constant_(head.regression_head.bbox_reg.bias, START)
+    bias = head.regression_head.bbox_reg.bias
+    assert bias is not None
+    nn.init.constant_(bias, START)
     return head
 
 
