@@ -164,8 +164,8 @@ def test_images_of_different_size_in_one_batch_count_no_padding(root, tmp_path):
     write_cityscapes(tmp_path / "small", splits={"val": 2}, height=32, width=64, seed=9)
     readers = [Cityscapes(root, "val"), Cityscapes(tmp_path / "small", "val")]
     both = readers[0]
-    both._images += readers[1]._images
-    both._labels += readers[1]._labels
+    both._pairs._images += readers[1]._pairs._images
+    both._pairs._partners += readers[1]._pairs._partners
     task = make_task(both)
     total = sum(int((both.read(i).target != 255).sum()) for i in range(len(both)))
     assert evaluate(Colours(), EvalLoader(both, batch_size=7), task)["pixels"] == total
@@ -182,7 +182,7 @@ def test_unlabelled_images_count_nothing(root, reader):
     task = make_task(reader)
     before = evaluate(Colours(), EvalLoader(reader, limit=3), task)
     bare = Cityscapes(root, "val", allow_unlabelled=True)
-    bare._labels[3:] = [None] * (IMAGES - 3)
+    bare._pairs._partners[3:] = [None] * (IMAGES - 3)
     assert evaluate(Colours(), EvalLoader(bare), task) == before
 
 

@@ -7,7 +7,7 @@ table from the numbers in the label files to class indices.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,6 +83,82 @@ def task_of(reader: DenseSet) -> str:
     return getattr(reader, "task", "segmentation")
 
 
+class FilePairs:
+    """Images and the file that belongs to each: what readers of such pairs have in common.
+
+    Args:
+        pairs: image path and path of its partner (or None) per sample.
+        what: the partner is called in messages.
+        root, channels, allow_unlabelled, verify_files: as in `PairedFiles`.
+
+    Raises:
+        DataError: no pairs at all, or files missing (the first few and the count).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path | None]],
+        *,
+        what: str,
+        root: Path,
+        channels: int,
+        allow_unlabelled: bool,
+        verify_files: bool,
+    ) -> None:
+        if channels not in PIL_MODES:
+            raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if not pairs:
+            raise DataError(f"no images found under {root}. Check data.root and the split's name.")
+        if verify_files:
+            pairs = verified(pairs, allow_unlabelled)
+        elif allow_unlabelled:
+            pairs = [(image, mate if mate and mate.is_file() else None) for image, mate in pairs]
+        self.channels = channels
+        self._what = what
+        self._root = Path(root)
+        self._unlabelled_ok = allow_unlabelled
+        # Plain strings: a list of Path objects costs every worker several times the memory.
+        self._images = [str(image) for image, _ in pairs]
+        self._partners = [str(mate) if mate is not None else None for _, mate in pairs]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        path = Path(self._images[index])
+        return (
+            path.relative_to(self._root) if path.is_relative_to(self._root) else path
+        ).as_posix()
+
+    def paths(self, index: int) -> tuple[Path, Path | None]:
+        mate = self._partners[index]
+        return Path(self._images[index]), Path(mate) if mate is not None else None
+
+    def read(
+        self, index: int, decode: Callable[[Path], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(H, W, C) image and what `decode` makes of its partner, (H, W), or None where unlabelled.
+
+        Raises:
+            DataError: a file is missing or damaged, or the two are not of one size.
+        """
+        image_path, mate_path = self.paths(index)
+        image = read_image(image_path, self.channels)
+        if mate_path is None:
+            if not self._unlabelled_ok:
+                raise DataError(
+                    f"{image_path} has no {self._what} file. Add one, or allow unlabelled images."
+                )
+            return image, None
+        mate = decode(mate_path)
+        if mate.shape != image.shape[:2]:
+            raise DataError(
+                f"{mate_path} is {mate.shape[1]}x{mate.shape[0]} (width x height) and its image "
+                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size"
+            )
+        return image, mate
+
+
 class PairedFiles:
     """A `SegmentationSet` over pairs of files.
 
@@ -117,26 +193,19 @@ class PairedFiles:
         allow_unlabelled: bool = False,
         verify_files: bool = True,
     ) -> None:
-        if channels not in PIL_MODES:
-            raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-        if not pairs:
-            raise DataError(f"no images found under {root}. Check data.root and the split's name.")
+        self._pairs = FilePairs(
+            pairs,
+            what="label",
+            root=root,
+            channels=channels,
+            allow_unlabelled=allow_unlabelled,
+            verify_files=verify_files,
+        )
+        self.channels = channels
         self.classes = list(classes)
         self.palette = list(palette) if palette is not None else distinct_colours(len(classes))
-        self.channels = channels
         # 255 is a class of its own in sets of more than 255 classes.
         self.ignore_index = IGNORE_INDEX if len(self.classes) <= IGNORE_INDEX else -1
-        self._root = Path(root)
-        if verify_files:
-            pairs = verified(pairs, allow_unlabelled)
-        elif allow_unlabelled:
-            pairs = [
-                (image, label if label and label.is_file() else None) for image, label in pairs
-            ]
-        # Plain strings: a list of Path objects costs every worker several times the memory.
-        self._images = [str(image) for image, _ in pairs]
-        self._labels = [str(label) if label is not None else None for _, label in pairs]
-        self._unlabelled_ok = allow_unlabelled
         if table is None:
             table = {index: index for index in range(len(self.classes))}
         self._table, self._invalid = _lookup(table, ignored, len(self.classes), self.ignore_index)
@@ -147,34 +216,20 @@ class PairedFiles:
         return len(self.classes)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._pairs)
 
     def name(self, index: int) -> str:
-        path = Path(self._images[index])
-        return (
-            path.relative_to(self._root) if path.is_relative_to(self._root) else path
-        ).as_posix()
+        return self._pairs.name(index)
 
     def paths(self, index: int) -> tuple[Path, Path | None]:
-        label = self._labels[index]
-        return Path(self._images[index]), Path(label) if label is not None else None
+        return self._pairs.paths(index)
 
     def read(self, index: int) -> Sample:
-        image_path, label_path = self.paths(index)
-        image = read_image(image_path, self.channels)
-        if label_path is None:
-            if not self._unlabelled_ok:
-                raise DataError(
-                    f"{image_path} has no label file. Add one, or allow unlabelled images."
-                )
+        image, labels = self._pairs.read(index, read_labels)
+        path = self.paths(index)[1]
+        if labels is None or path is None:
             return Sample(image, None, self.name(index))
-        labels = read_labels(label_path)
-        if labels.shape != image.shape[:2]:
-            raise DataError(
-                f"{label_path} is {labels.shape[1]}x{labels.shape[0]} (width x height) and its image "
-                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size"
-            )
-        return Sample(image, self._to_classes(labels, label_path), self.name(index))
+        return Sample(image, self._to_classes(labels, path), self.name(index))
 
     def _to_classes(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """(H, W) numbers of the file -> (H, W) class indices, uint8 or int16."""

@@ -11,12 +11,10 @@ import numpy as np
 
 from densekd.data.base import (
     IGNORE_INDEX,
-    PIL_MODES,
+    FilePairs,
     Sample,
     decoded,
     opened,
-    read_image,
-    verified,
 )
 from densekd.data.targets import DepthTarget, Intrinsics, resized_intrinsics
 from densekd.errors import DataError, UserError
@@ -66,54 +64,34 @@ class DepthFiles:
         allow_unlabelled: bool = False,
         verify_files: bool = True,
     ) -> None:
-        if channels not in PIL_MODES:
-            raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
-        if not pairs:
-            raise DataError(f"no images found under {root}. Check data.root and the split's name.")
+        self.metres = metres_a_step(unit)
+        self._pairs = FilePairs(
+            pairs,
+            what="depth",
+            root=root,
+            channels=channels,
+            allow_unlabelled=allow_unlabelled,
+            verify_files=verify_files,
+        )
         self.classes: list[str] = []
         self.palette: list[tuple[int, int, int]] = []
         self.channels = channels
-        self.metres = metres_a_step(unit)
-        self._root = Path(root)
-        if verify_files:
-            pairs = verified(pairs, allow_unlabelled)
-        elif allow_unlabelled:
-            pairs = [(image, d if d and d.is_file() else None) for image, d in pairs]
-        # Plain strings: a list of Path objects costs every worker several times the memory.
-        self._images = [str(image) for image, _ in pairs]
-        self._depths = [str(depth) if depth is not None else None for _, depth in pairs]
-        self._unlabelled_ok = allow_unlabelled
         self._intrinsics = list(intrinsics) if intrinsics is not None else [None] * len(pairs)
         self._intrinsics_size = _size(intrinsics_size)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._pairs)
 
     def name(self, index: int) -> str:
-        path = Path(self._images[index])
-        return (
-            path.relative_to(self._root) if path.is_relative_to(self._root) else path
-        ).as_posix()
+        return self._pairs.name(index)
 
     def paths(self, index: int) -> tuple[Path, Path | None]:
-        depth = self._depths[index]
-        return Path(self._images[index]), Path(depth) if depth is not None else None
+        return self._pairs.paths(index)
 
     def read(self, index: int) -> Sample:
-        image_path, depth_path = self.paths(index)
-        image = read_image(image_path, self.channels)
-        if depth_path is None:
-            if not self._unlabelled_ok:
-                raise DataError(
-                    f"{image_path} has no depth file. Add one, or allow unlabelled images."
-                )
+        image, depth = self._pairs.read(index, lambda path: read_depth(path, self.metres))
+        if depth is None:
             return Sample(image, None, self.name(index))
-        depth = read_depth(depth_path, self.metres)
-        if depth.shape != image.shape[:2]:
-            raise DataError(
-                f"{depth_path} is {depth.shape[1]}x{depth.shape[0]} (width x height) and its image "
-                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size"
-            )
         return Sample(image, DepthTarget(depth, self._camera(index, depth.shape)), self.name(index))
 
     def _camera(self, index: int, size: tuple[int, ...]) -> Intrinsics | None:
