@@ -190,6 +190,8 @@ class Batch:
         labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
         inside: (N, H, W) bool, False where the pixel is padding.
         names: one a sample, to name it in messages.
+        keys: one a sample, (epoch of the augmentation, index in its set): image and target of one set are a function
+            of it. None for a sample without (it stands for an unreadable file, or is evaluated).
     """
 
     images: Tensor
@@ -197,6 +199,7 @@ class Batch:
     labelled: Tensor
     inside: Tensor
     names: list[str]
+    keys: list[tuple[int, int] | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -213,6 +216,7 @@ class Batch:
             labelled=self.labelled.to(device, non_blocking=True),
             inside=self.inside.to(device, non_blocking=True),
             names=self.names,
+            keys=self.keys,
         )
 
 

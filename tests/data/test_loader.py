@@ -75,6 +75,27 @@ def test_each_epoch_has_each_sample_once_in_a_new_order(camvid):
     assert epochs[2] == [reader.name(i) for i in order(5, 2, 5)]
 
 
+def test_augmentations_repeat_after_some_epochs(camvid):
+    """Images and targets are a function of the key, whatever the order in which they come."""
+    reader = CamVid(camvid(5))
+    seen = {}
+    for batch in stream(reader, 20, batch_size=4, augment_epochs=2):
+        for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True):
+            first = seen.setdefault(key, (image, target))
+            assert torch.equal(first[0], image)
+            assert torch.equal(first[1], target)
+    assert sorted(seen) == [(epoch, index) for epoch in range(2) for index in range(5)]
+    assert len({image.numpy().tobytes() for image, _ in seen.values()}) == 10
+
+
+def test_a_stand_in_has_no_key(camvid):
+    root = camvid(3)
+    reader = CamVid(root)
+    truncate(reader.paths(1)[0])
+    (batch,) = stream(reader, 1, on_bad_file="skip")
+    assert sorted(batch.keys, key=str) == [(0, 0), (0, 2), None]
+
+
 def test_augmentation_differs_between_epochs(camvid):
     reader = CamVid(camvid(1))
     batches = stream(reader, 4, batch_size=1)
@@ -201,7 +222,7 @@ def test_loaders_can_be_sent_to_spawned_workers(camvid):
     "wrong",
     [
         {"batch_size": 0}, {"workers": -1}, {"rank": 2, "world_size": 2}, {"seed": -1},
-        {"start_step": -1}, {"on_bad_file": "ignore"}, {"transform": Augment(ignore_index=0)},
+        {"start_step": -1}, {"augment_epochs": 0}, {"on_bad_file": "ignore"}, {"transform": Augment(ignore_index=0)},
     ],
 )  # fmt: skip
 def test_wrong_settings(camvid, wrong):

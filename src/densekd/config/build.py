@@ -155,6 +155,7 @@ def build_train_loader(
         world_size=process.world_size,
         workers=data.workers,
         start_step=start_step * config.train.accumulate,
+        augment_epochs=data.augment_epochs,
         on_bad_file=data.on_bad_file,
     )
 

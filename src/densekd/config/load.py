@@ -248,7 +248,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "at least 1",
         lambda v: v >= 1,
-        "train.steps train.accumulate train.log_every train.save_every data.batch_size data.short_side data.long_side "
+        "train.steps train.accumulate train.log_every train.save_every data.batch_size data.augment_epochs "
+        "data.short_side data.long_side "
         "evaluate.short_side evaluate.long_side detection.topk_candidates detection.detections_per_image "
         "evaluate.batch_size distill.holistic.channels model.in_channels teacher.in_channels",
     ),

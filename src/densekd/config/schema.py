@@ -72,6 +72,7 @@ class Data:
     cat_max_ratio: float | None = (
         None  # redraw a crop in which one class covers more than this (segmentation)
     )
+    augment_epochs: int | None = None  # augmentations repeat after so many epochs; none: never
     allow_unlabelled: bool = False  # images without a label train the distillation terms only
     on_bad_file: Literal["stop", "skip"] = "stop"  # an unreadable file met while training
 

@@ -3,7 +3,8 @@
 The contract of training: what stands at position p of the stream is a pure function of (seed, p). With
 n samples, B per rank and R ranks, position ``p = step * R * B + rank * B + i`` belongs to epoch ``p // n``
 and holds sample ``order(seed, epoch, n)[p % n]``, augmented by `sample_rng(seed, epoch, index)`. So neither
-the number of workers nor an interruption changes anything, and resuming at a step is starting at it.
+the number of workers nor an interruption changes anything, and resuming at a step is starting at it. Where
+augmentations repeat after E epochs, ``epoch % E`` augments; the order goes on as before.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Item(NamedTuple):
     inside: np.ndarray  # (H, W) bool
     labelled: bool
     name: str
+    key: tuple[int, int] | None = None  # see `Batch.keys`
 
 
 class _DepthPair(NamedTuple):
@@ -61,7 +63,9 @@ class _DepthPair(NamedTuple):
 
 
 # A batch as plain containers: torch pins the memory of tensors in tuples, but not in our Batch.
-_Stacked = tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor, list[str]]
+_Stacked = tuple[
+    torch.Tensor, Any, torch.Tensor, torch.Tensor, list[str], list[tuple[int, int] | None]
+]
 
 
 def collate(
@@ -85,6 +89,7 @@ def _stacked(items: Sequence[Item], fill: int | Sequence[int], ignore_index: int
                 *pad(item.image, item.target, size, fill, ignore_index, item.inside),
                 item.labelled,
                 item.name,
+                item.key,
             )
             for item in items
         ]
@@ -102,6 +107,7 @@ def _stacked(items: Sequence[Item], fill: int | Sequence[int], ignore_index: int
         torch.tensor([item.labelled for item in items]),
         torch.from_numpy(np.stack([item.inside for item in items])),
         [item.name for item in items],
+        [item.key for item in items],
     )
 
 
@@ -111,6 +117,7 @@ def _finished(
     labelled: torch.Tensor,
     inside: torch.Tensor,
     names: list[str],
+    keys: list[tuple[int, int] | None],
 ) -> Batch:
     """Boxes become tensors only here, out of the workers: each tensor that a worker hands over costs an open file,
     and four an image would soon use up what a process may have."""
@@ -118,7 +125,7 @@ def _finished(
         targets = DepthMaps(*targets)
     elif isinstance(targets, list) and all(isinstance(t, BoxTarget) for t in targets):
         targets = [to_boxes(t, _extent(seen)) for t, seen in zip(targets, inside, strict=True)]
-    return Batch(images, targets, labelled, inside, names)
+    return Batch(images, targets, labelled, inside, names, keys)
 
 
 def _extent(inside: torch.Tensor) -> tuple[int, int]:
@@ -137,6 +144,7 @@ class TrainLoader:
         rank, world_size: this process among those that train together.
         workers: decoding processes; 0 decodes in this one.
         start_step: the first step to give.
+        augment_epochs: augmentations repeat after so many epochs; None: never.
         on_bad_file: ``"stop"`` raises DataError when a bad file's turn comes; ``"skip"`` takes the next
             readable sample of the epoch's order in its place and notes the file in `skipped`.
         pin_memory: None means where CUDA is available.
@@ -156,10 +164,13 @@ class TrainLoader:
         world_size: int = 1,
         workers: int = 0,
         start_step: int = 0,
+        augment_epochs: int | None = None,
         on_bad_file: str = "stop",
         pin_memory: bool | None = None,
     ) -> None:
         _check(reader, batch_size, rank, world_size, workers, on_bad_file)
+        if augment_epochs is not None and augment_epochs < 1:
+            raise UserError(f"augment_epochs is {augment_epochs}; expected 1 or more, or none")
         if seed < 0 or start_step < 0:
             raise UserError(f"seed is {seed} and start_step {start_step}; expected 0 or more")
         if transform is None:
@@ -176,7 +187,7 @@ class TrainLoader:
         self.skipped: dict[str, str] = {}
         self._stride = world_size * batch_size
         self._loader = _torch_loader(
-            _TrainItems(reader, transform, seed, on_bad_file == "skip"),
+            _TrainItems(reader, transform, seed, on_bad_file == "skip", augment_epochs),
             _Positions(len(reader), batch_size, rank, world_size, start_step),
             _Packer(getattr(transform, "fill", 0), reader.ignore_index),
             workers,
@@ -275,11 +286,19 @@ class _Fetched(NamedTuple):
 
 
 class _TrainItems(Dataset):
-    def __init__(self, reader: DenseSet, transform: Transform, seed: int, skip_bad: bool) -> None:
+    def __init__(
+        self,
+        reader: DenseSet,
+        transform: Transform,
+        seed: int,
+        skip_bad: bool,
+        augment_epochs: int | None,
+    ) -> None:
         self.reader = reader
         self.transform = transform
         self.seed = seed
         self.skip_bad = skip_bad
+        self.augment_epochs = augment_epochs
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __getitem__(self, index: tuple[int, int]) -> _Fetched:
@@ -289,7 +308,9 @@ class _TrainItems(Dataset):
         permutation = self._order[1]
         # A replacement is augmented by the generator of the sample that it stands for: with its own it
         # would be the same picture twice.
-        rng = sample_rng(self.seed, epoch, int(permutation[place]))
+        meant = int(permutation[place])
+        look = epoch if self.augment_epochs is None else epoch % self.augment_epochs
+        rng = sample_rng(self.seed, look, meant)
         skipped: dict[str, str] = {}
         for ahead in range(len(permutation)):
             drawn = int(permutation[(place + ahead) % len(permutation)])
@@ -304,7 +325,8 @@ class _TrainItems(Dataset):
                 continue
             except UserError as error:
                 return _Fetched(None, skipped, error)
-            return _Fetched(Item(image, target, inside, labelled, sample.name), skipped)
+            key = (look, drawn) if drawn == meant else None
+            return _Fetched(Item(image, target, inside, labelled, sample.name, key), skipped)
         reason = next(iter(skipped.values()))
         return _Fetched(
             None,
