@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from densekd.losses import PairWise, pair_wise
+from densekd.losses import PairWise, pair_wise, pool_nodes
 from tests.golden_rule import load_golden
 
 module = importlib.import_module("densekd.losses.pair_wise")
@@ -143,6 +143,51 @@ def test_exception_shapes():
         pair_wise(student, teacher[..., :-1])
     with pytest.raises(ValueError, match=r"expected torch\.bool"):
         pair_wise(student, teacher, mask=torch.ones(2, 7, 8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_teacher_pooled_before(form, masked):
+    student, teacher = pair()
+    mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.5 if masked else None
+    term = PairWise(**form)
+    expected = term(student, teacher, mask)
+    expected.backward()
+    gradient, student.grad = student.grad, None
+    kept = term.reduce(teacher.requires_grad_(), mask)
+    assert not kept.requires_grad
+    loss = term(student, kept, mask, pooled_teacher=True)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert torch.equal(student.grad, gradient)
+    half = term(student, kept.half(), mask, pooled_teacher=True)
+    torch.testing.assert_close(half, expected, rtol=5e-3, atol=1e-7)
+
+
+def test_nodes():
+    x = torch.arange(15.0).view(1, 1, 3, 5)
+    expected = torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]).view(1, 1, 2, 3)
+    torch.testing.assert_close(pool_nodes(x), expected)
+    assert pool_nodes(x.half()).dtype == torch.float32
+    mask = torch.ones(1, 3, 5, dtype=torch.bool)
+    mask[0, :2, :2] = False
+    mask[0, 0, 2] = False
+    expected[0, 0, 0, :2] = torch.tensor([0.0, (3 + 7 + 8) / 3])
+    torch.testing.assert_close(pool_nodes(x, mask=mask), expected)
+    largest = pool_nodes(x, convention="cirkd")
+    torch.testing.assert_close(largest[0, 0], torch.tensor([[6.0, 8.0, 9.0], [11.0, 13.0, 14.0]]))
+
+
+def test_exception_pooled_teacher():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=r"expected nodes of shape \(2, C', 4, 5\)"):
+        pair_wise(student, teacher, pooled_teacher=True)
+    with pytest.raises(ValueError, match="same stride"):
+        pair_wise(student, pool_nodes(teacher))
+    with pytest.raises(ValueError, match="pooling is 'mean'"):
+        pool_nodes(teacher, pooling="mean")
+    with pytest.raises(ValueError, match=r"expected torch\.bool"):
+        pool_nodes(teacher, mask=torch.ones(2, 7, 8, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from densekd.losses._checks import (
     check_choice,
+    check_map,
     check_mask,
     check_pair,
     full_precision,
@@ -126,6 +127,7 @@ def pair_wise(
     norm_gradient: bool = True,
     mask: Tensor | None = None,
     convention: str = "paper",
+    pooled_teacher: bool = False,
 ) -> Tensor:
     r"""Mean squared difference of two affinity graphs.
 
@@ -161,6 +163,8 @@ def pair_wise(
         mask: (N, h, w) bool, True where a pixel counts. Cells pool valid pixels only; a node without any drops
             out, as does an image without nodes. All False gives 0 with a graph.
         convention: a preset, see above.
+        pooled_teacher: ``teacher`` is already nodes (N, C', p, q), as `pool_nodes` makes them of its map with the
+            same granularity, pooling, mask and convention; any floating precision.
 
     Returns:
         A scalar, at least 0 (float32 for half-precision input).
@@ -173,13 +177,20 @@ def pair_wise(
     form = _resolve(
         _Form(granularity, pooling, connection_range, affinity, norm_gradient), convention
     )
-    check_pair(student, teacher, same_channels=False)
+    cell = _cell(form.granularity, student.shape[-2:])
+    if pooled_teacher:
+        _check_nodes(student, teacher, cell)
+    else:
+        check_pair(student, teacher, same_channels=False)
     check_mask(mask, student)
 
-    cell = _cell(form.granularity, student.shape[-2:])
     with no_autocast(student):
         s, valid = _nodes(full_precision(student), cell, form.pooling, mask)
-        t, _ = _nodes(full_precision(teacher.detach()), cell, form.pooling, mask)
+        t = full_precision(teacher.detach())
+        if not pooled_teacher:
+            t, _ = _nodes(t, cell, form.pooling, mask)
+        elif valid is not None:
+            t = t.masked_fill(~valid, 0.0)  # whatever they hold: the forms rely on zeros there
         s, t = _unit(s, form.norm_gradient), _unit(t, form.norm_gradient)
 
         window = _window(form.connection_range, s.shape[-2:])
@@ -193,6 +204,47 @@ def pair_wise(
         # The mean over each image's edges, then over the images that have any.
         per_image = squares / edges.clamp(min=1)  # (N,)
         return per_image.sum() / (edges > 0).sum().clamp(min=1)
+
+
+def pool_nodes(
+    features: Tensor,
+    *,
+    granularity: int | float = 2,
+    pooling: str = "avg",
+    mask: Tensor | None = None,
+    convention: str = "paper",
+) -> Tensor:
+    """The nodes of a map as `pair_wise` makes them, not normed: what it needs of a teacher's map and no more.
+
+    Args:
+        features: (N, C, h, w).
+        granularity: β, as in `pair_wise`.
+        pooling: ``"avg"`` or ``"max"``.
+        mask: (N, h, w) bool, True where a pixel counts. A node without valid pixels is zero.
+        convention: a preset, as in `pair_wise`.
+
+    Returns:
+        (N, C, p, q) with p = ⌈h/β⌉ and q = ⌈w/β⌉ (float32 for half-precision input).
+    """
+    form = _resolve(_Form(granularity, pooling), convention)
+    check_map("features", features)
+    check_mask(mask, features)
+    cell = _cell(form.granularity, features.shape[-2:])
+    return _nodes(full_precision(features), cell, form.pooling, mask)[0]
+
+
+def _check_nodes(student: Tensor, teacher: Tensor, cell: tuple[int, int]) -> None:
+    """With `pooled_teacher`: the teacher's nodes lie on the grid that the student's map is pooled to."""
+    check_map("student", student)
+    check_map("teacher", teacher)
+    n, _, h, w = student.shape
+    p, q = -(-h // cell[0]), -(-w // cell[1])
+    if teacher.shape[0] != n or teacher.shape[2:] != (p, q):
+        raise ValueError(
+            f"teacher {tuple(teacher.shape)} with pooled_teacher=True; expected nodes of shape ({n}, C', {p}, {q}), "
+            f"cells of {cell[0]}×{cell[1]} of student {tuple(student.shape)}: pool it with pool_nodes, with the same "
+            "granularity and convention, from a map of the student's size"
+        )
 
 
 def _cell(granularity: int | float, size: torch.Size) -> tuple[int, int]:
@@ -476,7 +528,24 @@ class PairWise(nn.Module):
         self.norm_gradient = norm_gradient
         self.convention = convention
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    def reduce(self, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What a store of teacher maps keeps instead of features: nodes (N, C', p, q), to be given back to the
+        call with the same mask and ``pooled_teacher=True``."""
+        return pool_nodes(
+            teacher.detach(),
+            granularity=self.granularity,
+            pooling=self.pooling,
+            mask=mask,
+            convention=self.convention,
+        )
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None = None,
+        pooled_teacher: bool = False,
+    ) -> Tensor:
         return pair_wise(
             student,
             teacher,
@@ -487,6 +556,7 @@ class PairWise(nn.Module):
             norm_gradient=self.norm_gradient,
             mask=mask,
             convention=self.convention,
+            pooled_teacher=pooled_teacher,
         )
 
     def extra_repr(self) -> str:
