@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekd.config import provenance, schema
 from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
@@ -29,7 +30,7 @@ from densekd.distill.teacher import Teacher
 from densekd.distill.terms import PREDICTION, Term, select
 from densekd.engine.launch import Process
 from densekd.engine.optim import make_optimizer, parameter_groups
-from densekd.engine.step import AMP
+from densekd.engine.step import AMP, Step, adapters_of, bare
 from densekd.errors import UserError
 from densekd.layers import ABN
 from densekd.models.taps import Taps, evaluating
@@ -460,14 +461,16 @@ def _placed(config: schema.Config, student: Student, device: torch.device) -> St
     return student
 
 
-def example_batch(task: Task, channels: int, size: tuple[int, int], device: torch.device) -> Batch:
-    """One made-up image with a made-up target, where there is no data at hand."""
+def example_batch(
+    task: Task, channels: int, size: tuple[int, int], device: torch.device, count: int = 1
+) -> Batch:
+    """`count` made-up images with made-up targets, where there is no data at hand."""
     return Batch(
-        images=torch.rand(1, channels, *size, device=device),
-        targets=task.example_targets(1, size, device),
-        labelled=torch.ones(1, dtype=torch.bool, device=device),
-        inside=torch.ones(1, *size, dtype=torch.bool, device=device),
-        names=[""],
+        images=torch.rand(count, channels, *size, device=device),
+        targets=task.example_targets(count, size, device),
+        labelled=torch.ones(count, dtype=torch.bool, device=device),
+        inside=torch.ones(count, *size, dtype=torch.bool, device=device),
+        names=[""] * count,
     )
 
 
@@ -564,6 +567,39 @@ def build_discriminator_optimizer(
     )
     return make_optimizer(
         groups, holistic.optimizer, momentum=holistic.momentum, betas=holistic.betas
+    )
+
+
+def build_step(config: schema.Config, distiller: Distiller, process: Process) -> Step:
+    """The optimizer step of a run, with all that is done to the student before its first batch.
+
+    Norms over ranks, compilation and DDP change `distiller` in place.
+    """
+    # Optimizers hold the bare parameters, so build them before DDP renames anything.
+    tapped = bare(distiller.student)
+    network = tapped.model
+    optimizer = build_optimizer(config.optim, network, adapters_of(tapped))
+    discriminator_optimizer = build_discriminator_optimizer(config.distill.holistic, distiller)
+    ema = (
+        None
+        if config.train.ema is None
+        else AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema), use_buffers=True
+        )
+    )
+    if config.train.sync_batchnorm:
+        distiller.student = synchronise_norms(tapped, process)
+    if config.train.compile:
+        distiller.student.compile()
+    wrap_ddp(distiller, process)
+    return Step(
+        distiller,
+        optimizer,
+        discriminator_optimizer=discriminator_optimizer,
+        amp=config.train.amp,
+        clip=config.optim.clip,
+        ema=ema,
+        device=process.device,
     )
 
 

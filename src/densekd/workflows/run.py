@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekd.config import build, provenance
 from densekd.config.load import dump_config, to_tree
@@ -25,7 +24,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
-from densekd.engine.step import AMP, Step, adapters_of, bare
+from densekd.engine.step import AMP, bare
 from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError
 from densekd.models.taps import Taps
@@ -120,34 +119,8 @@ def run(
         remarks += build.dry_run(distiller, first_batch(few, train_reader, augment, alone))
         build.check_extras(config)
 
-        # Optimizers hold the bare parameters, so build them before DDP renames anything.
-        tapped = bare(distiller.student)
-        network = tapped.model
-        optimizer = build.build_optimizer(config.optim, network, adapters_of(tapped))
-        discriminator_optimizer = build.build_discriminator_optimizer(
-            config.distill.holistic if distil else None, distiller
-        )
-        ema = (
-            None
-            if config.train.ema is None
-            else AveragedModel(
-                network, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema), use_buffers=True
-            )
-        )
-        if config.train.sync_batchnorm:
-            distiller.student = build.synchronise_norms(tapped, process)
-        if config.train.compile:
-            distiller.student.compile()
-        build.wrap_ddp(distiller, process)
-        step = Step(
-            distiller,
-            optimizer,
-            discriminator_optimizer=discriminator_optimizer,
-            amp=config.train.amp,
-            clip=config.optim.clip,
-            ema=ema,
-            device=process.device,
-        )
+        step = build.build_step(config, distiller, process)
+        network = bare(distiller.student).model
         metadata = provenance.weights_metadata(config, task, spec)
         training = Training(
             step, run_folder, process, metadata=metadata, identity=provenance.identity(config)
