@@ -1,6 +1,6 @@
-"""What is done on a GPU machine: the gpu tests, the step's cost, and a real CamVid training. `make gpu` runs it all.
+"""What is done on a GPU machine: its tests, the benchmarks, and a real CamVid training. `make gpu` runs it all.
 
-    DENSEKD_CAMVID=FOLDER python -m benchmarks.gpu [--stage tests step teacher student] [--budget 540] [--output FOLDER]
+    DENSEKD_CAMVID=FOLDER python -m benchmarks.gpu [--stage tests step teacher student ...] [--budget 540]
     python -m benchmarks.gpu --dry       # the same stages on the CPU, tiny, on the embedded scenes
 
 Each stage keeps to its budget of seconds, so each fits a command of its own: a short run measures images/s and the
@@ -35,7 +35,9 @@ from benchmarks import measure
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 
-STAGES = ("tests", "step", "teacher", "student")
+# Scripts of this folder that are run on the device.
+BENCHMARKS = ("step", "pair_wise")
+STAGES = ("tests", *BENCHMARKS, "teacher", "student")
 RECIPES = {
     "teacher": ("train", "camvid/psp_efficientnet_lite2"),
     "student": ("distill", "camvid/espnet_from_pspnet"),
@@ -250,22 +252,25 @@ def tests_stage(args: argparse.Namespace) -> dict[str, Any]:
     return {"status": status, **counts, "failed": bad}
 
 
-def step_stage(args: argparse.Namespace, device: str) -> dict[str, Any]:
-    """`benchmarks.step` on this device."""
+def benchmark_stage(name: str, args: argparse.Namespace, device: str) -> dict[str, Any]:
+    """One of `BENCHMARKS` on this device; what it measured, without the record of how that this stage writes itself."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "step.json"
-        words = [sys.executable, "-m", "benchmarks.step", "--device", device, "--output", str(path)]
-        words += ["--pairs", str(args.pairs), *(["--dry"] if args.dry else [])]
+        path = Path(folder) / f"{name}.json"
+        words = [sys.executable, "-m", f"benchmarks.{name}", "--device", device]
+        words += ["--output", str(path), *(["--dry"] if args.dry else [])]
+        if args.pairs is not None:
+            words += ["--pairs", str(args.pairs)]
         status = execute(words, args.budget)
         measured = json.loads(path.read_text()) if path.exists() else {}
-    return {"status": status, "cases": measured.get("cases")}
+    ours = measure.record("", torch.device(device))
+    return {"status": status, **{k: v for k, v in measured.items() if k not in ours}}
 
 
 def run_stage(stage: str, args: argparse.Namespace, output: Path, device: str) -> dict[str, Any]:
     if stage == "tests":
         return tests_stage(args)
-    if stage == "step":
-        return step_stage(args, device)
+    if stage in BENCHMARKS:
+        return benchmark_stage(stage, args, device)
     return train_stage(stage, args, output, device)
 
 
@@ -288,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, help="of the trainings, instead of what fits the budget"
     )
-    parser.add_argument("--pairs", type=int, default=20, help="of the step's measurement")
+    parser.add_argument("--pairs", type=int, help="rounds of the benchmarks, instead of their own")
     parser.add_argument("--teacher", type=Path, help="weights for the student's stage")
     parser.add_argument("--output", type=Path, help="results/gpu/DATE by default")
     args = parser.parse_args(given)

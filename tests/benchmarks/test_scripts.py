@@ -105,7 +105,7 @@ def test_gpu_dry(tmp_path):
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    for stage in ("tests", "step", "teacher", "student"):
+    for stage in gpu.STAGES:
         found = json.loads((tmp_path / "out" / f"{stage}.json").read_text())
         assert found["status"] == 0
         assert found["environment"]["versions"]["torch"]
