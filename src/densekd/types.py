@@ -181,12 +181,13 @@ class DepthMaps:
 
 @dataclass
 class Batch:
-    """One batch. On the CPU images may be uint8; `to` moves them and makes them float in [0, 1].
+    """One batch. A loader's images are uint8 and its class maps of few bits; `to` moves them and makes them float in
+    [0, 1] and int64.
 
     Attributes:
         images: (N, C, H, W), RGB.
-        targets: the task's own: segmentation (N, H, W) int64 class indices with ignore_index; detection a list of
-            `Boxes`, one an image; depth `DepthMaps`.
+        targets: the task's own: segmentation (N, H, W) class indices with ignore_index, int64 after `to`; detection a list
+            of `Boxes`, one an image; depth `DepthMaps`.
         labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
         inside: (N, H, W) bool, False where the pixel is padding.
         names: one a sample, to name it in messages.
@@ -210,9 +211,12 @@ class Batch:
             images = images.float().div_(255.0)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        targets = moved(self.targets, device)
+        if isinstance(targets, Tensor) and targets.dtype in (torch.uint8, torch.int16, torch.int32):
+            targets = targets.long()
         return Batch(
             images=images,
-            targets=moved(self.targets, device),
+            targets=targets,
             labelled=self.labelled.to(device, non_blocking=True),
             inside=self.inside.to(device, non_blocking=True),
             names=self.names,

@@ -40,9 +40,12 @@ def same(a, b):
 def test_batch(camvid):
     (batch,) = stream(CamVid(camvid()), 1)
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, 8, 10), torch.uint8)
-    assert (batch.targets.shape, batch.targets.dtype) == ((3, 8, 10), torch.int64)
+    assert (batch.targets.shape, batch.targets.dtype) == ((3, 8, 10), torch.uint8)
     assert (batch.inside.shape, batch.inside.dtype) == ((3, 8, 10), torch.bool)
     assert batch.images.is_contiguous()
+    moved = batch.to(torch.device("cpu"))
+    assert (moved.images.dtype, moved.targets.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(moved.targets, batch.targets)
     assert batch.labelled.tolist() == [True] * 3
     assert len(batch.names) == 3
 
@@ -204,6 +207,18 @@ def test_nothing_readable_ends(camvid):
         truncate(root / f"train/{i}.png")
     with pytest.raises(DataError, match=r"none of 3 samples is readable; first: .*truncated"):
         stream(reader, 1, on_bad_file="skip")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_become_planes(channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    inside, labels = np.ones((5, 7), bool), np.zeros((5, 7), np.int64)
+    item = Item(image, labels, inside, True, "x")
+    batch = collate([item, item])
+    np.testing.assert_array_equal(batch.images[1], image.transpose(2, 0, 1))
+    assert batch.targets.dtype == torch.int64
+    with pytest.raises(ValueError, match="channels"):
+        collate([item, Item(image[..., :1].repeat(2, 2), *item[1:])])
 
 
 def test_targets_that_are_no_arrays_stay_a_list():

@@ -150,9 +150,8 @@ def test_depth_keeps_its_shape(scale, short_side, crop, seed):
     setting = Augment(crop=crop, scale=scale, short_side=short_side)
     _, target, inside = setting(sample, np.random.default_rng(seed))
     assert ((target.depth > 0) == inside).all()
-    mirrored = np.random.default_rng(seed)
-    setting._window((96, 128), sample.target, mirrored)
-    side = -1 if mirrored.random() < 0.5 else 1
+    look = setting.draw((96, 128), sample.target, np.random.default_rng(seed))
+    side = -1 if look.flip else 1
     x, y, z = points(target)[inside].T
     plane = side * x / 3 + y / 2 + scale * z
     # Nearest depth is up to half a source pixel off, about (1/110/3 + 1/120/2) / 2 of the depth.

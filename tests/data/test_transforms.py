@@ -74,8 +74,9 @@ def test_equals_resizing_everything_and_then_cutting(scale):
     naive_target = cv2.resize(sample.target, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     compared = 0
     for seed in range(300):
-        rows, columns, size, _ = setting._window((384, 512), sample.target, rng(seed))
-        corner = np.array([rows.start, columns.start]) * scale
+        look = setting.draw((384, 512), sample.target, rng(seed))
+        size = look.size
+        corner = np.array([look.rows.start, look.columns.start]) * scale
         if np.abs(corner - corner.round()).max() > 0.15:
             continue  # not a window that a cut of the resized image can have
         top, left = corner.round().astype(int)
@@ -90,6 +91,43 @@ def test_equals_resizing_everything_and_then_cutting(scale):
         assert inside.all()
         compared += 1
     assert compared >= 3
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_equals_the_plain_steps_bit_for_bit(channels):
+    """Draws in the order zoom, corner, mirror, factors; then cut, resize, mirror, colour, on copies."""
+    pixels = rng(1).integers(0, 256, (90, 110, channels), dtype=np.uint8)
+    labels = rng(2).integers(0, 19, (90, 110), dtype=np.uint8)
+    pixels.flags.writeable = labels.flags.writeable = False  # as in a cache
+    for seed in range(40):
+        draws = rng(seed)
+        zoom = draws.uniform(0.5, 2.0)
+        height, width = (min(n, max(1, round(c / zoom))) for n, c in ((90, 40), (110, 50)))
+        top, left = (int(draws.integers(0, n - m + 1)) for n, m in ((90, height), (110, width)))
+        cut = slice(top, top + height), slice(left, left + width)
+        want = cv2.resize(pixels[cut].copy(), (50, 40), interpolation=cv2.INTER_LINEAR)
+        want = want.reshape(40, 50, channels)
+        map_ = cv2.resize(labels[cut].copy(), (50, 40), interpolation=cv2.INTER_NEAREST_EXACT)
+        if draws.random() < 0.5:
+            want, map_ = want[:, ::-1], map_[:, ::-1]
+        brightness, contrast = draws.uniform(0.8, 1.2), draws.uniform(0.7, 1.3)
+        bright = np.clip(want.astype(float) * brightness, 0, 255)
+        want = np.clip((bright - bright.mean()) * contrast + bright.mean() + 0.5, 0, 255)
+        setting = Augment(crop=(40, 50), scale=(0.5, 2.0), color_jitter=(0.2, 0.3, 0))
+        image, target, inside = setting(Sample(pixels, labels, "x"), rng(seed))
+        assert np.abs(image.astype(int) - want.astype(np.uint8)).max() <= 1
+        assert (image == want.astype(np.uint8)).mean() > 0.999  # a sum in another order
+        np.testing.assert_array_equal(target, map_)
+        assert inside.all()
+
+
+def test_what_is_drawn_is_apart_from_what_is_done():
+    sample = smooth_sample()
+    setting = Augment(crop=(60, 70), scale=(0.5, 2.0), color_jitter=0.2, cat_max_ratio=0.5)
+    for seed in range(10):
+        look = setting.draw((96, 128), sample.target, rng(seed))
+        for a, b in zip(setting.apply(sample, look), setting(sample, rng(seed)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_labels_stay_with_their_pixels():

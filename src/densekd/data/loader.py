@@ -73,7 +73,8 @@ def collate(
 ) -> Batch:
     """Items -> a batch with uint8 images.
 
-    Targets become int64 (N, H, W) class maps, a list of `Boxes`, or `DepthMaps`; a list of anything else stays one.
+    Targets become (N, H, W) class maps of the set's own integers (`Batch.to` makes them int64), a list of `Boxes`, or
+    `DepthMaps`; a list of anything else stays one.
     Images of different size are padded at the bottom and right to the largest: `fill`, ignore_index or unknown
     depth, and False in `inside`.
     """
@@ -93,11 +94,13 @@ def _stacked(items: Sequence[Item], fill: int | Sequence[int], ignore_index: int
             )
             for item in items
         ]
-    # (N, H, W, C) -> (N, C, H, W), contiguous
-    images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
+    images = np.empty((len(items), items[0].image.shape[2], *size), dtype=np.uint8)
+    for planes, item in zip(images, items, strict=True):
+        _to_planes(item.image, planes)
     targets: Any = [item.target for item in items]
     if all(isinstance(target, np.ndarray) for target in targets):
-        targets = torch.from_numpy(np.stack(targets).astype(np.int64))
+        # As they are, mostly uint8: int64 is eight times as much to hand over to the main process and to a GPU.
+        targets = torch.from_numpy(np.stack(targets))
     elif all(isinstance(target, DepthTarget) for target in targets):
         maps = to_depth_maps(targets)
         targets = _DepthPair(maps.depth, maps.intrinsics)
@@ -109,6 +112,14 @@ def _stacked(items: Sequence[Item], fill: int | Sequence[int], ignore_index: int
         [item.name for item in items],
         [item.key for item in items],
     )
+
+
+def _to_planes(image: np.ndarray, planes: np.ndarray) -> None:
+    """(H, W, C) uint8 into (C, H, W) of contiguous planes."""
+    if image.shape[2] != len(planes):
+        raise ValueError(f"images of {len(planes)} and {image.shape[2]} channels in one batch")
+    # A quarter of the time of NumPy's copy.
+    cv2.split(image, list(planes))
 
 
 def _finished(

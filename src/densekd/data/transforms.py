@@ -2,13 +2,14 @@
 
 The field scales the whole image and then cuts. Here the crop's window is computed in the source first,
 and only that is resized: the same images in a fraction of the time (for a 512×512 crop of a 2048×1024
-image at scale 2, a thirty-second of the pixels).
+image at scale 2, a thirty-second of the pixels). What is drawn (`Look`) is apart from what is done with it, so that
+`densekd.data.device` can do the same on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -19,7 +20,28 @@ from densekd.data.targets import empty_target
 from densekd.errors import UserError
 
 CROP_TRIES = 10  # mmsegmentation's number
+_MIRRORED = (np.uint8, np.int16, np.float32)  # what every OpenCV can flip
 Augmented = tuple[np.ndarray, Any, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was drawn for one sample.
+
+    Attributes:
+        rows, columns: the window in the source, in whole pixels.
+        size: (height, width) that the window is resized to.
+        zoom: the random scale alone (`DepthTarget.resize`).
+        flip: mirrored left and right.
+        jitter: factors of brightness, contrast and saturation; None leaves the colours alone.
+    """
+
+    rows: slice
+    columns: slice
+    size: tuple[int, int]
+    zoom: float
+    flip: bool
+    jitter: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -92,22 +114,42 @@ class Augment:
         image, target = sample.image, sample.target
         if target is None:
             target = empty_target("segmentation", image.shape[:2], self.ignore_index)
-        rows, columns, size, zoom = self._window(image.shape[:2], target, rng)
-        whole_size = image.shape[:2]
-        image = image[rows, columns]
-        target = _cut(target, rows, columns, whole_size)
+        sample = replace(sample, target=target)
+        return self.apply(sample, self.draw(image.shape[:2], target, rng))
+
+    def draw(self, size: tuple[int, int], target: Any, rng: np.random.Generator) -> Look:
+        """All that is random of a sample (height, width); `target` is looked at for `cat_max_ratio` alone."""
+        rows, columns, out, zoom = self._window(size, target, rng)
+        flip = bool(rng.random() < self.hflip)
+        limits = _numbers(self.color_jitter)
+        jitter = None
+        if any(limits):
+            limits = limits * 3 if len(limits) == 1 else limits
+            low_high = ((max(0.0, 1 - x), 1 + x) for x in limits)
+            brightness, contrast, saturation = (float(rng.uniform(*pair)) for pair in low_high)
+            jitter = (brightness, contrast, saturation)
+        return Look(rows, columns, out, zoom, flip, jitter)
+
+    def apply(self, sample: Sample, look: Look) -> Augmented:
+        """The sample, which has a target, as it was drawn. Its arrays are read in the window alone, never written to."""
+        window = (look.rows.stop - look.rows.start, look.columns.stop - look.columns.start)
+        # A view: OpenCV reads rows where they lie, be it in a memory map.
+        image = sample.image[look.rows, look.columns]
+        target = _cut(sample.target, look.rows, look.columns, sample.image.shape[:2])
         if not isinstance(target, np.ndarray):
-            target = target.resize(image.shape[:2], size, zoom)
-        elif image.shape[:2] != size:
-            target = _resize(target, size, labels=True)
-        if image.shape[:2] != size:
-            image = _resize(image, size)
-        if rng.random() < self.hflip:
-            image = image[:, ::-1]
-            target = target[:, ::-1] if isinstance(target, np.ndarray) else target.flip(size[1])
-        if any(_numbers(self.color_jitter)):
-            image = self._jitter(image, rng)
-        return pad(image, target, self.crop or size, self.fill, self.ignore_index)
+            target = target.resize(window, look.size, look.zoom)
+        elif window != look.size:
+            target = _resize(target, look.size, labels=True)
+        if window != look.size:
+            image = _resize(image, look.size)
+        if look.flip:
+            image = _mirror(image)
+            target = (
+                _mirror(target) if isinstance(target, np.ndarray) else target.flip(look.size[1])
+            )
+        if look.jitter is not None:
+            image = _jitter(image, *look.jitter)
+        return pad(image, target, self.crop or look.size, self.fill, self.ignore_index)
 
     def _window(
         self, size: tuple[int, int], target: Any, rng: np.random.Generator
@@ -149,22 +191,6 @@ class Augment:
         counts = np.bincount(labels[labels != self.ignore_index])
         largest = 1.0 if self.cat_max_ratio is None else self.cat_max_ratio
         return bool(np.count_nonzero(counts) > 1 and counts.max() < largest * counts.sum())
-
-    def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        limits = _numbers(self.color_jitter)
-        limits = limits * 3 if len(limits) == 1 else limits
-        brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - x), 1 + x) for x in limits)
-        image = np.ascontiguousarray(image)
-        # Brightness and contrast are one table; contrast turns about the mean after brightness.
-        values = np.clip(np.arange(256) * brightness, 0, 255)
-        counts = cv2.calcHist([image.reshape(-1, 1)], [0], None, [256], [0, 256]).ravel()
-        mean = float(counts.astype(np.float64) @ values) / image.size
-        table = np.clip((values - mean) * contrast + mean + 0.5, 0, 255).astype(np.uint8)
-        image = cv2.LUT(image, table).reshape(image.shape)
-        if limits[2] and image.shape[2] == 3:  # grey and four-band images have no saturation
-            grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
-        return image
 
 
 def augment(sample: Sample, rng: np.random.Generator, **settings: Any) -> Augmented:
@@ -237,8 +263,31 @@ def _resize(array: np.ndarray, size: tuple[int, int], labels: bool = False) -> n
     # INTER_NEAREST takes a pixel's corner for its centre and shifts labels against the image; the
     # exact form agrees with the bilinear grid.
     method = cv2.INTER_NEAREST_EXACT if labels else cv2.INTER_LINEAR
-    resized = cv2.resize(np.ascontiguousarray(array), (size[1], size[0]), interpolation=method)
+    resized = cv2.resize(array, (size[1], size[0]), interpolation=method)
     return resized.reshape(*size, *array.shape[2:])
+
+
+def _mirror(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C), left to right, as an array of its own."""
+    if array.dtype not in _MIRRORED:
+        return np.ascontiguousarray(array[:, ::-1])
+    # NumPy's copy of three channels backwards takes twenty times as long.
+    return cv2.flip(array, 1).reshape(array.shape)
+
+
+def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """(H, W, C) uint8: brightness, then contrast about the mean, then saturation (of three channels)."""
+    # Brightness and contrast are one table; contrast turns about the mean after brightness.
+    image = np.ascontiguousarray(image)
+    values = np.clip(np.arange(256) * brightness, 0, 255)
+    counts = cv2.calcHist([image.reshape(-1, 1)], [0], None, [256], [0, 256]).ravel()
+    mean = float(counts.astype(np.float64) @ values) / image.size
+    table = np.clip((values - mean) * contrast + mean + 0.5, 0, 255).astype(np.uint8)
+    image = cv2.LUT(image, table).reshape(image.shape)
+    if saturation != 1 and image.shape[2] == 3:  # grey and four-band images have no saturation
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+    return image
 
 
 def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
