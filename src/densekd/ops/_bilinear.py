@@ -1,0 +1,113 @@
+"""The arithmetic of `resize_map` on the CPU, in pieces: a full-size map need not exist to know its values.
+
+PyTorch's kernel takes ``h0 * (w0 * a + w1 * b) + h1 * (w0 * c + w1 * d)``, where its compiler joins the first product
+of each sum with the sum into one rounding where the processor can; so does `torch.addcmul`. Whether both came out
+alike in the build at hand is tried once, by `is_exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from densekd.ops.resize import ALIGN_CORNERS, resize_map
+
+# PyTorch takes another kernel, with other roundings, for three channels and where height + width is at most 128.
+OTHER_CHANNELS, OTHER_SIZE = 3, 128
+
+
+def lerp(a: Tensor, b: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
+    """``w0 * a + w1 * b`` with the kernel's roundings."""
+    return torch.addcmul(w1 * b, w0, a)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one side of a map is resized. A cell lies between two neighbours of the small map.
+
+    Attributes:
+        near: (large,) the cell of each place on the large side.
+        low, high: (cells,) a cell's two neighbours.
+        first, count: (cells,) the places on the large side that lie in it.
+        w0, w1: (large,) float32 weights of the neighbours at each place.
+    """
+
+    near: Tensor
+    low: Tensor
+    high: Tensor
+    first: Tensor
+    count: Tensor
+    w0: Tensor
+    w1: Tensor
+
+    @classmethod
+    def make(cls, small: int, large: int) -> Axis:
+        top = torch.tensor(float(small - 1))
+        scale = top / (large - 1) if large > 1 else torch.zeros(())
+        real = scale * torch.arange(large, dtype=torch.float32)
+        near = real.long().clamp(max=small - 1)
+        w1 = (real - near).clamp(0, 1)
+        low, count = torch.unique_consecutive(near, return_counts=True)
+        high = (low + 1).clamp(max=small - 1)
+        return cls(near, low, high, count.cumsum(0) - count, count, 1 - w1, w1)
+
+    def places(self) -> Tensor:
+        """(longest, cells) places of each cell; a shorter one repeats its last."""
+        steps = torch.arange(int(self.count.max()))[:, None]
+        return self.first + torch.minimum(steps, self.count - 1)
+
+
+def bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+    """Float32 maps (N, K, h, w) -> (rows, resize_map(maps, size)[:, :, rows]), a few rows at a time, from the top.
+
+    Bit for bit where `is_exact`. Elsewhere all rows come at once, from `resize_map` itself.
+    """
+    if not is_exact(maps, size):
+        yield slice(0, size[0]), resize_map(maps, size)
+        return
+    y, x = Axis.make(maps.shape[2], size[0]), Axis.make(maps.shape[3], size[1])
+    right = (x.near + 1).clamp(max=maps.shape[3] - 1)
+
+    def row(i: int) -> Tensor:
+        """(N, K, 1, W)"""
+        line = maps[:, :, i]
+        return lerp(line.index_select(2, x.near), line.index_select(2, right), x.w0, x.w1)[
+            :, :, None
+        ]
+
+    below: tuple[int, Tensor] | None = None  # the upper neighbour of the next cell, mostly
+    for low, high, first, count in zip(
+        y.low.tolist(), y.high.tolist(), y.first.tolist(), y.count.tolist(), strict=True
+    ):
+        upper = below[1] if below is not None and below[0] == low else row(low)
+        below = (high, row(high))
+        rows = slice(first, first + count)
+        yield rows, lerp(upper, below[1], y.w0[rows, None], y.w1[rows, None])
+
+
+def is_exact(maps: Tensor, size: Sequence[int]) -> bool:
+    """Whether `lerp` gives the bits of `resize_map` for such maps."""
+    return (
+        maps.device.type == "cpu"
+        and maps.dtype == torch.float32
+        and maps.is_contiguous()
+        and maps.shape[1] != OTHER_CHANNELS
+        and sum(size) > OTHER_SIZE
+        and _same_bits()
+    )
+
+
+@lru_cache
+def _same_bits() -> bool:
+    """Tried on a random map, with the sides of vectors and without."""
+    assert ALIGN_CORNERS
+    maps = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(0))
+    y, x = Axis.make(9, 83), Axis.make(11, 97)
+    right, below = (x.near + 1).clamp(max=10), (y.near + 1).clamp(max=8)
+    rows = lerp(maps[..., x.near], maps[..., right], x.w0, x.w1)
+    whole = lerp(rows[:, :, y.near], rows[:, :, below], y.w0[:, None], y.w1[:, None])
+    return torch.equal(whole, resize_map(maps, (83, 97)))
