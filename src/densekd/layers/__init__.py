@@ -3,6 +3,19 @@
 from densekd.layers.abn import ABN
 from densekd.layers.attention import SelfAttention2d
 from densekd.layers.esp import ESPBlock, ESPDown
+from densekd.layers.inplace import inplace_abn, synchronise, synchronised_batch_norm
 from densekd.layers.pyramid import PyramidPooling
+from densekd.layers.recompute import recompute_norms, to_inplace
 
-__all__ = ["ABN", "ESPBlock", "ESPDown", "PyramidPooling", "SelfAttention2d"]
+__all__ = [
+    "ABN",
+    "ESPBlock",
+    "ESPDown",
+    "PyramidPooling",
+    "SelfAttention2d",
+    "inplace_abn",
+    "recompute_norms",
+    "synchronise",
+    "synchronised_batch_norm",
+    "to_inplace",
+]

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = ("leaky_relu", "elu", "identity")
+from densekd.layers.inplace import ACTIVATIONS, inplace_abn, synchronised_batch_norm
+from densekd.ops import collectives
 
 
 class ABN(nn.BatchNorm2d):
     """Batch norm with scale ``|weight| + eps``, then an activation.
 
-    Source: Rota Bulò et al., *In-Place Activated BatchNorm for Memory-Optimized Training of DNNs* (the first release,
-    which the authors used). A plain batch norm that loads such a checkpoint gives other numbers wherever a weight is
-    negative. Keys are ``weight, bias, running_mean, running_var``: the authors' files hold no ``num_batches_tracked``,
-    and one that a file carries is dropped.
+    Source: Rota Bulò et al., *In-Place Activated BatchNorm for Memory-Optimized Training of DNNs* (the first
+    release, which the authors used). A plain batch norm that loads such a checkpoint gives other numbers wherever a
+    weight is negative. Keys are ``weight, bias, running_mean, running_var``: the authors' files hold no
+    ``num_batches_tracked``, and one that a file carries is dropped.
 
-    Differs from the original: nothing is computed in place, and where a channel has a single value (global pooling of
-    a batch of one in training) the running statistics are used, since one value has no variance.
+    In training, norm and activation are one step that keeps its output only (`inplace_abn`). The identity keeps its
+    input, as torch's norm does: what follows it in the networks here (a ReLU, a sum) does not keep its output. ELU
+    keeps its input in half precision, where it cannot be inverted.
+
+    Differs from the original: the input is not overwritten, only not kept, and where a channel has a single value
+    (global pooling of a batch of one in training) the running statistics are used, since one value has no variance.
 
     Args:
         num_features: channels C.
         activation: ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
         slope: of the leaky ReLU.
 
+    Attributes:
+        synchronised: in training, statistics over all ranks, which then all run this norm.
+
     Note:
-        `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would turn it into a plain norm: leave `ABN` out of it.
+        `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would turn it into a plain norm:
+        `densekd.layers.synchronise` does not.
 
     Example:
         >>> ABN(8)(torch.randn(2, 8, 4, 4)).shape
@@ -49,18 +59,38 @@ class ABN(nn.BatchNorm2d):
         self.register_buffer("num_batches_tracked", None)
         self.activation = activation
         self.slope = slope
+        self.synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        synchronised = self.training and self.synchronised and collectives.world_size() > 1
         single_value = input.shape[0] * input.shape[2] * input.shape[3] == 1
-        x = F.batch_norm(
+        training = self.training and (synchronised or not single_value)
+        scale = self.weight.abs() + self.eps
+        momentum = self.momentum or 0.0
+        # A compiler decides by itself what to keep, and knows torch's own norm best.
+        if training and self._invertible(input) and not torch.compiler.is_compiling():
+            return inplace_abn(
+                input,
+                scale,
+                self.bias,
+                self.running_mean,
+                self.running_var,
+                activation=self.activation,
+                slope=self.slope,
+                momentum=momentum,
+                eps=self.eps,
+                synchronised=synchronised,
+            )
+        norm = synchronised_batch_norm if synchronised else F.batch_norm
+        x = norm(
             input,
             self.running_mean,
             self.running_var,
-            self.weight.abs() + self.eps,
+            scale,
             self.bias,
-            training=self.training and not single_value,
-            momentum=self.momentum or 0.0,
+            training=training,
+            momentum=momentum,
             eps=self.eps,
         )
         if self.activation == "leaky_relu":
@@ -68,6 +98,11 @@ class ABN(nn.BatchNorm2d):
         if self.activation == "elu":
             return F.elu(x)
         return x
+
+    def _invertible(self, input: Tensor) -> bool:
+        if self.activation == "elu":
+            return input.dtype in (torch.float32, torch.float64)
+        return self.activation == "leaky_relu" and self.slope > 0
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
