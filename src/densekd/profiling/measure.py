@@ -21,6 +21,8 @@ def synchronise(device: torch.device) -> None:
     """Wait for what the device was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def timed(call: Callable[[], Any], device: torch.device, clock: str = "wall") -> float:

@@ -33,11 +33,8 @@ def validate(config: Config) -> str:
     """
     builder = resolve(config.data.dataset, DATASETS, "data.dataset")
     _check_data_options(config.data, builder)
-    classes = _class_names(config, builder)
-    # What a reader would say of itself.
-    facts: Any = SimpleNamespace(
-        classes=classes, palette=distinct_colours(len(classes)), ignore_index=IGNORE_INDEX
-    )
+    facts = stand_in_reader(config)
+    classes = facts.classes
     task = build.build_task(config, facts)
     build.best_metric(config, task)
     build.check_extras(config)
@@ -52,6 +49,7 @@ def validate(config: Config) -> str:
             weights=None,
             options=_without_backbone_weights(teacher.options),
             allow_untrained=True,
+            fold_norms=False,  # parameters are counted as they are loaded
         ),
     )
     distil = bool(teacher or config.distill.terms or config.distill.holistic)
@@ -103,6 +101,14 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
         for key in getattr(data, section):
             if key in ours or not accepts(builder, key):
                 raise UserError(f"data.{section}.{key}: unknown option; {nearest(key, possible)}")
+
+
+def stand_in_reader(config: Config) -> Any:
+    """What the recipe's reader would say of itself, without its files."""
+    classes = _class_names(config, resolve(config.data.dataset, DATASETS, "data.dataset"))
+    return SimpleNamespace(
+        classes=classes, palette=distinct_colours(len(classes)), ignore_index=IGNORE_INDEX
+    )
 
 
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
