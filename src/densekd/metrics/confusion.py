@@ -11,6 +11,10 @@ from torch import Tensor
 
 from densekd.ops.collectives import all_reduce_sum
 
+TABLE = (
+    2**18
+)  # entries of the table of all values that is counted in: labels up to 255 for up to 1024 classes
+
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class).
@@ -33,22 +37,57 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add class maps of one shape, (N, H, W) or (H, W), any integer dtype.
+        """Add class maps of one shape, (N, H, W) or (H, W), any integer dtype; small ones are counted the fastest.
 
         Raises:
-            ValueError: shapes differ, or a value is outside the classes (labels may also be ignore_index).
+            ValueError: shapes differ, or a value is outside the classes. Labels may also be ignore_index; what was
+                predicted there may be anything.
         """
         if prediction.shape != target.shape:
             raise ValueError(
                 f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; "
                 "resize the logits to the label's size before the argmax"
             )
-        k = self.num_classes
-        valid = target != self.ignore_index
-        truth = target[valid].long()
-        guess = prediction[valid].long()
-        if truth.numel() == 0:
+        if target.numel() == 0:
             return
+        guess, truth = (x.long() if x.is_floating_point() else x for x in (prediction, target))
+        counts = self._count(guess, truth)
+        if counts is None:
+            counted = truth != self.ignore_index
+            guess, truth = guess[counted], truth[counted]
+            if truth.numel() == 0:
+                return
+            self._check(guess, truth)
+            counts = self._count(guess, truth)
+            assert counts is not None
+        self.counts = self.counts.to(counts.device) + counts
+
+    def _count(self, guess: Tensor, truth: Tensor) -> Tensor | None:
+        """(K, K), or None: there are values that do not count, or too far apart for a table of all of them.
+
+        The table has a row for every label up to the largest, ignore_index included: no pixel is looked at twice.
+        """
+        k = self.num_classes
+        ends = [end.long() for x in (guess, truth) for end in x.aminmax()]
+        low_guess, high_guess, low, high = torch.stack(ends).tolist()
+        low = min(low, 0)
+        height, width = max(high + 1, k) - low, max(high_guess + 1, k)
+        if low_guess < 0 or height * width > max(TABLE, k * k):
+            return None
+        kind = torch.int16 if height * width <= 2**15 else torch.int32
+        index = truth.to(kind, copy=True)
+        if low < 0:
+            index -= low
+        index = index.mul_(width).add_(guess.to(kind)).flatten()
+        table = torch.bincount(index, minlength=height * width).view(height, width)
+        if low <= self.ignore_index < low + height:
+            table[self.ignore_index - low] = 0
+        counts = table[-low : k - low, :k]
+        return counts if counts.sum() == table.sum() else None
+
+    def _check(self, guess: Tensor, truth: Tensor) -> None:
+        """Raise ValueError for values outside of the classes."""
+        k = self.num_classes
         for name, values in (("target", truth), ("prediction", guess)):
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= k:
@@ -56,8 +95,6 @@ class ConfusionMatrix:
                     f"{name} has values {low} to {high}; expected 0 to {k - 1}"
                     + (f" or ignore_index {self.ignore_index}" if name == "target" else "")
                 )
-        counts = torch.bincount(truth * k + guess, minlength=k * k).view(k, k)
-        self.counts = self.counts.to(counts.device) + counts
 
     def reduce(self) -> ConfusionMatrix:
         """Sum over ranks, in place. Call once, after the last update."""
