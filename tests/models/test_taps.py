@@ -229,3 +229,29 @@ def test_list_taps() -> None:
     assert not network.stem._forward_hooks
     for path, row in rows.items():
         assert Taps(network, {"x": path})(IMAGES).features["x"].shape == row.shape
+
+
+def test_a_forward_may_end_with_its_last_tap() -> None:
+    network = Toy()
+    heads: list[int] = []
+    network.head.register_forward_hook(lambda *_: heads.append(1))
+    taps = Taps(network, {"x": "twice", "stem": "stem"})
+    whole = taps.eval()(IMAGES).features
+    early = taps(IMAGES, prediction=False)
+    assert early.prediction is None
+    assert len(heads) == 1
+    # The last of two runs, as ever.
+    torch.testing.assert_close(early.features, whole)
+    assert all(not r.on and r.value is None for r in taps.recorders.values())
+    taps(IMAGES)
+    assert len(heads) == 2
+    taps.train()(IMAGES, prediction=False)
+    assert len(heads) == 3
+
+
+def test_a_forward_that_was_left_does_not_hide_a_tap_that_does_not_fire() -> None:
+    taps = Taps(Toy(), {"x": "stem", "y": "unused"}).eval()
+    for _ in range(2):
+        with pytest.raises(UserError, match="never fired"):
+            taps(IMAGES, prediction=False)
+    assert Taps(Toy()).eval()(IMAGES, prediction=False).features == {}

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from densekd.engine.optim import make_optimizer, parameter_groups
 from densekd.engine.step import AMP, Step, adapters_of, bare
 from densekd.errors import UserError
 from densekd.layers import ABN
+from densekd.layers.fold import fold_norms
 from densekd.models.taps import Taps, evaluating
 from densekd.models.weights import load_weights
 from densekd.ops.tiling import Views
@@ -370,12 +372,9 @@ def build_adapters(
 
 
 def build_teacher(
-    config: schema.Teacher,
-    task: Task,
-    device: torch.device,
-    *,
-    channels_last: bool = False,
+    config: schema.Teacher, task: Task, device: torch.device
 ) -> tuple[nn.Module, InputSpec]:
+    """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if config.weights is None and not config.allow_untrained:
         trained_by_builder = any(config.options.get(key) for key in ("weights", "pretrained"))
         if not trained_by_builder:
@@ -384,10 +383,36 @@ def build_teacher(
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
     network, spec = build_network(config, task, "teacher")
-    network.to(device)
+    return network.to(device), spec
+
+
+def freeze(config: schema.Config, network: Taps) -> Teacher:
+    """The tapped teacher in the form it works in: folded, laid out, compiled. No tap can be added afterwards."""
+    settings = config.teacher
+    assert settings is not None
+    if settings.fold_norms:
+        crop = config.data.crop or (WIDTHS_SIDE, WIDTHS_SIDE)
+        size = (min(crop[0], WIDTHS_SIDE), min(crop[1], WIDTHS_SIDE))
+        images = torch.rand(
+            1, settings.in_channels, *size, device=next(network.parameters()).device
+        )
+        # One that takes no such image stays as it is; what else is wrong the dry run says.
+        with suppress(ValueError, TypeError, RuntimeError, AssertionError):
+            fold_norms(network, images)
+    channels_last = settings.channels_last
+    if channels_last is None:
+        channels_last = config.train.channels_last
     if channels_last:
         network.to(memory_format=torch.channels_last)
-    return network, spec
+    if settings.compile:
+        network.compile()
+    precision = settings.precision
+    return Teacher(
+        network,
+        dtype=None if precision == "same" else AMP.get(precision) or torch.float32,
+        channels_last=channels_last,
+        batch_size=settings.batch_size,
+    )
 
 
 def build_adversary(
@@ -430,9 +455,7 @@ def build_distiller(
             f"teacher.in_channels is {config.teacher.in_channels} and model.in_channels "
             f"{config.model.in_channels}; both see the same images"
         )
-    other, other_spec = build_teacher(
-        config.teacher, task, device, channels_last=config.train.channels_last
-    )
+    other, other_spec = build_teacher(config.teacher, task, device)
     terms, mine, theirs = build_terms(config.distill, task, network, other)
     adversary = None
     if config.distill.holistic is not None:
@@ -440,13 +463,10 @@ def build_distiller(
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student, teacher = Taps(network, mine, spec).to(device), Taps(other, theirs, other_spec)
     adapters = build_adapters(terms, task, student, teacher, config.model.in_channels)
-    precision = config.teacher.precision
     distiller = Distiller(
         _placed(config, Student(student, adapters), device),
         task,
-        teacher=Teacher(
-            teacher, dtype=None if precision == "same" else AMP.get(precision) or torch.float32
-        ),
+        teacher=freeze(config, teacher),
         terms=terms,
         adversary=adversary,
         mask=config.distill.mask,

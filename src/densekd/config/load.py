@@ -251,7 +251,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "train.steps train.accumulate train.log_every train.save_every data.batch_size data.augment_epochs "
         "data.short_side data.long_side "
         "evaluate.short_side evaluate.long_side detection.topk_candidates detection.detections_per_image "
-        "evaluate.batch_size distill.holistic.channels model.in_channels teacher.in_channels",
+        "evaluate.batch_size distill.holistic.channels model.in_channels "
+        "teacher.in_channels teacher.batch_size",
     ),
     (
         "0 or more",

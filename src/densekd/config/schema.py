@@ -44,6 +44,12 @@ class Teacher(Model):
 
     allow_untrained: bool = False  # for tests only
     precision: Literal["same", "fp32", "bf16", "fp16"] = "same"  # same: as train.amp
+    fold_norms: bool = (
+        True  # batch norms into the convolutions before them: less work, equal up to rounding
+    )
+    channels_last: bool | None = None  # its own memory format; none: as train.channels_last
+    compile: bool = False  # torch.compile it
+    batch_size: int | None = None  # sees at most so many images at a time; none: the whole batch
 
 
 @dataclass

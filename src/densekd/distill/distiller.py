@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term, compute_terms, match_sizes
+from densekd.distill.terms import PREDICTION, Term, compute_terms, match_sizes
 from densekd.losses import holistic
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
@@ -98,7 +98,7 @@ class Distiller:
         """
         theirs: DenseOutput | None = None
         if self.teacher is not None and (self.terms or self.adversary is not None):
-            theirs = self.teacher(batch.images)
+            theirs = self.teacher(batch.images, prediction=self._prediction_is_compared())
         mine: DenseOutput = self.student(batch.images)
         losses = self.task.loss(mine, batch)
         if theirs is None:
@@ -117,6 +117,13 @@ class Distiller:
                 scores, mode=self.adversary.mode
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
+
+    def _prediction_is_compared(self) -> bool:
+        """Whether anything asks for the teacher's prediction, or only for its features."""
+        return self.adversary is not None or any(
+            term.confidence or term.teacher == PREDICTION or term.teacher in self.task.map_names
+            for term in self.terms
+        )
 
     def discriminator_phase(
         self, maps: HolisticMaps, alpha: Tensor | None = None

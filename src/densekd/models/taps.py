@@ -15,6 +15,18 @@ from densekd.errors import UserError
 from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
 
+class _Enough(Exception):
+    """Every tapped module has run: ends a forward whose prediction nobody wants."""
+
+
+@dataclass
+class Tally:
+    """How often the recorders of one network fired in this forward, and at which count it may end."""
+
+    fired: int = 0
+    last: int | None = None
+
+
 class Recorder:
     """A forward hook that remembers what its module returned, while it is switched on.
 
@@ -22,15 +34,21 @@ class Recorder:
     this one. Off outside of `Taps.forward`, so that a bare call of the network keeps no graph alive.
     """
 
-    def __init__(self, tap: str, where: str) -> None:
+    def __init__(self, tap: str, where: str, tally: Tally | None = None) -> None:
         self.tap = tap
         self.where = where
         self.on = False
         self.value: Any = None
+        self.tally = tally
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.on:
-            self.value = output
+        if not self.on:
+            return
+        self.value = output
+        if self.tally is not None and not torch.compiler.is_compiling():
+            self.tally.fired += 1
+            if self.tally.fired == self.tally.last:
+                raise _Enough
 
 
 class Taps(nn.Module):
@@ -76,27 +94,53 @@ class Taps(nn.Module):
         self.input_spec = input_spec or getattr(model, "input_spec", None)
         self.prediction = prediction
         self.recorders: dict[str, Recorder] = {}
+        self.tally = Tally()
+        self.firings = 0  # of all recorders in a whole forward in eval mode; 0: none was seen yet
         for name, tap in (taps or {}).items():
             path, _, where = tap.partition(":")
             module = find_module(model, path, tap)
-            self.recorders[name] = Recorder(tap, where)
+            self.recorders[name] = Recorder(tap, where, self.tally)
             module.register_forward_hook(self.recorders[name])
 
-    def forward(self, images: Tensor) -> DenseOutput:
-        """(N, C, H, W) RGB in [0, 1] -> prediction, auxiliary prediction and tapped tensors."""
+    def forward(self, images: Tensor, prediction: bool = True) -> DenseOutput:
+        """(N, C, H, W) RGB in [0, 1] -> prediction, auxiliary prediction and tapped tensors.
+
+        Args:
+            prediction: False where only the features are wanted: the prediction is None, and from the second forward in
+                eval mode on, the network is left when its last tap has fired. (The first shows how often taps fire: a
+                module that runs twice gives its last result. A compiled network always runs to its end.)
+        """
         if self.input_spec is not None:
             images = self.input_spec.normalize(images)
         for recorder in self.recorders.values():
             recorder.on = True
         try:
-            raw = self.model(images)
+            raw = self._run(images, prediction)
             features = {name: read(recorder) for name, recorder in self.recorders.items()}
         finally:
             # Nothing may outlive the step: a kept tensor keeps its whole graph.
             for recorder in self.recorders.values():
                 recorder.on, recorder.value = False, None
-        prediction, aux = interpret(raw, self.prediction)
-        return DenseOutput(prediction=prediction, aux=aux, features=features)
+        if not prediction:
+            return DenseOutput(prediction=None, features=features)
+        answer, aux = interpret(raw, self.prediction)
+        return DenseOutput(prediction=answer, aux=aux, features=features)
+
+    def _run(self, images: Tensor, prediction: bool) -> Any:
+        """What the network returns; None where it was left early."""
+        if torch.compiler.is_compiling():
+            return self.model(images)
+        early = not prediction and not self.training and self.firings > 0
+        self.tally.fired, self.tally.last = 0, self.firings if early else None
+        try:
+            raw = self.model(images)
+        except _Enough:
+            return None
+        finally:
+            self.tally.last = None
+        if not self.training:
+            self.firings = self.tally.fired
+        return raw
 
 
 def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
