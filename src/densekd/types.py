@@ -186,8 +186,8 @@ class Batch:
 
     Attributes:
         images: (N, C, H, W), RGB.
-        targets: the task's own: segmentation (N, H, W) class indices with ignore_index, int64 after `to`; detection a list
-            of `Boxes`, one an image; depth `DepthMaps`.
+        targets: the task's own: segmentation (N, H, W) class indices with ignore_index, int64 after `to`; detection a
+            list of `Boxes`, one an image; depth `DepthMaps`.
         labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
         inside: (N, H, W) bool, False where the pixel is padding.
         names: one a sample, to name it in messages.

@@ -11,6 +11,7 @@ from densekd.data.base import (
     read_labels,
     task_of,
 )
+from densekd.data.cache import CachedSet, cached
 from densekd.data.camvid import CamVid
 from densekd.data.check import CheckReport, check_all, sample_check
 from densekd.data.cityscapes import Cityscapes, to_label_ids
@@ -31,6 +32,7 @@ __all__ = [
     "VOC",
     "Augment",
     "BoxTarget",
+    "CachedSet",
     "CamVid",
     "CheckReport",
     "Cityscapes",
@@ -50,6 +52,7 @@ __all__ = [
     "TrainLoader",
     "VOCBoxes",
     "augment",
+    "cached",
     "check_all",
     "collate",
     "distinct_colours",

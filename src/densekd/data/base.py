@@ -44,7 +44,9 @@ class DenseSet(Protocol):
     """What loaders and checks use of a data set, whatever its task.
 
     A reader of another task than segmentation says so in an attribute `task` (see `task_of`); detection readers also
-    have `category_ids`, the annotation file's own number of each class index. Depth has no classes.
+    have `category_ids`, the annotation file's own number of each class index. Depth has no classes. A reader whose
+    samples are made of other files than `paths` names lists all of them by a method ``sources(index) -> list[Path]``,
+    empty where its arguments alone decide: what `densekd.data.cache` keeps is made anew when one of them changes.
     """
 
     classes: list[str]

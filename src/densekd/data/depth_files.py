@@ -88,6 +88,11 @@ class DepthFiles:
     def paths(self, index: int) -> tuple[Path, Path | None]:
         return self._pairs.paths(index)
 
+    def sources(self, index: int) -> list[Path]:
+        """Every file that the sample is made of (see `DenseSet`)."""
+        image, depth = self.paths(index)
+        return [p for p in (image, depth, self._intrinsics[index]) if isinstance(p, Path)]
+
     def read(self, index: int) -> Sample:
         image, depth = self._pairs.read(index, lambda path: read_depth(path, self.metres))
         if depth is None:

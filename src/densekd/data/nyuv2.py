@@ -86,6 +86,10 @@ class NYUv2:
         """None twice for frames of the .mat file."""
         return self._files.paths(index) if self._files is not None else (None, None)
 
+    def sources(self, index: int) -> list[Path]:
+        """See `DenseSet`."""
+        return self._files.sources(index) if self._files is not None else [Path(self._mat)]
+
     def read(self, index: int) -> Sample:
         if self._files is not None:
             return self._files.read(index)

@@ -85,6 +85,10 @@ class SceneSet:
         """There are no files."""
         return None, None
 
+    def sources(self, index: int) -> list[Path]:
+        """None: the arguments alone decide."""
+        return []
+
     def read(self, index: int) -> Sample:
         """Image (height, width, 3) uint8, and labels (height, width) uint8, a `BoxTarget` or a `DepthTarget`."""
         if not 0 <= index < self._length:

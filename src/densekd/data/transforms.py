@@ -131,7 +131,7 @@ class Augment:
         return Look(rows, columns, out, zoom, flip, jitter)
 
     def apply(self, sample: Sample, look: Look) -> Augmented:
-        """The sample, which has a target, as it was drawn. Its arrays are read in the window alone, never written to."""
+        """The sample, which has a target, as it was drawn; its arrays are read in the window alone."""
         window = (look.rows.stop - look.rows.start, look.columns.stop - look.columns.start)
         # A view: OpenCV reads rows where they lie, be it in a memory map.
         image = sample.image[look.rows, look.columns]
