@@ -18,6 +18,7 @@ from densekd.ops.resize import ALIGN_CORNERS, resize_map
 
 # PyTorch takes another kernel, with other roundings, for three channels and where height + width is at most 128.
 OTHER_CHANNELS, OTHER_SIZE = 3, 128
+ROWS = 8  # of a map that has its size already
 
 
 def lerp(a: Tensor, b: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
@@ -62,10 +63,16 @@ class Axis:
 
 
 def bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-    """Float32 maps (N, K, h, w) -> (rows, resize_map(maps, size)[:, :, rows]), a few rows at a time, from the top.
+    """Maps (N, K, h, w) -> (rows, resize_map(maps, size)[:, :, rows]), a few rows at a time, from the top.
 
-    Bit for bit where `is_exact`. Elsewhere all rows come at once, from `resize_map` itself.
+    The bits are those of `resize_map`: where they cannot be had otherwise, and on a GPU, which likes large pieces, all
+    rows come at once, from there. They are not to be written to.
     """
+    if maps.device.type == "cpu" and tuple(maps.shape[-2:]) == tuple(size):
+        for start in range(0, size[0], ROWS):
+            rows = slice(start, min(start + ROWS, size[0]))
+            yield rows, maps[:, :, rows]
+        return
     if not is_exact(maps, size):
         yield slice(0, size[0]), resize_map(maps, size)
         return

@@ -1,14 +1,20 @@
-"""Whole-image prediction from windows, scales and flips, for any function from images to maps."""
+"""Whole-image prediction from windows, scales and flips, for any function from images to maps.
+
+Maps are resized and averaged a few rows at a time: only the sums are of full size. That changes no bit, except the
+last one of a softmax at ends of rows whose length is no multiple of the processor's vector.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from densekd.ops._bilinear import bands
+from densekd.ops.argmax import argmax_map
 from densekd.ops.resize import resize_map
 
 
@@ -32,6 +38,11 @@ class Views:
     window: tuple[int, int] | None = None
     overlap: float = 1 / 3
 
+    @property
+    def count(self) -> int:
+        """How many answers are averaged."""
+        return len(self.scales) * (2 if self.flip else 1)
+
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(height, width) that an image of this size is resized to, one a scale."""
         unit = 1.0 if self.short_side is None else self.short_side / min(height, width)
@@ -45,6 +56,7 @@ class Views:
 
 Predict = Callable[[Tensor], Tensor]  # (N, C, H, W) images -> (N, K, h, w) logits
 AT_ONCE = 8  # windows a forward pass takes, so that memory does not grow with the image
+PIXELS_AT_ONCE = 2**21  # of images that are seen together with their mirror images
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -80,15 +92,16 @@ def predict_windows(
     for first in range(0, len(corners), each):
         group = corners[first : first + each]
         tiles = torch.cat([images[..., t : t + tall, left : left + wide] for t, left in group])
-        # Autocast gives half precision, too coarse for sums and for the argmax of near classes.
-        logits = resize_map(predict(tiles).float(), (tall, wide))
+        logits = predict(tiles)
         if first == 0:
-            total = logits.new_zeros((n, logits.shape[1], height, width))
-            count = logits.new_zeros((1, 1, height, width))
+            total = total.new_zeros((n, logits.shape[1], height, width))
+            count = total.new_zeros((1, 1, height, width))
         for (top, left), part in zip(group, logits.split(n), strict=True):
-            total[..., top : top + tall, left : left + wide] += part
+            # Autocast gives half precision, too coarse for sums and for the argmax of near classes.
+            for rows, band in bands(part.float(), (tall, wide)):
+                total[..., top + rows.start : top + rows.stop, left : left + wide] += band
             count[..., top : top + tall, left : left + wide] += 1
-    return total / count
+    return total.div_(count)
 
 
 def predict_dense(
@@ -109,28 +122,64 @@ def predict_dense(
         predict: images -> maps.
         images: (N, C, H, W).
         views: scales, flip and window.
-        average: maps -> what may be averaged; None takes the softmax over channels.
+        average: maps -> what may be averaged, each pixel for itself (it is given a few rows at a time); None takes
+            the softmax over channels.
 
     Returns:
         (N, K, *size) float32 maps, or the mean of `average` over the views.
     """
     views = views or Views()
     average = average or (lambda logits: logits.softmax(1))
-    passes: list[Tensor] = []
+    passes = _passes(predict, images, views)
+    if views.count == 1:
+        return resize_map(next(passes), size)
+    total: Tensor | None = None
+    for i, maps in enumerate(passes):
+        for rows, band in bands(maps, size):
+            part = average(band)
+            if total is None:
+                total = part.new_empty((*part.shape[:2], *size))
+            if i == 0:
+                total[:, :, rows] = part
+            else:
+                total[:, :, rows] += part
+    assert total is not None
+    return total.div_(views.count)
+
+
+def predict_classes(
+    predict: Predict, images: Tensor, size: tuple[int, int], views: Views | None = None
+) -> Tensor:
+    """The argmax over channels of `predict_dense`: (N, *size) uint8, int16 above 255 classes.
+
+    With one view the upsampled scores are never made (`densekd.ops.argmax.argmax_map`).
+    """
+    views = views or Views()
+    if views.count == 1:
+        return argmax_map(next(_passes(predict, images, views)), size)
+    return argmax_map(predict_dense(predict, images, size, views), size)
+
+
+def _passes(predict: Predict, images: Tensor, views: Views) -> Iterator[Tensor]:
+    """Float32 maps of each view as the network gives them, those of mirrored images mirrored back.
+
+    Small images are seen together with their mirror images, in one forward pass.
+    """
+
+    def look(seen: Tensor) -> Tensor:
+        if views.window is not None:
+            return predict_windows(predict, seen, window=views.window, overlap=views.overlap)
+        return predict(seen).float()
+
     height, width = images.shape[-2:]
     for scaled_size in views.sizes(height, width):
         scaled = images if scaled_size == (height, width) else resize_map(images, scaled_size)
-        for flipped in (False, True) if views.flip else (False,):
-            view = scaled.flip(-1) if flipped else scaled
-            maps = (
-                predict_windows(predict, view, window=views.window, overlap=views.overlap)
-                if views.window is not None
-                else predict(view).float()
-            )
-            passes.append(resize_map(maps.flip(-1) if flipped else maps, size))
-    if len(passes) == 1:
-        return passes[0]
-    total = average(passes[0])
-    for maps in passes[1:]:
-        total = total + average(maps)
-    return total / len(passes)
+        pixels = 2 * scaled.shape[0] * scaled.shape[2] * scaled.shape[3]
+        if views.flip and views.window is None and pixels <= PIXELS_AT_ONCE:
+            straight, mirrored = look(torch.cat([scaled, scaled.flip(-1)])).chunk(2)
+            yield straight
+            yield mirrored.flip(-1)
+            continue
+        yield look(scaled)
+        if views.flip:
+            yield look(scaled.flip(-1)).flip(-1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from densekd.losses import CrossEntropy, OhemCrossEntropy
 from densekd.metrics import ConfusionMatrix
-from densekd.ops.tiling import Views, predict_dense
+from densekd.ops.argmax import argmax_map
+from densekd.ops.tiling import Views, predict_classes
 from densekd.tasks.base import Column
 from densekd.types import Batch, DenseOutput
 
@@ -121,12 +122,11 @@ class Segmentation:
     def predict(self, network: nn.Module, batch: Batch, views: Views) -> Tensor:
         """(N, H, W) class map at the size of the images; `network` is tapped."""
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        scores = predict_dense(lambda x: network(x).prediction, batch.images, size, views)
-        return self.decode(scores)
+        return predict_classes(lambda x: network(x).prediction, batch.images, size, views)
 
     def decode(self, scores: Tensor) -> Tensor:
         """(N, K, H, W) logits or probabilities -> (N, H, W) uint8 class map (int16 above 255 classes)."""
-        return scores.argmax(1).to(torch.uint8 if self.num_classes <= 255 else torch.int16)
+        return argmax_map(scores, scores.shape[-2:])
 
     def metric(self, device: torch.device | str = "cpu") -> SegmentationMetric:
         """Counts of its own; `device` is that of the predictions (see `ConfusionMatrix`)."""
