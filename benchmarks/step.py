@@ -18,10 +18,9 @@ import torch
 
 from benchmarks import measure
 from benchmarks.cases import CASES, Case, make_case, make_step
-from densekd.distill.discriminator import student_score
 from densekd.distill.distiller import Distiller
 from densekd.engine.launch import started
-from densekd.losses import holistic
+from densekd.profiling.step_time import floor_of
 
 STANDARD = ["espnet_c_from_espnet", "espnet_from_psp_lite0", "pspnet_r18_from_r101"]
 
@@ -33,31 +32,13 @@ def make_arms(
     config, full, batch = make_case(case, device, **options)
     student, task, teacher = full.student, full.task, full.teacher
     assert teacher is not None
-    assert full.adversary is not None
     alone = make_step(config, Distiller(student, task), device)
     pairs = make_step(config, Distiller(student, task, teacher=teacher, terms=full.terms), device)
     whole = make_step(config, full, device)
     _, maps = full.student_phase(batch)
     assert maps is not None
-
-    def teacher_forward() -> None:
-        with whole._autocast():
-            teacher(batch.images)
-
-    def discriminator() -> None:
-        assert full.adversary is not None
-        seen = maps.student.clone().requires_grad_()
-        scores = student_score(full.adversary.discriminator, maps.images, seen, maps.mask)
-        holistic(scores, mode=full.adversary.mode).backward()
-        assert whole.discriminator_optimizer is not None
-        whole.discriminator_optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(full.discriminator_phase(maps).values())).sum().backward()
-        whole.discriminator_optimizer.step()
-
     arms = {
-        "teacher": teacher_forward,
-        "student": lambda: alone([batch], 0),
-        "discriminator": discriminator,
+        **floor_of(whole, alone, [batch]),
         "pi_pa": lambda: pairs([batch], 0),
         "pi_pa_ho": lambda: whole([batch], 0),
     }

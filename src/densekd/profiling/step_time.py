@@ -125,6 +125,13 @@ def watched(step: Step, clock: Clock) -> Iterator[None]:
             told(step, "_discriminator_gradients", DISCRIMINATOR),
             told(step.discriminator_optimizer, "step", DISCRIMINATOR),
         ]
+    with _swapped(swaps):
+        yield
+
+
+@contextmanager
+def _swapped(swaps: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Within it ``owner.name`` is another thing, for each (owner, name, other thing)."""
     before = [(owner, name, name in vars(owner), getattr(owner, name)) for owner, name, _ in swaps]
     try:
         for owner, name, stand_in in swaps:
@@ -147,11 +154,19 @@ def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Calla
     """
     teacher, adversary = step.distiller.teacher, step.distiller.adversary
     assert teacher is not None, "no teacher: the step is its own floor"
+    asked: list[tuple[Any, Any]] = []  # what the step asks of the teacher, and nothing else
+
+    def ask(*args: Any, **options: Any) -> Any:
+        asked.append((args, options))
+        return teacher(*args, **options)
+
+    with _swapped([(step.distiller, "teacher", ask)]), step._autocast():
+        kept = [step.distiller.student_phase(batch, LATE)[1] for batch in group]
 
     def forward() -> None:
         with step._autocast():
-            for batch in group:
-                teacher(batch.images)
+            for args, options in asked:
+                teacher(*args, **options)
 
     calls: dict[str, Callable[[], Any]] = {
         "teacher": forward,
@@ -159,8 +174,6 @@ def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Calla
     }
     if adversary is None:
         return calls
-    with step._autocast():
-        kept = [step.distiller.student_phase(batch, LATE)[1] for batch in group]
 
     def discriminator() -> None:
         """Scoring the student's map with the gradient back to it, then the discriminator's own phase."""
