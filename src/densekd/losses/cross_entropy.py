@@ -1,4 +1,8 @@
-"""The supervised terms of segmentation. Logits are resized to the labels, never the labels to the logits."""
+"""The supervised terms of segmentation. Logits are resized to the labels, never the labels to the logits.
+
+Large maps are resized, compared and differentiated some rows at a time (`densekd.losses._upsampled`): the logits of all
+classes never exist at the labels' size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, full_precision
+from densekd.losses._upsampled import bands_pay, cross_entropy_map, cross_entropy_sum
 from densekd.ops.resize import resize_map
 
 
@@ -37,17 +42,26 @@ def cross_entropy(
     """
     _check_smoothing(label_smoothing)
     _check_target(logits, target, class_weights)
-    logits = resize_map(full_precision(logits), target.shape[-2:])
+    logits, size = full_precision(logits), (target.shape[1], target.shape[2])
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
-    total = F.cross_entropy(
-        logits,
-        target,
-        weight=class_weights,
-        ignore_index=ignore_index,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
+    if bands_pay(logits, size):
+        total = cross_entropy_sum(
+            logits,
+            target,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
+        )
+    else:
+        total = F.cross_entropy(
+            resize_map(logits, size),
+            target,
+            weight=class_weights,
+            ignore_index=ignore_index,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
     valid = target != ignore_index
     if class_weights is None:
         return total / valid.sum().clamp(min=1)
@@ -80,8 +94,13 @@ def ohem_cross_entropy(
     """
     _check_ohem(threshold, min_kept)
     _check_target(logits, target, None)
-    logits = resize_map(full_precision(logits), target.shape[-2:])
-    loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")  # (N, H, W)
+    logits, size = full_precision(logits), (target.shape[1], target.shape[2])
+    in_bands = bands_pay(logits, size)
+    if in_bands:  # once without a graph to see what is hard, once more for that alone
+        loss = cross_entropy_map(logits, target, ignore_index=ignore_index)  # (N, H, W)
+    else:
+        logits = resize_map(logits, size)
+        loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
     valid = target != ignore_index
     # The true class's probability; ignored pixels sort behind all others.
     probability = (-loss.detach()).exp().masked_fill(~valid, 2.0)
@@ -89,7 +108,12 @@ def ohem_cross_entropy(
     # A sort, and a gather whose index stays on the device: kthvalue would need the count on the host.
     kth = probability.flatten().sort().values.gather(0, (hardest - 1).clamp(min=0).view(1))
     kept = valid & ((probability < threshold) | ((probability <= kth) & (hardest > 0)))
-    return loss.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
+    if in_bands:
+        hard = target.masked_fill(~kept, ignore_index)
+        total = cross_entropy_sum(logits, hard, ignore_index=ignore_index)
+    else:
+        total = loss.masked_fill(~kept, 0.0).sum()
+    return total / kept.sum().clamp(min=1)
 
 
 def segmentation_loss(

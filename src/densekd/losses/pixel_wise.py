@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.losses._checks import (
     check_choice,
+    check_map,
     check_mask,
     check_pair,
     check_positive,
     full_precision,
 )
+from densekd.losses._upsampled import bands_pay, divergence_sum
+from densekd.ops.resize import resize_map
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
 FORMS = ("softmax", "sigmoid", "regression")
@@ -25,6 +30,7 @@ def pixel_wise(
     mask: Tensor | None = None,
     form: str = "softmax",
     convention: str = "paper",
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     r"""Kullback–Leibler divergence of class distributions, averaged over the valid pixels.
 
@@ -59,6 +65,9 @@ def pixel_wise(
         mask: (N, h, w) bool, True where a pixel counts. All False gives 0 with a graph.
         form: what the C channels are: ``"softmax"``, ``"sigmoid"`` or ``"regression"``.
         convention: whose normalisation.
+        size: height and width at which to compare, for ``"softmax"``. Both maps, which may then differ in size, are
+            resized to it bilinearly (align_corners); where this makes them large, some rows at a time. The mask
+            has that size, and so does the map that ``"mmrazor"`` multiplies by. None: the size that both have.
 
     Returns:
         A scalar, at least 0 (float32 for half-precision input).
@@ -71,28 +80,38 @@ def pixel_wise(
         >>> student = torch.randn(2, 19, 33, 41, requires_grad=True)
         >>> pixel_wise(student, torch.randn(2, 19, 33, 41), temperature=4.0).backward()
     """
-    _check_arguments(temperature, form, convention)
-    check_pair(student, teacher, same_channels=True)
-    check_mask(mask, student)
+    _check_arguments(temperature, form, convention, size)
+    if size is None:
+        check_pair(student, teacher, same_channels=True)
+        size = student.shape[2:]
+    else:
+        _check_images_and_classes(student, teacher)
+    n, c = student.shape[:2]
+    h, w = size
+    check_mask(mask, student.new_empty(n, 0, h, w))
 
-    n, c, h, w = student.shape
     if form == "softmax" and c == 1:
         raise ValueError(
             "a softmax over one channel is 1 whatever the network says; take form 'sigmoid' for one class, "
             "'regression' for depth"
         )
     s, t = full_precision(student), full_precision(teacher.detach())
-    if form == "softmax":
-        per_pixel = _softmax_form(s / temperature, t / temperature, convention)
-    elif form == "sigmoid":
-        per_pixel = _sigmoid_form(s / temperature, t / temperature)
+    if bands_pay(s, (h, w)) or bands_pay(t, (h, w)):
+        # Differs from the paper for "authors": see `_softmax_form`.
+        s, t = s / temperature, t / temperature
+        total = divergence_sum(s, t, (h, w), mask, entropy=convention != "authors")
     else:
-        per_pixel = _regression_form(s, t, mask)
-
-    count = per_pixel.numel() if mask is None else mask.sum().clamp(min=1)
-    if mask is not None:
-        per_pixel = per_pixel.masked_fill(~mask, 0.0)
-    mean = per_pixel.sum() / count
+        s, t = resize_map(s, (h, w)), resize_map(t, (h, w))
+        if form == "softmax":
+            per_pixel = _softmax_form(s / temperature, t / temperature, convention)
+        elif form == "sigmoid":
+            per_pixel = _sigmoid_form(s / temperature, t / temperature)
+        else:
+            per_pixel = _regression_form(s, t, mask)
+        if mask is not None:
+            per_pixel = per_pixel.masked_fill(~mask, 0.0)
+        total = per_pixel.sum()
+    mean = total / (n * h * w if mask is None else mask.sum().clamp(min=1))
     scale = {
         "paper": temperature**2,
         "authors": n,
@@ -133,7 +152,18 @@ def _regression_form(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
     return (s.log() - t.log()).abs().mean(dim=1)
 
 
-def _check_arguments(temperature: float, form: str, convention: str) -> None:
+def _check_images_and_classes(student: Tensor, teacher: Tensor) -> None:
+    check_map("student", student)
+    check_map("teacher", teacher)
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in batch and classes"
+        )
+
+
+def _check_arguments(
+    temperature: float, form: str, convention: str, size: Sequence[int] | None
+) -> None:
     check_choice("form", form, FORMS)
     check_choice("convention", convention, CONVENTIONS)
     check_positive("temperature", temperature)
@@ -149,19 +179,32 @@ def _check_arguments(temperature: float, form: str, convention: str) -> None:
         raise ValueError(
             f"temperature is {temperature}, but convention 'authors' knows only 1: take 'paper' for another"
         )
+    if size is None:
+        return
+    sides = isinstance(size, Sequence) and [isinstance(side, int) and side > 0 for side in size]
+    if sides != [True, True]:
+        raise ValueError(f"size is {size!r}; give a height and a width in pixels, or None")
+    if form != "softmax":
+        raise ValueError(f"size is for form 'softmax'; form {form!r} compares maps as they come")
 
 
 class PixelWise(nn.Module):
     """`pixel_wise` with its arguments stored."""
 
     def __init__(
-        self, *, temperature: float = 1.0, form: str = "softmax", convention: str = "paper"
+        self,
+        *,
+        temperature: float = 1.0,
+        form: str = "softmax",
+        convention: str = "paper",
+        size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(temperature, form, convention)
+        _check_arguments(temperature, form, convention, size)
         self.temperature = temperature
         self.form = form
         self.convention = convention
+        self.size = None if size is None else tuple(size)
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         return pixel_wise(
@@ -171,8 +214,10 @@ class PixelWise(nn.Module):
             mask=mask,
             form=self.form,
             convention=self.convention,
+            size=self.size,
         )
 
     def extra_repr(self) -> str:
         form = "" if self.form == "softmax" else f"form={self.form!r}, "
-        return f"temperature={self.temperature}, {form}convention={self.convention!r}"
+        size = "" if self.size is None else f", size={self.size}"
+        return f"temperature={self.temperature}, {form}convention={self.convention!r}{size}"
