@@ -29,6 +29,7 @@ PLACES = {
     "Distill": "distill",
     "Term": "distill.TERM",
     "Holistic": "distill.holistic",
+    "TeacherCache": "distill.teacher_cache",
     "Optim": "optim",
     "Group": "optim.groups (a list)",
     "Train": "train",

@@ -7,7 +7,7 @@ import torch
 
 from densekd.distill.distiller import Distiller
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term, compute_terms, match_sizes
+from densekd.distill.terms import Term, compute_terms, match_sizes, teacher_maps
 from densekd.losses import PixelWise
 from densekd.models.espnet import espnet_c
 from densekd.models.taps import Taps
@@ -123,8 +123,13 @@ def test_the_smaller_map_decides_the_size():
 def test_weights_multiply():
     one = DenseOutput(torch.randn(1, 3, 4, 4))
     two = DenseOutput(torch.randn(1, 3, 4, 4))
-    base = compute_terms([Term("a", PixelWise(), 1.0)], one, two, None, make_task())["distill/a"]
-    scaled = compute_terms([Term("a", PixelWise(), 7.0)], one, two, None, make_task())["distill/a"]
+    task = make_task()
+
+    def value(weight):
+        terms = [Term("a", PixelWise(), weight)]
+        return compute_terms(terms, one, teacher_maps(terms, two, task), None, task)["distill/a"]
+
+    base, scaled = value(1.0), value(7.0)
     assert scaled.item() == pytest.approx(7 * base.item())
 
 

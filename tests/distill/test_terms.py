@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from densekd.distill.terms import Term, compute_terms
+from densekd.distill.terms import Term, compute_terms, teacher_maps
 from densekd.losses import PixelWise
 from densekd.types import DenseOutput
 from tests.distill.helpers import make_task
@@ -19,6 +19,12 @@ def pyramid(channels=4, seed=0):
 
 def output(maps, name="fpn"):
     return DenseOutput(torch.zeros(2, 5, 8, 12), features={name: maps})
+
+
+def terms_of(terms, mine, theirs, mask=None):
+    """`compute_terms` against a live teacher's output."""
+    task = make_task()
+    return compute_terms(terms, mine, teacher_maps(terms, theirs, task), mask, task)
 
 
 class Weighted(nn.Module):
@@ -38,7 +44,7 @@ class Weighted(nn.Module):
 def test_levels_are_averaged():
     mine, theirs = pyramid(seed=0), pyramid(seed=1)
     term = Term("kl", PixelWise(), 2.0, "fpn", "fpn")
-    value = compute_terms([term], output(mine), output(theirs), None, make_task())["distill/kl"]
+    value = terms_of([term], output(mine), output(theirs))["distill/kl"]
     each = [PixelWise()(s, t) for s, t in zip(mine, theirs, strict=True)]
     assert value.item() == pytest.approx(2.0 * sum(each).item() / 3)
 
@@ -47,19 +53,16 @@ def test_levels_are_averaged():
 def test_every_level_counts(changed):
     mine, theirs = pyramid(), pyramid()
     term = Term("kl", PixelWise(), 1.0, "fpn", "fpn")
-    assert compute_terms([term], output(mine), output(theirs), None, make_task())[
-        "distill/kl"
-    ].item() == pytest.approx(0, abs=1e-6)
+    same = terms_of([term], output(mine), output(theirs))["distill/kl"]
+    assert same.item() == pytest.approx(0, abs=1e-6)
     mine[changed] = mine[changed].flip(1)
-    assert (
-        compute_terms([term], output(mine), output(theirs), None, make_task())["distill/kl"] > 0.01
-    )
+    assert terms_of([term], output(mine), output(theirs))["distill/kl"] > 0.01
 
 
 def test_a_different_number_of_levels_is_named():
     term = Term("kl", PixelWise(), 1.0, "fpn", "fpn")
     with pytest.raises(ValueError, match=r"kl: .* has 3 levels and .* 2"):
-        compute_terms([term], output(pyramid()), output(pyramid()[:2]), None, make_task())
+        terms_of([term], output(pyramid()), output(pyramid()[:2]))
 
 
 def test_mask_and_confidence_come_at_each_levels_size():
@@ -68,7 +71,7 @@ def test_mask_and_confidence_come_at_each_levels_size():
     theirs = output(pyramid())
     theirs.prediction = torch.randn(2, 5, 8, 12)
     mask = torch.ones(2, 32, 48, dtype=torch.bool)
-    compute_terms([term], output(pyramid()), theirs, mask, make_task())
+    terms_of([term], output(pyramid()), theirs, mask)
     assert [tuple(shape[-2:]) for shape, _, _ in loss.seen] == list(SIZES)
     assert [tuple(shape[-2:]) for _, shape, _ in loss.seen] == list(SIZES)
     assert [tuple(w.shape) for _, _, w in loss.seen] == [(2, 1, *size) for size in SIZES]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary, Distiller
 from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
+from densekd.distill.teacher_cache import TeacherCache, make_plan
 from densekd.distill.terms import PREDICTION, Term, select
 from densekd.engine.launch import Process
 from densekd.engine.optim import make_optimizer, parameter_groups
@@ -37,6 +40,7 @@ from densekd.layers import ABN
 from densekd.layers.fold import fold_norms
 from densekd.models.taps import Taps, evaluating
 from densekd.models.weights import load_weights
+from densekd.ops.cache_folder import cache_folder
 from densekd.ops.tiling import Views
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
@@ -530,6 +534,60 @@ def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
             "--distill.mask padding compares all"
         )
     return remarks
+
+
+def open_teacher_cache(
+    config: schema.Config, distiller: Distiller, reader: Any, augment: Augment, batch: Batch
+) -> TeacherCache:
+    """The store that stands in for the teacher. A few records that are there already are compared with the live one.
+
+    Args:
+        batch: any of the run's.
+    """
+    settings, epochs = config.distill.teacher_cache, config.data.augment_epochs
+    assert settings is not None
+    assert epochs is not None  # checked with the settings
+    assert distiller.teacher is not None
+    adversary = distiller.adversary
+    plan = make_plan(
+        distiller.student,
+        distiller.teacher,
+        distiller.terms,
+        distiller.task,
+        batch.images,
+        holistic=None if adversary is None else adversary.discriminator,
+        mask=distiller.mask,
+        storage=settings.storage,
+        top_k=settings.top_k,
+    )
+    cache = TeacherCache(
+        distiller.teacher,
+        distiller.terms,
+        distiller.task,
+        plan,
+        folder=Path(settings.folder).expanduser() if settings.folder else cache_folder("teacher"),
+        identity=provenance.teacher_cache_identity(config, distiller.teacher, reader, augment),
+        images=len(reader),
+        epochs=epochs,
+        disk_gb=settings.disk_gb,
+    )
+    dtype = AMP[config.train.amp]
+    with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+        for sample in _samples(config, reader, augment, batch.images.device, epochs):
+            cache.check(sample, distiller.task.mask(sample, distiller.mask))
+    return cache
+
+
+def _samples(
+    config: schema.Config, reader: Any, augment: Augment, device: torch.device, epochs: int
+) -> Iterator[Batch]:
+    """Two images at a time from the beginning, the middle and the end of all that is augmented differently."""
+    data = replace(config.data, batch_size=2, workers=0)
+    few = replace(config, data=data, train=replace(config.train, accumulate=1))
+    last = max(0, epochs * len(reader) // 2 - 1)
+    for step in sorted({0, last // 2, last}):
+        loader = build_train_loader(few, reader, augment, Process(0, 1, device), step)
+        yield next(iter(loader)).to(device)
 
 
 def synchronise_norms(student: nn.Module, process: Process) -> nn.Module:

@@ -251,7 +251,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "train.steps train.accumulate train.log_every train.save_every data.batch_size data.augment_epochs "
         "data.short_side data.long_side "
         "evaluate.short_side evaluate.long_side detection.topk_candidates detection.detections_per_image "
-        "evaluate.batch_size distill.holistic.channels model.in_channels "
+        "evaluate.batch_size distill.teacher_cache.top_k distill.holistic.channels model.in_channels "
         "teacher.in_channels teacher.batch_size",
     ),
     (
@@ -265,7 +265,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "above 0",
         lambda v: v > 0,
-        "optim.lr optim.clip distill.holistic.lr depth.min_depth depth.max_depth "
+        "optim.lr optim.clip distill.holistic.lr distill.teacher_cache.disk_gb depth.min_depth depth.max_depth "
         "depth.virtual_normal_samples",
     ),
     (
@@ -323,6 +323,23 @@ def _check_values(config: Config, where: str) -> None:
         if not holds(got)
     ]
     broken += _foreign_sections(config, where)
+    if config.distill.teacher_cache is not None:
+        broken += [
+            f"{where}: distill.teacher_cache: needs data.{key}, {why}"
+            for key, given, why in (
+                (
+                    "augment_epochs",
+                    config.data.augment_epochs,
+                    "else no augmented image is ever seen twice",
+                ),
+                (
+                    "crop",
+                    config.data.crop,
+                    "else an image's padding depends on what else is in its batch",
+                ),
+            )
+            if given is None
+        ]
     loss = config.loss
     if loss.name == "ohem":
         ignored = {

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 import densekd
 from densekd.config import schema
+from densekd.config.load import to_tree
 from densekd.models.weights import read_metadata
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -72,3 +78,82 @@ def identity(config: schema.Config) -> dict[str, str]:
     if config.teacher is None or config.teacher.weights is None:
         return {}
     return {"teacher weights": file_digest(config.teacher.weights)}
+
+
+def state_digest(module: nn.Module) -> str:
+    """Of all parameters and buffers, by name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def samples_digest(reader: Any, root: str | None) -> str:
+    """Of a data set's content: every sample's name, and size and time of change of its files.
+
+    Of samples that are made of no files (the built-in scenes) a few are looked at instead, and `root` counts too.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    stamps: dict[Any, str] = {}
+    loose = []
+    for index in range(len(reader)):
+        digest.update(f"{reader.name(index)}\n".encode())
+        files = [path for path in _files_of(reader, index) if path is not None]
+        if not files:
+            loose.append(index)
+        for path in files:
+            if path not in stamps:
+                stamps[path] = _stamp(path)
+            digest.update(stamps[path].encode())
+    if loose:
+        digest.update(str(root).encode())
+    for index in loose[:: max(1, len(loose) // 4)][:4]:
+        image = reader.read(index).image
+        digest.update(f"{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _files_of(reader: Any, index: int) -> Sequence[Path | None]:
+    if hasattr(reader, "sources"):
+        return reader.sources(index)
+    return reader.paths(index) if hasattr(reader, "paths") else ()
+
+
+def _stamp(path: Path) -> str:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+# Settings that change neither an augmented sample nor, by much, what a teacher says of it.
+_NOT_OF_THE_SAMPLE = {"root", "workers", "batch_size", "on_bad_file", "val_split", "val_options"}
+
+
+def teacher_cache_identity(
+    config: schema.Config, teacher: nn.Module, reader: Any, augment: Any
+) -> dict[str, Any]:
+    """All that a teacher's maps of the augmented samples depend on, in plain values."""
+    assert config.teacher is not None
+    tree = to_tree(config)
+    data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
+    depth = {k: tree["depth"][k] for k in ("min_depth", "max_depth", "bins")}
+    options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
+    precision = config.teacher.precision
+    return {
+        "task": {"name": config.task, **(depth if config.task == "depth" else {})},
+        "teacher": {
+            "name": config.teacher.name,
+            "options": options,
+            "input": tree["teacher"]["input"],
+            "precision": config.train.amp if precision == "same" else precision,
+            "state": state_digest(teacher),
+        },
+        "data": data,
+        "samples": samples_digest(reader, config.data.root),
+        "augment": repr(augment),
+        "seed": config.seed,
+    }

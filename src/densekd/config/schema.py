@@ -160,12 +160,24 @@ class Holistic:
 
 
 @dataclass
+class TeacherCache:
+    """What the teacher says, stored over augmentations that repeat; needs `data.augment_epochs` and `data.crop`."""
+
+    __pydantic_config__ = STRICT
+    storage: Literal["fp16", "int8", "top_k"] = "fp16"  # top_k: of class maps, the rest in fp16
+    top_k: int = 4  # probabilities kept of each pixel (top_k)
+    disk_gb: float = 20.0  # a larger store is refused, before any work
+    folder: str | None = None  # of all stores; none: teacher in $DENSEKD_CACHE or the user's cache
+
+
+@dataclass
 class Distill:
     """Distillation: the holistic term, the mask, and every other term under its own name."""
 
     __pydantic_config__ = STRICT
     mask: Literal["label", "padding", "none"] = "label"  # which pixels the terms leave out
     holistic: Holistic | None = None  # none: no discriminator
+    teacher_cache: TeacherCache | None = None  # none: the teacher runs in every step
     terms: dict[str, Term] = field(default_factory=dict)  # written as distill.NAME: {weight: ...}
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import PREDICTION, Term, compute_terms, match_sizes
+from densekd.distill.teacher_cache import TeacherCache
+from densekd.distill.terms import TeacherMaps, Term, ask_teacher, compute_terms, match_sizes
 from densekd.losses import holistic
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
@@ -67,6 +68,9 @@ class Distiller:
         terms: distillation terms.
         adversary: the holistic term, or None.
         mask: ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
+
+    Attributes:
+        cache: a store of what the teacher says of each sample; None asks the teacher each time.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Distiller:
         self.terms = list(terms)
         self.adversary = adversary
         self.mask = mask
+        self.cache: TeacherCache | None = None
 
     def student_phase(
         self, batch: Batch, step: int = 0
@@ -96,18 +101,20 @@ class Distiller:
         Returns:
             named scalars whose sum is the student's loss, and the maps for `discriminator_phase` (None without one).
         """
-        theirs: DenseOutput | None = None
+        theirs: TeacherMaps | None = None
+        mask: Tensor | None = None
         if self.teacher is not None and (self.terms or self.adversary is not None):
-            theirs = self.teacher(batch.images, prediction=self._prediction_is_compared())
+            mask = self.task.mask(batch, self.mask)
+            theirs = self.teacher_phase(batch, mask)
         mine: DenseOutput = self.student(batch.images)
         losses = self.task.loss(mine, batch)
         if theirs is None:
             return losses, None
-        mask = self.task.mask(batch, self.mask)
         losses.update(compute_terms(self.terms, mine, theirs, mask, self.task))
         if self.adversary is None:
             return losses, None
-        student, teacher = match_sizes(self.task.holistic_map(mine), self.task.holistic_map(theirs))
+        assert theirs.holistic is not None
+        student, teacher = match_sizes(self.task.holistic_map(mine), theirs.holistic)
         small = (
             None if mask is None else resize_labels(mask, (student.shape[-2], student.shape[-1]))
         )
@@ -118,11 +125,17 @@ class Distiller:
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
 
-    def _prediction_is_compared(self) -> bool:
-        """Whether anything asks for the teacher's prediction, or only for its features."""
-        return self.adversary is not None or any(
-            term.confidence or term.teacher == PREDICTION or term.teacher in self.task.map_names
-            for term in self.terms
+    def teacher_phase(self, batch: Batch, mask: Tensor | None) -> TeacherMaps:
+        """What the terms compare with: from the store where there is one, else from the live teacher."""
+        if self.cache is not None:
+            return self.cache.maps(batch, mask)
+        assert self.teacher is not None
+        return ask_teacher(
+            self.teacher,
+            batch.images,
+            self.terms,
+            self.task,
+            holistic=self.adversary is not None,
         )
 
     def discriminator_phase(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,19 +50,65 @@ def as_levels(maps: Maps) -> list[Tensor]:
 
 def match_sizes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Resize the larger of two maps to the smaller one's size, so that no work is done at full size."""
-    if student.shape[-2:] == teacher.shape[-2:]:
-        return student, teacher
+    size = compared_size(student, teacher)
+    return resize_map(student, size), resize_map(teacher, size)
+
+
+def compared_size(student: Tensor, teacher: Tensor) -> tuple[int, int]:
+    """(h, w) of the smaller of two maps."""
     area_student = student.shape[-2] * student.shape[-1]
     area_teacher = teacher.shape[-2] * teacher.shape[-1]
-    if area_student <= area_teacher:
-        return student, resize_map(teacher, (student.shape[-2], student.shape[-1]))
-    return resize_map(student, (teacher.shape[-2], teacher.shape[-1])), teacher
+    smaller = student if area_student <= area_teacher else teacher
+    return smaller.shape[-2], smaller.shape[-1]
+
+
+@dataclass
+class TeacherMaps:
+    """The teacher's side of every comparison, as a live teacher or a store of its maps gives it.
+
+    Attributes:
+        levels: term's name -> its maps (N, C, h, w), one a level.
+        confidence: name of a term that asks for it -> (N, 1, h, w), one a level.
+        holistic: what the discriminator looks at; None without one.
+        reduced: name of a term whose maps its loss has reduced already -> the size of each level before. The loss
+            then takes ``pooled_teacher=True``.
+    """
+
+    levels: dict[str, list[Tensor]]
+    confidence: dict[str, list[Tensor]] = field(default_factory=dict)
+    holistic: Tensor | None = None
+    reduced: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+def teacher_maps(
+    terms: Sequence[Term], teacher: DenseOutput, task: Task, *, holistic: bool = False
+) -> TeacherMaps:
+    """What the terms (and the holistic term) take of a teacher's output."""
+    levels = {term.name: select(teacher, term.teacher, task) for term in terms}
+    confidence = {
+        term.name: _confidence(task, teacher, levels[term.name], term.name)
+        for term in terms
+        if term.confidence
+    }
+    seen = task.holistic_map(teacher) if holistic else None
+    return TeacherMaps(levels, confidence, seen)
+
+
+def ask_teacher(
+    teacher: nn.Module, images: Tensor, terms: Sequence[Term], task: Task, *, holistic: bool
+) -> TeacherMaps:
+    """A live teacher's side of the terms; it makes no prediction where only its features are compared."""
+    wanted = holistic or any(
+        term.confidence or term.teacher == PREDICTION or term.teacher in task.map_names
+        for term in terms
+    )
+    return teacher_maps(terms, teacher(images, prediction=wanted), task, holistic=holistic)
 
 
 def compute_terms(
     terms: Sequence[Term],
     student: DenseOutput,
-    teacher: DenseOutput,
+    teacher: TeacherMaps,
     mask: Tensor | None,
     task: Task,
 ) -> dict[str, Tensor]:
@@ -75,37 +122,50 @@ def compute_terms(
     """
     result: dict[str, Tensor] = {}
     for term in terms:
-        mine, theirs = select(student, term.student, task), select(teacher, term.teacher, task)
-        if len(mine) != len(theirs):
-            raise ValueError(
-                f"{term.name}: the student's {term.student} has {len(mine)} levels and the teacher's {term.teacher} "
-                f"{len(theirs)}; compare as many of each"
-            )
-        sure: list[Tensor | None] = [None] * len(mine)
-        if term.confidence:
-            sure = _confidence(task, teacher, theirs, term.name)
+        mine, theirs = select(student, term.student, task), teacher.levels[term.name]
+        check_levels(term, mine, theirs)
+        sure = teacher.confidence.get(term.name, [None] * len(mine))
+        sizes = teacher.reduced.get(term.name, [None] * len(mine))
         losses = [
-            _at_level(term.loss, s, t, mask, weight)
-            for s, t, weight in zip(mine, theirs, sure, strict=True)
+            _at_level(term.loss, s, t, mask, weight, size)
+            for s, t, weight, size in zip(mine, theirs, sure, sizes, strict=True)
         ]
         result[f"distill/{term.name}"] = term.weight * torch.stack(losses).mean()
     return result
 
 
+def check_levels(term: Term, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    if len(mine) != len(theirs):
+        raise ValueError(
+            f"{term.name}: the student's {term.student} has {len(mine)} levels and the teacher's {term.teacher} "
+            f"{len(theirs)}; compare as many of each"
+        )
+
+
 def _at_level(
-    loss: nn.Module, mine: Tensor, theirs: Tensor, mask: Tensor | None, weight: Tensor | None
+    loss: nn.Module,
+    mine: Tensor,
+    theirs: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    reduced_from: tuple[int, int] | None,
 ) -> Tensor:
-    mine, theirs = match_sizes(mine, theirs)
+    more: dict[str, Any] = {}
+    if reduced_from is None:
+        mine, theirs = match_sizes(mine, theirs)
+    else:
+        mine = resize_map(mine, reduced_from)
+        more["pooled_teacher"] = True
     size = (mine.shape[-2], mine.shape[-1])
     small = None if mask is None else resize_labels(mask, size)
-    if weight is None:
-        return loss(mine, theirs, mask=small)
-    return loss(mine, theirs, mask=small, weight=resize_map(weight, size))
+    if weight is not None:
+        more["weight"] = resize_map(weight, size)
+    return loss(mine, theirs, mask=small, **more)
 
 
 def _confidence(
     task: Task, teacher: DenseOutput, maps: Sequence[Tensor], name: str
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """The teacher's confidence at each of its maps; a single confidence map serves all levels."""
     sure = as_levels(task.confidence(teacher))
     if len(sure) not in (1, len(maps)):
@@ -113,4 +173,4 @@ def _confidence(
             f"{name}: the teacher is sure at {len(sure)} levels and gives {len(maps)} maps to weight; "
             "compare its pyramid, one map a level of its prediction"
         )
-    return [*sure] if len(sure) == len(maps) else [sure[0]] * len(maps)
+    return sure if len(sure) == len(maps) else sure * len(maps)

@@ -37,7 +37,7 @@ from densekd.types import Batch
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
     "data.root", "data.workers", "data.on_bad_file", "train.log_every", "train.save_every", "train.evaluate_every",
-    "train.tensorboard", "evaluate.batch_size", "note",
+    "train.tensorboard", "evaluate.batch_size", "note", "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
 }  # fmt: skip
 
 
@@ -116,7 +116,13 @@ def run(
         # The same few images on every rank, so that all of them stop or none does.
         few = replace(config, data=replace(config.data, batch_size=min(2, config.data.batch_size)))
         alone = Process(rank=0, world_size=1, device=process.device)
-        remarks += build.dry_run(distiller, first_batch(few, train_reader, augment, alone))
+        batch = first_batch(few, train_reader, augment, alone)
+        remarks += build.dry_run(distiller, batch)
+        if config.distill.teacher_cache is not None:
+            distiller.cache = build.open_teacher_cache(
+                config, distiller, train_reader, augment, batch
+            )
+            remarks.append(str(distiller.cache))
         build.check_extras(config)
 
         step = build.build_step(config, distiller, process)
