@@ -53,6 +53,15 @@ def test_a_run_writes_its_folder(tiny_tree, tmp_path):
     assert scores["miou"] == result["scores"]["miou"]
 
 
+def test_norms_computed_again_and_synchronised_alone_change_nothing(tiny_tree, tmp_path):
+    assert go(tiny_tree, tmp_path / "plain") == 0
+    tiny_tree["train"].update(recompute_norms=True, sync_batchnorm=True)
+    assert go(tiny_tree, tmp_path / "again") == 0
+    plain, again = (load_file(RunFolder(tmp_path / n).student) for n in ("plain", "again"))
+    for name, value in plain.items():
+        assert torch.equal(again[name], value), name
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tiny_tree, tmp_path, ema):
     tiny_tree["train"].update(steps=5, save_every=1, ema=ema)

@@ -36,7 +36,7 @@ from densekd.engine.launch import Process
 from densekd.engine.optim import make_optimizer, parameter_groups
 from densekd.engine.step import AMP, Step, adapters_of, bare
 from densekd.errors import UserError
-from densekd.layers import ABN
+from densekd.layers import synchronise, to_inplace
 from densekd.layers.fold import fold_norms
 from densekd.models.taps import Taps, evaluating
 from densekd.models.weights import load_weights
@@ -590,18 +590,6 @@ def _samples(
         yield next(iter(loader)).to(device)
 
 
-def synchronise_norms(student: nn.Module, process: Process) -> nn.Module:
-    """Batch statistics over all ranks (PyTorch's own SyncBatchNorm, which needs GPUs)."""
-    if process.device.type != "cuda":
-        raise UserError("train.sync_batchnorm needs CUDA devices; leave it out on the CPU")
-    if any(isinstance(m, ABN) for m in student.modules()):
-        raise UserError(
-            "train.sync_batchnorm: this network has activated norms (ABN), which PyTorch's SyncBatchNorm would "
-            "replace by plain ones; leave it out"
-        )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(student)
-
-
 def wrap_ddp(distiller: Distiller, process: Process) -> None:
     """Wrap what trains, and only that; the teacher never."""
     if process.world_size == 1:
@@ -666,7 +654,9 @@ def build_step(config: schema.Config, distiller: Distiller, process: Process) ->
         )
     )
     if config.train.sync_batchnorm:
-        distiller.student = synchronise_norms(tapped, process)
+        synchronise(tapped)
+    if config.train.recompute_norms:
+        to_inplace(network)
     if config.train.compile:
         distiller.student.compile()
     wrap_ddp(distiller, process)

@@ -222,7 +222,10 @@ class Train:
     ema: float | None = (
         None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
     )
-    sync_batchnorm: bool = False  # several GPUs: batch statistics over all of them
+    sync_batchnorm: bool = False  # several processes: batch statistics over all of them
+    recompute_norms: bool = (
+        False  # less memory, a little slower: backward computes norms and activations again
+    )
     deterministic: bool = False  # deterministic algorithms, slower on GPUs
     log_every: int = 20  # steps a row of metrics.jsonl
     save_every: int = 200  # steps a checkpoint

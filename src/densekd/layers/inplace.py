@@ -162,12 +162,15 @@ class _Norm(torch.autograd.Function):
         if ctx.activation is not None:
             grad, source = _undo(ctx.activation, ctx.slope, grad, source)
             centre, rate, factor = bias.to(rate.dtype), 1 / factor, rate * factor.square()
-        of_input, of_scale, of_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, source, factor, None, None, centre, rate, True, ctx.eps,
-            [ctx.needs_input_grad[0] and not ctx.synchronised, True, True],
-        )  # fmt: skip
+        if source.numel():
+            of_input, of_scale, of_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, source, factor, None, None, centre, rate, True, ctx.eps,
+                [ctx.needs_input_grad[0] and not ctx.synchronised, True, True],
+            )  # fmt: skip
+        else:  # the kernel divides by the number of values
+            of_input, of_scale, of_bias = grad, torch.zeros_like(rate), torch.zeros_like(rate)
         if ctx.synchronised:
-            sums = collectives.all_reduce_sum(torch.stack([of_scale, of_bias]).float())
+            sums = collectives.all_reduce_sum(torch.stack([of_scale, of_bias]))
             with_x, alone = (_along_channels(v / count, source) for v in sums)
             normalised = (source - _along_channels(centre, source)) * _along_channels(rate, source)
             of_input = (grad - alone - normalised * with_x) * _along_channels(rate * factor, source)
