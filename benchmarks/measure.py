@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from densekd.engine.folder import describe_environment
 from densekd.profiling.measure import (  # noqa: F401 (the scripts call them by this module's name)
@@ -29,6 +31,35 @@ from densekd.profiling.measure import (  # noqa: F401 (the scripts call them by 
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "benchmarks"
+
+
+def tensor_peak(call: Callable[[], Any]) -> int:
+    """Bytes of the tensors that a call makes, at their peak (CPU)."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def extra_memory(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
+    """Bytes that a call adds: as tensors and, on the CPU, as the process grows (see `in_fresh_process`)."""
+    before = peak_memory(lambda: None, device)
+    peak = peak_memory(call, device)
+    grown = None if before is None or peak is None else peak - before
+    if device.type == "cuda":
+        return {"tensors": grown, "process": None}
+    return {"tensors": tensor_peak(call), "process": grown}
+
+
+def in_fresh_process(call: Callable[..., Any], *arguments: Any) -> Any:
+    """`call(*arguments)` where nothing has been allocated before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
 
 
 def record(name: str, device: torch.device, **fields: Any) -> dict[str, Any]:

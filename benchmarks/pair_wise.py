@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
+from benchmarks.measure import tensor_peak  # noqa: F401 (other scripts look for it here)
 from densekd.losses import pair_wise
 
 
@@ -44,43 +43,17 @@ def make_pair(nodes: int, channels: int, device: torch.device) -> tuple[Tensor, 
 
 def call(form: str, student: Tensor, teacher: Tensor) -> Tensor:
     """Forward and backward."""
-    student.grad = None
     loss = FORMS[form](student, teacher)
     loss.backward()
+    student.grad = None
     return loss.detach()
-
-
-def tensor_peak(run: Callable[[], Any]) -> int:
-    """Bytes of the tensors that a call makes, at their peak (CPU)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    assert found.profiler is not None
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 def extra_memory(form: str, nodes: int, channels: int, kind: str) -> dict[str, int | None]:
     """What one call adds, in bytes."""
     device = torch.device(kind)
     call(form, *make_pair(64, channels, device))  # what the first call of all loads
-    pair = make_pair(nodes, channels, device)
-    run = partial(call, form, *pair)
-    before = measure.peak_memory(lambda: None, device)
-    peak = measure.peak_memory(run, device)
-    process = None if before is None or peak is None else peak - before
-    if device.type == "cuda":
-        return {"tensors": process, "process": None}
-    pair[0].grad = None
-    return {"tensors": tensor_peak(run), "process": process}
-
-
-def fresh(form: str, nodes: int, channels: int, kind: str) -> dict[str, int | None]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(extra_memory, (form, nodes, channels, kind))
+    return measure.extra_memory(partial(call, form, *make_pair(nodes, channels, device)), device)
 
 
 def measure_size(
@@ -96,7 +69,10 @@ def measure_size(
     return {
         "seconds": {form: measure.spread(found) for form, found in seconds.items()},
         "times_faster": measure.ratio(seconds["plain"], seconds["densekd"]),
-        "extra_bytes": {form: fresh(form, nodes, channels, device.type) for form in FORMS},
+        "extra_bytes": {
+            form: measure.in_fresh_process(extra_memory, form, nodes, channels, device.type)
+            for form in FORMS
+        },
         "relative_difference": abs(values["densekd"] / values["plain"] - 1),
         "raw_seconds": seconds,
     }
