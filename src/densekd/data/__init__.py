@@ -17,6 +17,7 @@ from densekd.data.check import CheckReport, check_all, sample_check
 from densekd.data.cityscapes import Cityscapes, to_label_ids
 from densekd.data.coco import Coco
 from densekd.data.depth_folder import DepthFolder
+from densekd.data.device import DeviceLoader
 from densekd.data.folder import Folder
 from densekd.data.kitti import Kitti
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
@@ -40,6 +41,7 @@ __all__ = [
     "DenseSet",
     "DepthFolder",
     "DepthTarget",
+    "DeviceLoader",
     "EvalLoader",
     "Folder",
     "Item",

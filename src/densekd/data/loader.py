@@ -179,19 +179,9 @@ class TrainLoader:
         on_bad_file: str = "stop",
         pin_memory: bool | None = None,
     ) -> None:
-        _check(reader, batch_size, rank, world_size, workers, on_bad_file)
-        if augment_epochs is not None and augment_epochs < 1:
-            raise UserError(f"augment_epochs is {augment_epochs}; expected 1 or more, or none")
-        if seed < 0 or start_step < 0:
-            raise UserError(f"seed is {seed} and start_step {start_step}; expected 0 or more")
-        if transform is None:
-            transform = Augment(ignore_index=reader.ignore_index)
-        ignore_index = getattr(transform, "ignore_index", reader.ignore_index)
-        if ignore_index != reader.ignore_index:
-            raise UserError(
-                f"the augmentation pads labels with {ignore_index} and the data set ignores "
-                f"{reader.ignore_index}; set both alike"
-            )
+        check_loader(reader, batch_size, rank, world_size, workers, on_bad_file)
+        check_stream(seed, start_step, augment_epochs)
+        transform = fitting(transform, reader)
         self.reader = reader
         self.batch_size = batch_size
         self.start_step = start_step
@@ -199,7 +189,7 @@ class TrainLoader:
         self._stride = world_size * batch_size
         self._loader = _torch_loader(
             _TrainItems(reader, transform, seed, on_bad_file == "skip", augment_epochs),
-            _Positions(len(reader), batch_size, rank, world_size, start_step),
+            Positions(len(reader), batch_size, rank, world_size, start_step),
             _Packer(getattr(transform, "fill", 0), reader.ignore_index),
             workers,
             pin_memory,
@@ -211,6 +201,27 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return closed_at_exit(_batches(self._loader, self.skipped))
+
+
+def check_stream(seed: int, start_step: int, augment_epochs: int | None) -> None:
+    """UserError where one of them is out of range."""
+    if augment_epochs is not None and augment_epochs < 1:
+        raise UserError(f"augment_epochs is {augment_epochs}; expected 1 or more, or none")
+    if seed < 0 or start_step < 0:
+        raise UserError(f"seed is {seed} and start_step {start_step}; expected 0 or more")
+
+
+def fitting(transform: Transform | None, reader: DenseSet) -> Transform:
+    """The transform, where it pads labels with what the reader ignores; None means an `Augment`."""
+    if transform is None:
+        return Augment(ignore_index=reader.ignore_index)
+    ignore_index = getattr(transform, "ignore_index", reader.ignore_index)
+    if ignore_index != reader.ignore_index:
+        raise UserError(
+            f"the augmentation pads labels with {ignore_index} and the data set ignores {reader.ignore_index}; "
+            "set both alike"
+        )
+    return transform
 
 
 class EvalLoader:
@@ -244,7 +255,7 @@ class EvalLoader:
         on_bad_file: str = "stop",
         pin_memory: bool | None = None,
     ) -> None:
-        _check(reader, batch_size, rank, world_size, workers, on_bad_file)
+        check_loader(reader, batch_size, rank, world_size, workers, on_bad_file)
         count = len(reader) if limit is None else min(limit, len(reader))
         indices = range(rank, count, world_size)
         self.reader = reader
@@ -268,7 +279,52 @@ class EvalLoader:
         return closed_at_exit(_batches(self._loader, self.skipped))
 
 
-class _Positions:
+class Turn(NamedTuple):
+    """What stands at one position of the stream."""
+
+    look: int  # epoch of the augmentation
+    rng: (
+        np.random.Generator
+    )  # of the sample that is meant: with their own, stand-ins would be seen twice alike
+    permutation: np.ndarray  # the epoch's order
+    place: int  # in it
+
+    def candidates(self) -> Iterator[int]:
+        """The sample that is meant, then those that stand in for it if it is unreadable."""
+        for ahead in range(len(self.permutation)):
+            yield int(self.permutation[(self.place + ahead) % len(self.permutation)])
+
+    def key(self, drawn: int) -> tuple[int, int] | None:
+        """See `Batch.keys`."""
+        return (self.look, drawn) if drawn == self.permutation[self.place] else None
+
+
+class Turns:
+    """From a position, (epoch, place in the epoch's order), to what stands there."""
+
+    def __init__(self, seed: int, length: int, augment_epochs: int | None) -> None:
+        self.seed = seed
+        self.length = length
+        self.augment_epochs = augment_epochs
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def at(self, position: tuple[int, int]) -> Turn:
+        epoch, place = position
+        if self._order[0] != epoch:
+            self._order = (epoch, order(self.seed, epoch, self.length))
+        permutation = self._order[1]
+        look = epoch if self.augment_epochs is None else epoch % self.augment_epochs
+        rng = sample_rng(self.seed, look, int(permutation[place]))
+        return Turn(look, rng, permutation, place)
+
+
+def nothing_readable(skipped: dict[str, str]) -> DataError:
+    """The end of a stream that skips unreadable samples: it has nothing else."""
+    reason = next(iter(skipped.values()))
+    return DataError(f"none of {len(skipped)} samples is readable; first: {reason}")
+
+
+class Positions:
     """Endless lists of stream positions, one list a step: a batch sampler for torch's DataLoader."""
 
     def __init__(
@@ -307,28 +363,17 @@ class _TrainItems(Dataset):
     ) -> None:
         self.reader = reader
         self.transform = transform
-        self.seed = seed
         self.skip_bad = skip_bad
-        self.augment_epochs = augment_epochs
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self.turns = Turns(seed, len(reader), augment_epochs)
 
     def __getitem__(self, index: tuple[int, int]) -> _Fetched:
-        epoch, place = index
-        if self._order[0] != epoch:
-            self._order = (epoch, order(self.seed, epoch, len(self.reader)))
-        permutation = self._order[1]
-        # A replacement is augmented by the generator of the sample that it stands for: with its own it
-        # would be the same picture twice.
-        meant = int(permutation[place])
-        look = epoch if self.augment_epochs is None else epoch % self.augment_epochs
-        rng = sample_rng(self.seed, look, meant)
+        turn = self.turns.at(index)
         skipped: dict[str, str] = {}
-        for ahead in range(len(permutation)):
-            drawn = int(permutation[(place + ahead) % len(permutation)])
+        for drawn in turn.candidates():
             try:
                 sample = self.reader.read(drawn)
                 labelled = sample.target is not None
-                image, target, inside = self.transform(self._with_target(sample), rng)
+                image, target, inside = self.transform(self._with_target(sample), turn.rng)
             except DataError as error:
                 if not self.skip_bad:
                     return _Fetched(None, skipped, error)
@@ -336,14 +381,9 @@ class _TrainItems(Dataset):
                 continue
             except UserError as error:
                 return _Fetched(None, skipped, error)
-            key = (look, drawn) if drawn == meant else None
+            key = turn.key(drawn)
             return _Fetched(Item(image, target, inside, labelled, sample.name, key), skipped)
-        reason = next(iter(skipped.values()))
-        return _Fetched(
-            None,
-            skipped,
-            DataError(f"none of {len(permutation)} samples is readable; first: {reason}"),
-        )
+        return _Fetched(None, skipped, nothing_readable(skipped))
 
     def _with_target(self, sample: Sample) -> Sample:
         if sample.target is not None:
@@ -453,7 +493,7 @@ def _say_unless_disconnected(kind: type[BaseException], *rest: Any) -> None:
         sys.__excepthook__(kind, *rest)
 
 
-def _check(
+def check_loader(
     reader: DenseSet,
     batch_size: int,
     rank: int,
@@ -461,6 +501,7 @@ def _check(
     workers: int,
     on_bad_file: str,
 ) -> None:
+    """DataError for an empty set, UserError for numbers out of range."""
     if len(reader) == 0:
         raise DataError("the data set is empty; expected at least one sample")
     if batch_size < 1 or workers < 0:
