@@ -1,0 +1,222 @@
+"""Memory and time of a training step whose norms and activations keep less, against torch's own way.
+
+    python -m benchmarks.norms [--case NAME ...] [--pairs 10] [--dry] [--output FILE]
+
+One step is forward, the mean square of the outputs, backward; gradients of the weights are there before, so that memory
+is what the maps take. `plain` is torch's norm, then the activation, in place where the network says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks import measure
+from densekd.layers import ABN, to_inplace
+from densekd.models import espnet
+from densekd.models.pspnet import PSPNet, pspnet_resnet101
+from densekd.models.resnet import Bottleneck
+
+
+class PlainABN(ABN):
+    """The same function of torch's parts: the leaky ReLU keeps its input, or in place its result."""
+
+    activation_in_place = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight.abs() + self.eps, self.bias,
+            self.training, self.momentum or 0.0, self.eps,
+        )  # fmt: skip
+        if self.activation == "leaky_relu":
+            return F.leaky_relu(x, self.slope, inplace=self.activation_in_place)
+        return x
+
+
+class OutOfPlaceABN(PlainABN):
+    activation_in_place = False
+
+
+class LeakyBottleneck(Bottleneck):
+    """Leaky ReLU after its first two norms; its sum keeps the ReLU."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bn1.activation = self.bn2.activation = "leaky_relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn3(self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x))))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def with_norms(kind: type[ABN], network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, ABN):
+            module.__class__ = kind
+    return network
+
+
+@dataclass
+class Case:
+    """A network and the ways to train it; the first is what the others are compared with.
+
+    Attributes:
+        time_size, memory_size: shapes of the images; time is taken on smaller ones where a step takes seconds.
+    """
+
+    build: Callable[[], nn.Module]
+    arms: dict[str, Callable[[nn.Module], nn.Module]]
+    time_size: tuple[int, int, int, int]
+    memory_size: tuple[int, int, int, int]
+
+
+def as_it_is(network: nn.Module) -> nn.Module:
+    return network
+
+
+FOREIGN = {"plain": as_it_is, "recomputed": to_inplace}
+PLAIN = partial(with_norms, PlainABN)
+CASES = {
+    "pspnet_r101_leaky": Case(
+        lambda: PSPNet(LeakyBottleneck, (3, 4, 23, 3), num_classes=19),
+        {
+            "plain": PLAIN,
+            "plain, activation out of place": partial(with_norms, OutOfPlaceABN),
+            "in-place ABN": as_it_is,
+            "recomputed": lambda network: to_inplace(PLAIN(network)),
+        },
+        (2, 3, 96, 96),
+        (2, 3, 192, 192),
+    ),
+    "pspnet_r101": Case(
+        lambda: pspnet_resnet101(19),
+        {"plain": PLAIN, "recomputed": to_inplace},
+        (2, 3, 96, 96),
+        (2, 3, 192, 192),
+    ),
+    "espnet": Case(lambda: espnet(19), FOREIGN, (2, 3, 192, 192), (2, 3, 256, 256)),
+    "torchvision resnet50": Case(
+        lambda: torchvision.models.resnet50(), FOREIGN, (4, 3, 128, 128), (2, 3, 224, 224)
+    ),
+    "timm mobilenetv2_100": Case(
+        lambda: timm.create_model("mobilenetv2_100"), FOREIGN, (4, 3, 128, 128), (2, 3, 224, 224)
+    ),
+    "timm efficientnet_b0": Case(
+        lambda: timm.create_model("efficientnet_b0"), FOREIGN, (4, 3, 128, 128), (2, 3, 224, 224)
+    ),
+}  # fmt: skip
+
+
+def step(network: nn.Module, images: Tensor) -> None:
+    out = network(images)
+    outputs = out.values() if isinstance(out, dict) else [out]
+    torch.stack([x.square().mean() for x in outputs]).sum().backward()
+
+
+def build(case: str, arm: str, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    return CASES[case].arms[arm](CASES[case].build()).to(device).train()
+
+
+def memory(case: str, arm: str, size: tuple[int, ...], kind: str) -> dict[str, int | None]:
+    """What one step adds to the network and its gradients, in bytes."""
+    device = torch.device(kind)
+    network, images = build(case, arm, device), torch.rand(size, device=device)
+    step(network, images[..., :64, :64])  # makes the gradients
+    return measure.extra_memory(partial(step, network, images), device)
+
+
+def measure_case(
+    case: str, device: torch.device, *, pairs: int, warmup: int, clock: str, dry: bool
+) -> dict[str, Any]:
+    small = (2, 3, 64, 64)
+    time_size = small if dry else CASES[case].time_size
+    memory_size = small if dry else CASES[case].memory_size
+    images = torch.rand(time_size, device=device)
+    arms = {
+        arm: partial(measure.timed, partial(step, build(case, arm, device), images), device, clock)
+        for arm in CASES[case].arms
+    }
+    seconds = measure.interleave(arms, pairs=pairs, warmup=warmup)
+    del arms
+    extra = {
+        arm: measure.in_fresh_process(memory, case, arm, memory_size, device.type)
+        for arm in CASES[case].arms
+    }
+    return {
+        "time_size": time_size,
+        "memory_size": memory_size,
+        "seconds": {arm: measure.spread(found) for arm, found in seconds.items()},
+        "time_over_plain": {
+            arm: measure.ratio(found, seconds["plain"]) for arm, found in seconds.items()
+        },
+        "extra_bytes": extra,
+        "memory_over_plain": {
+            arm: found["tensors"] / extra["plain"]["tensors"] for arm, found in extra.items()
+        },
+        "raw_seconds": seconds,
+    }
+
+
+def as_table(found: dict[str, dict[str, Any]]) -> str:
+    head = [
+        "network",
+        "way",
+        "tensors MiB",
+        "over plain",
+        "of the process MiB",
+        "s",
+        "time over plain",
+    ]
+    rows = []
+    for case, result in found.items():
+        for arm, seconds in result["seconds"].items():
+            bytes_, time = result["extra_bytes"][arm], result["time_over_plain"][arm]
+            process = "–" if bytes_["process"] is None else f"{bytes_['process'] / 2**20:.0f}"
+            first = arm == "plain"
+            rows.append(
+                [
+                    f"{case}, {'×'.join(map(str, result['memory_size']))}" if first else "", arm,
+                    f"{bytes_['tensors'] / 2**20:.0f}", f"{result['memory_over_plain'][arm]:.3f}", process,
+                    f"{seconds['median']:.3f}",
+                    "1" if first else
+                    f"{time['median']:.3f} [{time['interval'][0]:.3f}, {time['interval'][1]:.3f}]",
+                ]
+            )  # fmt: skip
+    return measure.table(head, rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.norms", description=__doc__.split("\n")[0]
+    )
+    measure.common_arguments(parser, pairs=10)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    args = parser.parse_args(arguments)
+    device = measure.pick(args.device)
+    path = measure.output_path(args.output, "norms" + ("-dry" if args.dry else ""))
+    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    found = {
+        case: measure_case(case, device, pairs=pairs, warmup=warmup, clock=args.clock, dry=args.dry)
+        for case in args.case
+    }
+    result = measure.record(
+        "norms", device, clock=args.clock, pairs=pairs, warmup=warmup, cases=found
+    )
+    measure.write(result, path)
+    print(as_table(found))
+    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
