@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from densekd.config.load import make_config
 from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
 from densekd.engine.step import Step
-from densekd.tasks import Segmentation
-from densekd.types import Batch
+from densekd.tasks import Detection, Segmentation, Task
+from densekd.types import Batch, Boxes
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Case:
         classes: predicted.
         cpu, cuda: (batch, height, width) on that device.
         dry: networks of the same kind, small.
+        task: ``"segmentation"`` or ``"detection"``.
+        pair_wise: options of that term.
     """
 
     student: tuple[str, dict[str, Any]]
@@ -33,10 +35,18 @@ class Case:
     cpu: tuple[int, int, int]
     cuda: tuple[int, int, int]
     dry: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+    task: str = "segmentation"
+    pair_wise: dict[str, Any] = field(default_factory=dict)
 
 
 _ESPNET = {"p": 2, "q": 8}
 _SMALL = {"p": 1, "q": 1}
+_FCOS = {
+    "backbone": "mobilenetv3_small_050",
+    "pyramid_channels": 64,
+    "extra_levels": 0,
+    "head_convs": 1,
+}
 _LITE = {"backbone": "tf_efficientnet_lite0", "output_stride": 8, "psp_channels": 128}
 CASES = {
     "espnet_c_from_espnet": Case(
@@ -55,6 +65,10 @@ CASES = {
         ("pspnet_resnet18", {}), ("pspnet_resnet101", {}), 19, (2, 192, 192), (8, 512, 512),
         (("pspnet_resnet18", {}), ("pspnet_resnet18", {})),
     ),
+    "fcos_mv2_from_r50": Case(  # class logits and pyramids, level by level
+        ("fcos_mobilenetv2_c128", {}), ("fcos_resnet50", {}), 80, (2, 256, 256), (8, 800, 1088),
+        (("fcos_timm", _FCOS), ("fcos_timm", _FCOS)), "detection", {"granularity": 4},
+    ),
 }  # fmt: skip
 
 
@@ -65,38 +79,56 @@ def make_case(
     size: tuple[int, int, int] | None = None,
     amp: str = "none",
     channels_last: bool = False,
+    compiled: bool = False,
+    teacher: dict[str, Any] | None = None,
     dry: bool = False,
 ) -> tuple[Config, Distiller, Batch]:
     """The recipe, its distiller with all three terms, and one batch on the device.
 
     Args:
         size: (batch, height, width) instead of the case's own.
+        compiled: `torch.compile` the student.
+        teacher: settings of the teacher's form: ``{"fold_norms": False, "precision": "bf16"}``.
     """
-    student, teacher = case.dry if dry else (case.student, case.teacher)
+    ours, theirs = case.dry if dry else (case.student, case.teacher)
     n, height, width = size or ((2, 64, 64) if dry else getattr(case, device.type))
     config = make_config(
         {
-            "model": {"name": student[0], "options": student[1]},
-            "teacher": {"name": teacher[0], "options": teacher[1], "allow_untrained": True},
+            "task": case.task,
+            "model": {"name": ours[0], "options": ours[1]},
+            "teacher": {
+                "name": theirs[0],
+                "options": theirs[1],
+                "allow_untrained": True,
+                **(teacher or {}),
+            },
             "data": {"dataset": "scenes", "batch_size": n, "crop": [height, width]},
             "distill": {
                 "pixel_wise": {"weight": 10},
-                "pair_wise": {"weight": 10},
+                "pair_wise": {"weight": 10, "options": case.pair_wise},
                 "holistic": {"weight": 0.1},
             },
             # So small a rate that a random teacher pulls the weights nowhere.
             "optim": {"name": "sgd", "lr": 1e-6},
-            "train": {"amp": amp, "channels_last": channels_last},
+            "train": {"amp": amp, "channels_last": channels_last, "compile": compiled},
         },
         "benchmark",
     )
     torch.manual_seed(0)
     names = [f"class {i}" for i in range(case.classes)]
-    task = Segmentation(names, [(i, i, i) for i in range(case.classes)])
+    palette = [(i, i, i) for i in range(case.classes)]
+    task: Task
+    targets: Any
+    if case.task == "detection":
+        task = Detection(names, palette)
+        targets = [make_boxes(8, case.classes, (height, width), i) for i in range(n)]
+    else:
+        task = Segmentation(names, palette)
+        targets = torch.randint(0, case.classes, (n, height, width))
     distiller, _ = build.build_distiller(config, task, distil=True, device=device)
     batch = Batch(
         images=torch.rand(n, 3, height, width),
-        targets=torch.randint(0, case.classes, (n, height, width)),
+        targets=targets,
         labelled=torch.ones(n, dtype=torch.bool),
         inside=torch.ones(n, height, width, dtype=torch.bool),
         names=[f"image {i}" for i in range(n)],
@@ -104,8 +136,25 @@ def make_case(
     return config, distiller, batch.to(device, channels_last)
 
 
+def make_boxes(count: int, classes: int, size: tuple[int, int], image_id: int) -> Boxes:
+    """Random objects of a tenth to half of the image's sides."""
+    limit = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    sides = limit * torch.empty(count, 2).uniform_(0.1, 0.5)
+    corner = torch.rand(count, 2) * (limit - sides)
+    return Boxes(
+        boxes=torch.cat([corner, corner + sides], 1),
+        labels=torch.randint(0, classes, (count,)),
+        ignored=torch.zeros(count, dtype=torch.bool),
+        areas=sides.prod(1),
+        image_id=image_id,
+        size=size,
+    )
+
+
 def make_step(config: Config, distiller: Distiller, device: torch.device) -> Step:
     """The optimizer step of a run with this distiller."""
+    if config.train.compile and distiller.student._compiled_call_impl is None:
+        distiller.student.compile()
     return Step(
         distiller,
         build.build_optimizer(config.optim, distiller.student.model),

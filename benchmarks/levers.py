@@ -3,13 +3,15 @@
     python -m benchmarks.levers [--case NAME ...] [--lever NAME ...] [--part distil|student] [--pairs 20]
 
 The base is what a run does: allocator told to keep freed memory, float32, contiguous. A process each, because the
-allocator's setting cannot be taken back; only one of them works at a time.
+allocator's setting cannot be taken back; only one of them works at a time. The record also holds the page faults of a
+step and the seconds that the kernel spent in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -48,7 +50,18 @@ def serve(
     call = arms[PARTS[part]]
     while pipe.recv() == "step":
         pipe.send(measure.timed(call, device, clock))
-    pipe.send(measure.peak_memory(call, device))
+    peak = measure.peak_memory(call, device)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(3):
+        call()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    pipe.send(
+        {
+            "peak_bytes": peak,
+            "page_faults": (after.ru_minflt - before.ru_minflt) / 3,
+            "kernel_seconds": (after.ru_stime - before.ru_stime) / 3,
+        }
+    )
 
 
 def measure_levers(
@@ -61,9 +74,12 @@ def measure_levers(
         pipes[name], theirs = context.Pipe()
         child = context.Process(
             target=serve,
-            args=(theirs, case, part, args.threads, args.clock, args.dry, LEVERS.get(name, {})),
+            args=(
+                theirs, case, part, args.threads, args.clock, args.dry,
+                {**LEVERS.get(name, {}), "size": tuple(args.size) if args.size else None},
+            ),
             daemon=True,
-        )
+        )  # fmt: skip
         child.start()
         theirs.close()  # a child that dies then ends our recv with EOFError
         children.append(child)
@@ -74,17 +90,17 @@ def measure_levers(
 
     pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
     seconds = measure.interleave({n: lambda n=n: ask(n) for n in pipes}, pairs=pairs, warmup=warmup)
-    peak = {}
+    last = {}
     for name, pipe in pipes.items():
         pipe.send("end")
-        peak[name] = pipe.recv()
+        last[name] = pipe.recv()
     for child in children:
         child.join(timeout=10)
     return {
         "part": part,
         "seconds": {name: measure.spread(values) for name, values in seconds.items()},
         "ratio": {name: measure.ratio(seconds[name], seconds["base"]) for name in levers},
-        "peak_bytes": peak,
+        **{key: {name: last[name][key] for name in last} for key in last["base"]},
         "raw_seconds": seconds,
     }
 
@@ -98,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=standard)
     parser.add_argument("--lever", nargs="+", choices=list(LEVERS), default=list(LEVERS))
     parser.add_argument("--part", choices=list(PARTS), default="distil")
+    parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     path = measure.output_path(args.output, f"levers-{args.part}" + ("-dry" if args.dry else ""))
@@ -121,11 +138,25 @@ def main(arguments: list[str] | None = None) -> int:
             case, name, f"{found['seconds'][name]['median']:.3f}",
             f"{r['median']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]",
             f"{(found['peak_bytes'][name] or 0) / 2**30:.2f}",
+            *(f"{found[key][name]:.3g} ({found[key]['base']:.3g})" for key in ("page_faults", "kernel_seconds")),
         ]
         for case, found in cases.items()
         for name, r in found["ratio"].items()
     ]  # fmt: skip
-    print(measure.table(["pair", "lever", "s", "time over base", "peak GiB"], rows))
+    print(
+        measure.table(
+            [
+                "pair",
+                "lever",
+                "s",
+                "time over base",
+                "peak GiB",
+                "page faults (base)",
+                "kernel s (base)",
+            ],
+            rows,
+        )
+    )
     print(f"written to {path}")
     return 0
 

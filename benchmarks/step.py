@@ -22,7 +22,13 @@ from densekd.distill.distiller import Distiller
 from densekd.engine.launch import started
 from densekd.profiling.step_time import floor_of
 
-STANDARD = ["espnet_c_from_espnet", "espnet_from_psp_lite0", "pspnet_r18_from_r101"]
+STANDARD = [
+    "espnet_c_from_espnet",
+    "espnet_from_psp_lite0",
+    "pspnet_r18_from_r101",
+    "fcos_mv2_from_r50",
+]
+TEACHER_FORM = ("precision", "fold_norms", "channels_last", "compile", "batch_size")
 
 
 def make_arms(
@@ -32,6 +38,7 @@ def make_arms(
     config, full, batch = make_case(case, device, **options)
     student, task, teacher = full.student, full.task, full.teacher
     assert teacher is not None
+    assert config.teacher is not None
     alone = make_step(config, Distiller(student, task), device)
     pairs = make_step(config, Distiller(student, task, teacher=teacher, terms=full.terms), device)
     whole = make_step(config, full, device)
@@ -48,7 +55,9 @@ def make_arms(
         "amp": config.train.amp,
         "channels_last": config.train.channels_last,
         "student": config.model.name,
-        "teacher": None if config.teacher is None else config.teacher.name,
+        "compile": config.train.compile,
+        "teacher": config.teacher.name,
+        "teacher_form": {key: getattr(config.teacher, key) for key in TEACHER_FORM},
         "map": list(maps.student.shape),
     }
     return arms, built
@@ -109,7 +118,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
     parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
     parser.add_argument("--amp", choices=["none", "bf16", "fp16"], default="none")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--channels-last", action="store_true", help="student, images and teacher")
+    parser.add_argument("--compile", action="store_true", help="the student")
+    parser.add_argument("--teacher-precision", choices=["same", "fp32", "bf16", "fp16"])
+    parser.add_argument("--teacher-channels-last", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--teacher-compile", action="store_true", default=None)
+    parser.add_argument("--teacher-batch", type=int, metavar="N")
+    parser.add_argument("--no-fold", dest="fold", action="store_false", default=None)
     args = parser.parse_args(arguments)
     device = measure.pick(args.device)
     path = measure.output_path(args.output, f"step-{device.type}" + ("-dry" if args.dry else ""))
@@ -118,6 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(
             "--clock cpu needs --device cpu and OMP_NUM_THREADS=1: threads' times would add up"
         )
+    form = {
+        "precision": args.teacher_precision,
+        "channels_last": args.teacher_channels_last,
+        "compile": args.teacher_compile,
+        "batch_size": args.teacher_batch,
+        "fold_norms": args.fold,
+    }
     cases = {}
     with started(device.type) as process:
         for name in args.case:
@@ -131,6 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
                 size=tuple(args.size) if args.size else None,
                 amp=args.amp,
                 channels_last=args.channels_last,
+                compiled=args.compile,
+                teacher={key: value for key, value in form.items() if value is not None},
                 dry=args.dry,
             )
         result = measure.record(
