@@ -6,6 +6,7 @@ from torch import nn
 
 from densekd.distill.terms import Term, compute_terms, teacher_maps
 from densekd.losses import PixelWise
+from densekd.ops.resize import resize_labels, resize_map
 from densekd.types import DenseOutput
 from tests.distill.helpers import make_task
 
@@ -77,3 +78,17 @@ def test_mask_and_confidence_come_at_each_levels_size():
     assert [tuple(w.shape) for _, _, w in loss.seen] == [(2, 1, *size) for size in SIZES]
     top = theirs.prediction.softmax(1).amax(1, keepdim=True)
     assert torch.allclose(loss.seen[0][2], top)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loss_may_say_at_which_size_it_compares(reverse):
+    """Both maps come to it as they are, the mask at that size."""
+    mine, theirs = pyramid(seed=0)[1], pyramid(seed=1)[0]
+    if reverse:
+        mine, theirs = theirs, mine
+    mask = torch.rand(2, 32, 48, generator=torch.Generator().manual_seed(0)) > 0.3
+    term = Term("kl", PixelWise(size=[16, 24]), 1.0, "fpn", "fpn")
+    value = terms_of([term], output([mine]), output([theirs]), mask)["distill/kl"]
+    s, t = (resize_map(x, (16, 24)) for x in (mine, theirs))
+    expected = PixelWise()(s, t, mask=resize_labels(mask, (16, 24)))
+    torch.testing.assert_close(value, expected)

@@ -151,12 +151,16 @@ def _at_level(
     reduced_from: tuple[int, int] | None,
 ) -> Tensor:
     more: dict[str, Any] = {}
-    if reduced_from is None:
-        mine, theirs = match_sizes(mine, theirs)
-    else:
+    size = getattr(
+        loss, "size", None
+    )  # a loss may say at which size it compares; it then resizes both maps itself
+    if reduced_from is not None:
         mine = resize_map(mine, reduced_from)
         more["pooled_teacher"] = True
-    size = (mine.shape[-2], mine.shape[-1])
+    elif size is None:
+        mine, theirs = match_sizes(mine, theirs)
+    if size is None:
+        size = (mine.shape[-2], mine.shape[-1])
     small = None if mask is None else resize_labels(mask, size)
     if weight is not None:
         more["weight"] = resize_map(weight, size)
