@@ -181,7 +181,7 @@ def test_files_have_the_same_names_for_any_subset_of_terms():
 
 def test_top_k_is_of_class_maps_that_are_seen_through_a_softmax():
     plan = plan_of(make_distiller(), storage="top_k", top_k=2)
-    assert [type(kept.storage) for kept in plan.kept] == [TopK, Half]
+    assert [type(kept.storage) for kept in plan.kept] == [TopK, Int8]
     with pytest.raises(UserError, match="5 of 5 classes"):
         plan_of(make_distiller(), storage="top_k", top_k=5)
     other = make_distiller()

@@ -164,7 +164,7 @@ class TeacherCache:
     """What the teacher says, stored over augmentations that repeat; needs `data.augment_epochs` and `data.crop`."""
 
     __pydantic_config__ = STRICT
-    storage: Literal["fp16", "int8", "top_k"] = "fp16"  # top_k: of class maps, the rest in fp16
+    storage: Literal["fp16", "int8", "top_k"] = "fp16"  # top_k: of class maps, the rest in int8
     top_k: int = 4  # probabilities kept of each pixel (top_k)
     disk_gb: float = 20.0  # a larger store is refused, before any work
     folder: str | None = None  # of all stores; none: teacher in $DENSEKD_CACHE or the user's cache

@@ -130,7 +130,7 @@ def make_plan(
         images: (N, C, H, W) of the size of all others; the first is enough.
         holistic: the discriminator, where there is one.
         mask: the kind of mask that reductions are made under.
-        storage: ``"fp16"``, ``"int8"``, or ``"top_k"`` for class maps (whatever else is stored in fp16).
+        storage: ``"fp16"``, ``"int8"``, or ``"top_k"`` for class maps (whatever else is stored in int8).
         top_k: probabilities kept.
 
     Raises:
@@ -160,7 +160,7 @@ def make_plan(
             plan.kept.append(Kept(kind, size=size, storage=made, name=name, **more))
         return known[described]
 
-    other = "fp16" if storage == "top_k" else storage
+    other = "int8" if storage == "top_k" else storage
     prediction = other
     if storage == "top_k":
         prediction = _class_form(terms, holistic, len(task.classes), top_k)

@@ -1,0 +1,282 @@
+"""What a step costs whose teacher is stored, over the student's own step; and what storing changes.
+
+    python -m benchmarks.teacher_cache [--case NAME ...] [--camvid FOLDER --teacher FILE --student FILE] [--dry]
+
+Every record is there (filling is not measured). What storing changes is measured on the networks of each case, which
+are random, and with --camvid on trained ones (ESPNet-C from ESPNet) that see augmented training images: values of the
+terms, and their gradient at the student's weights, against those of the live teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.cases import CASES, Case, make_case, make_step
+from benchmarks.step import STANDARD
+from densekd.config import build
+from densekd.config.load import load_config
+from densekd.distill.distiller import Distiller
+from densekd.distill.teacher_cache import TeacherCache, make_plan
+from densekd.engine.launch import Process, started
+from densekd.types import Batch
+
+STORAGES: dict[str, dict[str, Any]] = {
+    "fp16": {"storage": "fp16"},
+    "int8": {"storage": "int8"},
+    "top 4": {"storage": "top_k", "top_k": 4},
+    "top 2": {"storage": "top_k", "top_k": 2},
+}
+
+
+def with_cache(
+    full: Distiller, terms: list[str], batch: Batch, folder: Path, **options: Any
+) -> Distiller:
+    """The same networks with some of the terms and no discriminator, their teacher's maps of this batch stored."""
+    assert full.teacher is not None
+    some = [term for term in full.terms if term.name in terms]
+    distiller = Distiller(full.student, full.task, teacher=full.teacher, terms=some, mask=full.mask)
+    plan = make_plan(
+        full.student, full.teacher, some, full.task, batch.images, mask=full.mask, **options
+    )
+    distiller.cache = TeacherCache(
+        full.teacher,
+        some,
+        full.task,
+        plan,
+        folder=folder,
+        identity={},
+        images=len(batch),
+        epochs=1,
+    )
+    distiller.cache.maps(batch, full.task.mask(batch, full.mask))
+    return distiller
+
+
+def measure_case(
+    case: Case, device: torch.device, *, pairs: int, warmup: int, clock: str, **options: Any
+) -> dict[str, Any]:
+    config, full, batch = make_case(case, device, **options)
+    batch.keys = [(0, i) for i in range(len(batch))]
+    both = ["pixel_wise", "pair_wise"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        step = partial(make_step, config, device=device)
+        live = Distiller(full.student, full.task, teacher=full.teacher, terms=full.terms)
+        stored = with_cache(full, both, batch, folder)
+        steps = {
+            "student": step(Distiller(full.student, full.task)),
+            "pi": step(with_cache(full, both[:1], batch, folder)),
+            "pi_pa": step(stored),
+            "pi_pa_int8": step(with_cache(full, both, batch, folder, storage="int8")),
+            "pi_pa_live": step(live),
+        }
+        arms: dict[str, Callable[[], Any]] = {
+            arm: partial(made, [batch], 0) for arm, made in steps.items()
+        }
+        mask = full.task.mask(batch, full.mask)
+        cache = stored.cache
+        assert cache is not None
+        arms["read"] = lambda: cache.maps(batch, mask)
+        calls = {arm: partial(measure.timed, call, device, clock) for arm, call in arms.items()}
+        seconds = measure.interleave(calls, pairs=pairs, warmup=warmup)
+        return {
+            "batch": list(batch.images.shape),
+            "classes": case.classes,
+            "student": config.model.name,
+            "teacher": None if config.teacher is None else config.teacher.name,
+            "seconds": {arm: measure.spread(found) for arm, found in seconds.items()},
+            "ratio": {
+                arm: measure.ratio(found, seconds["student"])
+                for arm, found in seconds.items()
+                if arm != "student"
+            },
+            "storages": measure_storages(full, batch, folder),
+            "raw_seconds": seconds,
+        }
+
+
+def measure_storages(full: Distiller, batch: Batch, folder: Path) -> dict[str, Any]:
+    """Bytes an image; relative error of each term's value and of the gradient at the student's weights."""
+    terms = [term.name for term in full.terms]
+    live = Distiller(
+        full.student, full.task, teacher=full.teacher, terms=full.terms, mask=full.mask
+    )
+    values, gradients = {}, {}
+    for term in terms:
+        live.terms = [t for t in full.terms if t.name == term]
+        values[term], gradients[term] = _gradient(live, term, batch)
+    found: dict[str, Any] = {}
+    for name, options in STORAGES.items():
+        if options.get("top_k", 0) >= len(full.task.classes):
+            continue
+        rows = found[name] = {"bytes": 0, "maps": {}, "terms": {}}
+        for term in terms:
+            distiller = with_cache(full, [term], batch, folder, **options)
+            assert distiller.cache is not None
+            for kept in distiller.cache.plan.kept:
+                rows["maps"][kept.name] = kept.storage.nbytes
+            value, gradient = _gradient(distiller, term, batch)
+            rows["terms"][term] = {
+                "value": abs(float(value / values[term]) - 1),
+                "gradient": float((gradient - gradients[term]).norm() / gradients[term].norm()),
+            }
+        rows["bytes"] = sum(rows["maps"].values())
+    return found
+
+
+def _gradient(distiller: Distiller, term: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Value of a term, and its gradient over all weights of the student (in eval mode, so that nothing moves)."""
+    student = distiller.student.eval()
+    student.zero_grad(set_to_none=True)
+    losses, _ = distiller.student_phase(batch)
+    value = losses[f"distill/{term}"]
+    value.backward()
+    grads = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
+    student.train()
+    return value.detach(), torch.cat(grads)
+
+
+def trained_storages(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """`measure_storages` with the given weights on four augmented training images of CamVid."""
+    given = {
+        "data.root": str(args.camvid),
+        "data.batch_size": 4,
+        "data.workers": 0,
+        "teacher.weights": str(args.teacher),
+        "model.weights": str(args.student),
+        "distill.holistic": None,
+    }
+    config = load_config("camvid/espnet_c_from_espnet", given)
+    reader = build.build_reader(config.data, config.data.train_split, training=True)
+    task = build.build_task(config, reader)
+    full, spec = build.build_distiller(config, task, distil=True, device=device)
+    augment = build.build_augment(config.data, reader, spec)
+    loader = build.build_train_loader(config, reader, augment, Process(0, 1, device), 0)
+    batch = next(iter(loader)).to(device)
+    batch.keys = [(0, i) for i in range(len(batch))]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_storages(full, batch, Path(folder))
+    return {
+        "teacher": args.teacher.name,
+        "student": args.student.name,
+        "batch": list(batch.images.shape),
+        "storages": rows,
+    }
+
+
+def as_table(cases: dict[str, dict[str, Any]]) -> str:
+    head = [
+        "pair",
+        "batch",
+        "student s",
+        "Pi / student",
+        "Pi+Pa / student",
+        "int8",
+        "live teacher",
+        "read s",
+    ]
+    rows = []
+    for name, case in cases.items():
+        part = {
+            arm: f"{v['median']:.3f} [{v['interval'][0]:.3f}, {v['interval'][1]:.3f}]"
+            for arm, v in case["ratio"].items()
+        }
+        time = {arm: f"{v['median']:.4f}" for arm, v in case["seconds"].items()}
+        shown = [part[arm] for arm in ("pi", "pi_pa", "pi_pa_int8", "pi_pa_live")]
+        rows.append(
+            [name, "×".join(map(str, case["batch"])), time["student"], *shown, time["read"]]
+        )
+    return measure.table(head, rows)
+
+
+def storages_table(found: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, part in found.items():
+        for storage, row in part.items():
+            cells = [
+                f"{100 * row['terms'][term][what]:.2g} %"
+                for term in ("pixel_wise", "pair_wise")
+                for what in ("value", "gradient")
+            ]
+            rows.append([name, storage, f"{row['bytes'] / 1000:.1f}", *cells])
+    head = [
+        "networks",
+        "storage",
+        "kB an image",
+        "Pi value",
+        "Pi gradient",
+        "Pa value",
+        "Pa gradient",
+    ]
+    return measure.table(head, rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.teacher_cache", description=__doc__.split("\n")[0]
+    )
+    measure.common_arguments(parser, pairs=10)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
+    parser.add_argument("--camvid", type=Path, help="for the errors of trained networks, with:")
+    parser.add_argument("--teacher", type=Path, help="weights of ESPNet")
+    parser.add_argument("--student", type=Path, help="weights of ESPNet-C")
+    args = parser.parse_args(arguments)
+    if args.camvid is not None and None in (args.teacher, args.student):
+        raise SystemExit("--camvid needs --teacher FILE and --student FILE")
+    device = measure.pick(args.device)
+    path = measure.output_path(
+        args.output, f"teacher_cache-{device.type}" + ("-dry" if args.dry else "")
+    )
+    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    if args.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() != 1):
+        raise SystemExit(
+            "--clock cpu needs --device cpu and OMP_NUM_THREADS=1: threads' times would add up"
+        )
+    cases, trained = {}, None
+    with started(device.type) as process:
+        for name in args.case:
+            print(f"{name} ...", flush=True)
+            cases[name] = measure_case(
+                CASES[name],
+                process.device,
+                pairs=pairs,
+                warmup=warmup,
+                clock=args.clock,
+                dry=args.dry,
+            )
+        if args.camvid is not None:
+            trained = trained_storages(args, process.device)
+        result = measure.record(
+            "teacher_cache",
+            process.device,
+            clock=args.clock,
+            pairs=pairs,
+            warmup=warmup,
+            cases=cases,
+            trained=trained,
+        )
+    # Where data and weights lie on this machine is nobody's business.
+    for given in (args.camvid, args.teacher, args.student):
+        if given is not None:
+            result["command"] = result["command"].replace(str(given), given.name)
+    measure.write(result, path)
+    print(as_table(cases))
+    errors = {name: case["storages"] for name, case in cases.items()}
+    if trained is not None:
+        errors["trained"] = trained["storages"]
+    print(storages_table(errors))
+    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
