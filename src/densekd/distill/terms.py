@@ -151,9 +151,8 @@ def _at_level(
     reduced_from: tuple[int, int] | None,
 ) -> Tensor:
     more: dict[str, Any] = {}
-    size = getattr(
-        loss, "size", None
-    )  # a loss may say at which size it compares; it then resizes both maps itself
+    # A loss may say at which size it compares: it then resizes both maps itself.
+    size = getattr(loss, "size", None)
     if reduced_from is not None:
         mine = resize_map(mine, reduced_from)
         more["pooled_teacher"] = True
