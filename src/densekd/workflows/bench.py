@@ -56,9 +56,13 @@ def bench(
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     if not distil:
         config = replace(config, teacher=None, distill=Distill())
-    config, remarks = _random_where_unknown(config)
+    config, remarks = _live_teacher(config)
     with ExitStack() as stack:
-        process = stack.enter_context(started(device, deterministic=config.train.deterministic))
+        process = stack.enter_context(
+            started(
+                device, deterministic=config.train.deterministic, workers=config.data.workers
+            )
+        )
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
         reader = stand_in_reader(config) if made_up else _reader(config)
@@ -106,13 +110,17 @@ def bench(
     return {**result, "advice": advice(config, result), "config": to_tree(config), "raw_seconds": raw}  # fmt: skip
 
 
-def _random_where_unknown(config: Config) -> tuple[Config, list[str]]:
-    """Random weights cost what trained ones cost."""
-    teacher = config.teacher
-    if teacher is None or teacher.weights is not None or teacher.allow_untrained:
-        return config, []
-    config = replace(config, teacher=replace(teacher, allow_untrained=True))
-    return config, ["the recipe names no teacher.weights: a random teacher, which costs the same"]
+def _live_teacher(config: Config) -> tuple[Config, list[str]]:
+    """The recipe with a teacher that can be asked: random where it names no weights, which costs the same."""
+    teacher, remarks = config.teacher, []
+    if teacher is not None and teacher.weights is None and not teacher.allow_untrained:
+        config = replace(config, teacher=replace(teacher, allow_untrained=True))
+        remarks.append(
+            "the recipe names no teacher.weights: a random teacher, which costs the same"
+        )
+    if config.distill.teacher_cache is not None:
+        remarks.append("distill.teacher_cache is left out: the live teacher is measured")
+    return config, remarks
 
 
 def _reader(config: Config) -> Any:
