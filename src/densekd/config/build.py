@@ -24,6 +24,7 @@ from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
 from densekd.config.resolve import accepts, call, resolve
 from densekd.data.base import task_of
 from densekd.data.check import sample_check
+from densekd.data.device import DeviceLoader
 from densekd.data.loader import EvalLoader, TrainLoader
 from densekd.data.transforms import Augment
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
@@ -152,19 +153,33 @@ def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
 def build_train_loader(
     config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
 ) -> TrainLoader:
+    """Samples decoded and augmented on the host."""
+    stream = _stream(config, augment, process, start_step)
+    return TrainLoader(reader, workers=config.data.workers, **stream)
+
+
+def build_device_loader(
+    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+) -> DeviceLoader:
+    """The same stream with the whole set and its augmentation on the process's device."""
+    stream = _stream(config, augment, process, start_step)
+    return DeviceLoader(reader, device=process.device, **stream)
+
+
+def _stream(
+    config: schema.Config, augment: Augment, process: Process, start_step: int
+) -> dict[str, Any]:
     data = config.data
-    return TrainLoader(
-        reader,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        transform=augment,
-        rank=process.rank,
-        world_size=process.world_size,
-        workers=data.workers,
-        start_step=start_step * config.train.accumulate,
-        augment_epochs=data.augment_epochs,
-        on_bad_file=data.on_bad_file,
-    )
+    return {
+        "batch_size": data.batch_size,
+        "seed": config.seed,
+        "transform": augment,
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "start_step": start_step * config.train.accumulate,
+        "augment_epochs": data.augment_epochs,
+        "on_bad_file": data.on_bad_file,
+    }
 
 
 def build_eval_loader(

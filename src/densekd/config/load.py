@@ -266,7 +266,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "above 0",
         lambda v: v > 0,
         "optim.lr optim.clip distill.holistic.lr distill.teacher_cache.disk_gb depth.min_depth depth.max_depth "
-        "depth.virtual_normal_samples",
+        "data.cache_gb depth.virtual_normal_samples",
     ),
     (
         "in [0, 1]",
@@ -323,6 +323,8 @@ def _check_values(config: Config, where: str) -> None:
         if not holds(got)
     ]
     broken += _foreign_sections(config, where)
+    if config.data.cache == "device" and config.task == "detection":
+        broken.append(f"{where}: data.cache: device knows no boxes; take disk or ram")
     if config.distill.teacher_cache is not None:
         broken += [
             f"{where}: distill.teacher_cache: needs data.{key}, {why}"

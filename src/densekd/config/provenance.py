@@ -130,7 +130,9 @@ def _stamp(path: Path) -> str:
 
 
 # Settings that change neither an augmented sample nor, by much, what a teacher says of it.
-_NOT_OF_THE_SAMPLE = {"root", "workers", "batch_size", "on_bad_file", "val_split", "val_options"}
+_NOT_OF_THE_SAMPLE = {
+    "root", "workers", "cache", "cache_gb", "batch_size", "on_bad_file", "val_split", "val_options",
+}  # fmt: skip
 
 
 def teacher_cache_identity(

@@ -78,6 +78,10 @@ class Data:
     cat_max_ratio: float | None = (
         None  # redraw a crop in which one class covers more than this (segmentation)
     )
+    cache: Literal["ram", "disk", "device"] | None = (
+        None  # decode once: for this run, for all runs, or as disk with the augmentation on the device; none: each time
+    )
+    cache_gb: float = 16.0  # the most that the cache may take: training and validation, 10^9 bytes
     augment_epochs: int | None = None  # augmentations repeat after so many epochs; none: never
     allow_unlabelled: bool = False  # images without a label train the distillation terms only
     on_bad_file: Literal["stop", "skip"] = "stop"  # an unreadable file met while training

@@ -33,11 +33,13 @@ from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Task
 from densekd.types import Batch
+from densekd.workflows.cache import cached_readers
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
-    "data.root", "data.workers", "data.on_bad_file", "train.log_every", "train.save_every", "train.evaluate_every",
-    "train.tensorboard", "evaluate.batch_size", "note", "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
+    "data.root", "data.workers", "data.cache_gb", "data.on_bad_file", "train.log_every", "train.save_every",
+    "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
+    "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
 }  # fmt: skip
 
 
@@ -58,6 +60,9 @@ def changed_settings(folder: RunFolder, config: Config) -> list[str]:
         return []
     old = flatten(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
     new = flatten(yaml.safe_load(dump_config(config)))
+    # From the host's cache samples come as from their files; the device's are equal up to rounding only.
+    for settings in (old, new):
+        settings["data.cache"] = "device" if settings.get("data.cache") == "device" else None
     keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
     return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
 
@@ -134,6 +139,15 @@ def run(
         score = partial(_score, config, val_reader, task, spec, process, training.skipped)
         # An evaluation that cannot work fails now, not after all steps.
         score(training.result, limit=1)
+        if config.data.cache is not None:
+            train_reader, val_reader = cached_readers(
+                config, train_reader, val_reader, process, stop
+            )
+            if stop:
+                if main:
+                    print("stopped before the first step; the same command goes on")
+                return stop.exit_status
+            score = partial(_score, config, val_reader, task, spec, process, training.skipped)
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
         resumed = resume and training.resume()
@@ -160,9 +174,13 @@ def run(
         log.say(
             f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
-            f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}"
+            f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}; "
+            f"threads: {torch.get_num_threads()} for compute, {config.data.workers} for reading"
         )
-        loader = build.build_train_loader(config, train_reader, augment, process, training.done)
+        make_loader = (
+            build.build_device_loader if config.data.cache == "device" else build.build_train_loader
+        )
+        loader = make_loader(config, train_reader, augment, process, training.done)
         loader.skipped = training.skipped  # one record, over all starts of the run
         try:
             if distiller.teacher is not None and training.done == 0:
