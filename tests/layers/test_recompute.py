@@ -292,6 +292,31 @@ def test_nothing_is_left_on_after_an_error_and_nothing_is_leaked() -> None:
         gc.enable()
 
 
+def test_a_forward_that_was_interrupted_ends_with_the_next() -> None:
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            if x.shape[0] == 3:
+                raise KeyboardInterrupt
+            return x
+
+    network = to_inplace(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), Interrupted()))
+    with pytest.raises(KeyboardInterrupt):
+        network(torch.randn(3, 4, 6, 6))
+    network(torch.randn(2, 4, 6, 6)).sum().backward()
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_compiled() -> None:
+    network = to_inplace(conv_norm(nn.ReLU()))
+    x = torch.randn(2, 4, 6, 6)
+    expected = step(network, x, enabled=False)
+    network[1].reset_running_stats()
+    network.compile(backend="aot_eager", fullgraph=True)
+    found = step(network, x, enabled=False)
+    for name in ("out", "x", "0.weight", "1.weight"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
 def test_without_gradients_nothing_is_recorded() -> None:
     network = to_inplace(conv_norm(nn.ReLU()))
     with torch.no_grad():

@@ -3,9 +3,10 @@
 from densekd.layers.abn import ABN
 from densekd.layers.attention import SelfAttention2d
 from densekd.layers.esp import ESPBlock, ESPDown
-from densekd.layers.inplace import inplace_abn, synchronise, synchronised_batch_norm
+from densekd.layers.inplace import inplace_abn, synchronised_batch_norm
 from densekd.layers.pyramid import PyramidPooling
 from densekd.layers.recompute import recompute_norms, to_inplace
+from densekd.layers.synchronise import synchronise
 
 __all__ = [
     "ABN",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
-from densekd.layers.recompute import enter, leave, made_from
+from densekd.layers.recompute import made_from
 from densekd.ops import collectives
 
 ACTIVATIONS = ("leaky_relu", "elu", "identity")
@@ -221,41 +219,3 @@ def _apply_statistics(
 ) -> Tensor:
     scale, bias = (v if v is None else v.to(mean.dtype) for v in (scale, bias))
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, eps)
-
-
-class _Redirect(TorchFunctionMode):
-    """Batch norms called inside take the statistics of all ranks."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.batch_norm:
-            return synchronised_batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def synchronise(model: nn.Module) -> nn.Module:
-    """Make every batch norm of a network take its statistics over all ranks while it trains.
-
-    Modules, keys, values and hooks stay as they are. It holds for `ABN`, torch's batch norms and subclasses of them
-    (timm's `BatchNormAct2d`, which `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would strip of its activation),
-    on any device.
-
-    Returns:
-        The network itself.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(
-            module, nn.SyncBatchNorm
-        ):
-            if isinstance(getattr(module, "synchronised", None), bool):  # ABN
-                setattr(module, "synchronised", True)  # noqa: B010
-            elif _before not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(_before)
-                module.register_forward_hook(leave, always_call=True)
-    return model
-
-
-def _before(module: nn.Module, args: Any) -> None:
-    many = module.training and collectives.world_size() > 1
-    enter(module, _Redirect() if many else None)

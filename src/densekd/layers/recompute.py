@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -189,14 +189,14 @@ class _Recorder(TorchFunctionMode):
         before: Recipe | None = None,
     ) -> Recipe | None:
         """Remember how `result` was made, if autograd may save it."""
-        if not result.requires_grad or not result.data_ptr():
+        if not result.requires_grad or not result.data_ptr():  # meta tensors have no address
             return None
         recipe = Recipe(function, given, result.device.type, before)
         self.known[result.data_ptr()] = _Known(result, recipe)
         return recipe
 
     def find(self, tensor: Any) -> Recipe | None:
-        if not self.known or not isinstance(tensor, Tensor):
+        if not self.known or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             return None
         known = self.known.get(tensor.data_ptr())
         return known.recipe if known is not None and known.fits(tensor) else None
@@ -291,28 +291,42 @@ def to_inplace(model: nn.Module) -> nn.Module:
     """
     if _before not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_before)
-        model.register_forward_hook(leave, always_call=True)
+        model.register_forward_hook(_after, always_call=True)
     return model
 
 
 def _before(module: nn.Module, args: Any) -> None:
-    enter(module, recompute_norms())
+    if not _traced():
+        enter(module, recompute_norms())
 
 
-# A context that begins in one hook of a module and ends in another. Hooks are plain functions, so that copies of
-# the module and its pickles have them too.
+def _after(module: nn.Module, args: Any, output: Any) -> None:
+    if not _traced():
+        leave(module, args, output)
+
+
+# A context that begins in one hook of a module and ends in another. Hooks are plain functions, so that copies of the
+# module and its pickles have them too.
 
 
 def enter(module: nn.Module, context: AbstractContextManager | None) -> None:
     """In a forward pre-hook."""
-    context = context or nullcontext()
-    context.__enter__()
+    if any(inside is module for inside, _ in _local.entered):
+        while _leave_last() is not module:  # Ctrl-C ended a forward without its last hooks
+            pass
+    if context is not None:
+        context.__enter__()
     _local.entered.append((module, context))
 
 
 def leave(module: nn.Module, args: Any, output: Any) -> None:
     """In a forward hook that is always called; one after an error in an earlier pre-hook finds nothing to leave."""
     if _local.entered and _local.entered[-1][0] is module:
-        _, context = _local.entered.pop()
-        assert context is not None
+        _leave_last()
+
+
+def _leave_last() -> nn.Module:
+    module, context = _local.entered.pop()
+    if context is not None:
         context.__exit__(None, None, None)
+    return module
