@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densekd.losses import PixelWise, pixel_wise
+from densekd.ops.resize import resize_map
 from tests.golden_rule import load_golden
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
@@ -75,6 +76,10 @@ def test_golden(file, row, convention, temperature):
         ({"form": "softplus"}, "'softplus'; choose one of 'softmax'"),
         ({"form": "sigmoid", "convention": "cirkd"}, "takes 'paper' alone"),
         ({"form": "regression", "temperature": 2.0}, "no distribution to soften"),
+        ({"form": "sigmoid", "size": (9, 9)}, "size is for form 'softmax'"),
+        ({"size": 9}, "size is 9; give a height and a width"),
+        ({"size": (9, 0)}, r"size is \(9, 0\)"),
+        ({"size": [9, 9, 9]}, "give a height and a width"),
     ],
 )
 def test_exception_arguments(kwargs, message):
@@ -97,6 +102,30 @@ def test_exception_shapes():
         pixel_wise(student, teacher, mask=torch.ones(2, 6, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"mask is torch.int64"):
         pixel_wise(student, teacher, mask=torch.ones(2, 6, 7, dtype=torch.long))
+
+
+def test_exception_shapes_with_a_size():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match="must agree in batch and classes"):
+        pixel_wise(student, teacher[:, :-1], size=(9, 9))
+    with pytest.raises(ValueError, match=r"expected torch.bool of shape \(2, 9, 8\)"):
+        pixel_wise(student, teacher, size=(9, 8), mask=torch.ones(2, 6, 7, dtype=torch.bool))
+    with pytest.raises(ValueError, match="a softmax over one channel"):
+        pixel_wise(student[:, :1], teacher[:, :1], size=(9, 9))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("size", [(6, 7), (13, 9), (3, 4), (5, 20)])
+def test_size_is_that_of_maps_resized_before(convention, size):
+    """Also `test_upsampled.py`, where the maps are large."""
+    student, teacher = pair()[0], pair(h=4, w=9, seed=1)[1]
+    mask = torch.rand(2, *size, generator=torch.Generator().manual_seed(1)) > 0.5
+    loss = pixel_wise(student, teacher, convention=convention, size=size, mask=mask)
+    resized = (resize_map(x, size) for x in (student, teacher))
+    torch.testing.assert_close(loss, pixel_wise(*resized, convention=convention, mask=mask))
+    stored = PixelWise(convention=convention, size=list(size))  # as YAML gives it
+    assert torch.equal(stored(student, teacher, mask=mask), loss)
+    assert f"size={size}" in repr(stored)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from densekd.losses._checks import no_autocast
 from densekd.ops.resize import resize_map
 
-# Entries (n·K·r·W) of a band. On a CPU a few megabytes, which stay in its cache (2**18 to 2**21 took 1 to 1.5 times as
+# Entries (n·K·r·W) of a band. On a CPU a few megabytes, which stay in its cache (2**18 to 2**21 took 1 to 1.6 times as
 # long as the best of them, 2**24 up to 3 times); elsewhere enough to be worth the launches.
 _BAND = {"cpu": 2**20}
 _BAND_ELSEWHERE = 2**24
