@@ -192,6 +192,20 @@ def test_top_k_is_of_class_maps_that_are_seen_through_a_softmax():
         plan_of(make_distiller(), storage="fp8")
 
 
+@pytest.mark.parametrize(("size", "stored"), [((16, 24), (16, 24)), ((80, 96), (64, 96))])
+def test_a_loss_that_compares_at_a_size_of_its_own(tmp_path, size, stored):
+    batch = keyed(make_batch(2))
+    distiller = make_distiller(holistic=False)
+    distiller.terms = [Term("pixel_wise", PixelWise(size=size), 1.0)]
+    live, _ = distiller.student_phase(batch)
+    cached(distiller, tmp_path)
+    assert distiller.cache.plan.kept[0].size == stored
+    again, _ = distiller.student_phase(batch)
+    assert again["distill/pixel_wise"].item() == pytest.approx(
+        live["distill/pixel_wise"].item(), rel=1e-3
+    )
+
+
 def test_levels_that_differ_are_named():
     distiller = make_distiller(holistic=False)
     task = copy.copy(distiller.task)

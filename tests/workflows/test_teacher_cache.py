@@ -198,6 +198,38 @@ def test_what_cannot_be_stored_ends_before_a_folder_is_made(tree, tmp_path, chan
     assert not (tmp_path / "store").exists()
 
 
+def detection(tree):
+    network = {"name": "fcos_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 32,
+               "head_convs": 1, "extra_levels": 0}}  # fmt: skip
+    tree["data"]["options"].update(target="boxes", height=64, width=128)
+    tree["data"]["crop"] = [64, 128]
+    return network
+
+
+def depth(tree):
+    tree["data"]["options"].update(target="depth", height=64, width=128)
+    tree["data"]["crop"] = [64, 128]
+    tree["depth"] = {"min_depth": 1, "max_depth": 80}
+    return {"name": "depth_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 16}}
+
+
+@pytest.mark.parametrize("task", [detection, depth])
+def test_levels_of_a_detector_and_depth_are_stored(tree, tmp_path, task, capsys):
+    """Every term of these tasks: pyramid levels, confidence, the discriminator's own map."""
+    network = task(tree)
+    tree.update(task=task.__name__, model=network, teacher={**network, "allow_untrained": True})
+    tree["distill"]["feature_mimic"] = {"weight": 1}
+    tree["data"].update(augment_epochs=1, train_options={"length": 2}, val_options={"length": 1})
+    tree["train"]["steps"] = 2
+    assert go(tree, tmp_path / "first") == 0
+    assert go(tree, tmp_path / "again") == 0
+    said = capsys.readouterr().out
+    assert "confidence-" in said
+    assert "holistic-" in said
+    assert "100 % filled" in said
+    assert student(tmp_path / "first") == student(tmp_path / "again")
+
+
 def test_training_alone_needs_no_store(tree, tmp_path):
     tree["train"]["steps"] = 1
     assert go(tree, tmp_path / "r", distil=False) == 0

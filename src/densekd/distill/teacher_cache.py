@@ -57,7 +57,7 @@ class Kept:
         kind: ``"map"``, ``"confidence"`` or ``"holistic"``: where in `TeacherMaps` it stands.
         term: a term that compares it; empty for the discriminator's.
         level: of that term.
-        size: (h, w) it is compared at.
+        size: (h, w) it is compared at, or its own where a loss enlarges it itself.
         loss: reduces it before it is stored; None stores the map.
         storage: its bytes.
         name: of its file.
@@ -168,7 +168,7 @@ def make_plan(
         pairs = select(mine, term.student, task), theirs.levels[term.name]
         check_levels(term, *pairs)
         for level, (s, t) in enumerate(zip(*pairs, strict=True)):
-            size = compared_size(s, t)
+            size = _stored_size(term.loss, s, t)
             at = {"term": term.name, "level": level}
             values, what, loss = resize_map(t, size), f"{term.teacher} {level}", None
             form = prediction if term.teacher == PREDICTION else other
@@ -217,6 +217,16 @@ def _class_form(terms: Sequence[Term], holistic: Any, classes: int, top_k: int) 
             "prediction in another form; take fp16 or int8"
         )
     return "top_k"
+
+
+def _stored_size(loss: nn.Module, student: Tensor, teacher: Tensor) -> tuple[int, int]:
+    """(h, w) of the smallest teacher's map that a loss can do with."""
+    size = getattr(loss, "size", None)
+    if size is None:
+        return compared_size(student, teacher)
+    # The loss resizes both maps to its own size: a smaller teacher's map stays as it is until then.
+    own = (teacher.shape[-2], teacher.shape[-1])
+    return own if own[0] * own[1] < size[0] * size[1] else (size[0], size[1])
 
 
 def _reduced(loss: Any, values: Tensor, mask: Tensor | None) -> Tensor:
