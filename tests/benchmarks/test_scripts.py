@@ -58,7 +58,9 @@ def test_pair_wise(tmp_path, capsys):
     assert size["extra_bytes"]["plain"]["tensors"] > 3 * 4 * 512**2
     assert size["extra_bytes"]["densekd"]["tensors"] < 20 * 4 * 16 * 512
     assert set(found["exponents"]["16"]) == {"plain", "densekd"}
-    assert "| 16 | 512 |" in capsys.readouterr().out
+    assert found["forms"][0]["asked"] == "softmax"
+    assert all(e["densekd"]["value"] < 1e-5 for e in found["errors"] if e["noise"] >= 1e-3)
+    assert "| cosine | 16 | 512 |" in capsys.readouterr().out
 
 
 def test_a_power_is_fitted():
