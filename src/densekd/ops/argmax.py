@@ -22,7 +22,7 @@ SMALLEST = (
     2.0**-100
 )  # the largest score must be above: products must not fall below what float32 holds
 MANY = 0.5  # cells on borders, as a fraction, from which on it is faster to interpolate everything
-AT_ONCE = 2**19  # interpolated values held at a time
+AT_ONCE = 2**17  # interpolated values held at a time
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def _by_cells(scores: Tensor, out: Tensor) -> bool:
     U: the uncertain cells. Corners: upper left, upper right, lower left, lower right.
     """
     classes, height, width = scores.shape
-    largest = scores.abs().max().item()
+    largest = torch.stack(scores.aminmax()).abs().max().item()
     if classes == 1 or 4 * height * width > out.numel() or not SMALLEST < largest < float("inf"):
         return False
     lead = largest * LEAD
@@ -95,7 +95,9 @@ def _by_cells(scores: Tensor, out: Tensor) -> bool:
     number = possible.sum(0)
     y_places, x_places = y.places(), x.places()
     longest = len(y_places) * len(x_places)
-    for k in number.unique().tolist():
+    for k, cells_of_k in enumerate(torch.bincount(number).tolist()):
+        if cells_of_k == 0:
+            continue
         for cells in (number == k).nonzero()[:, 0].split(max(1, AT_ONCE // (k * longest))):
             # (k, u) names of each cell's candidates, rising
             names = possible[:, cells].mT.nonzero()[:, 1].view(-1, k).mT.contiguous()
@@ -117,8 +119,12 @@ def _possible(values: Tensor, top: Tensor, lead: float) -> Tensor:
         other = torch.where(t != first, t, other)
     f, o = (values.gather(0, t.expand(1, 4, -1))[0] for t in (first, other))
     values = values + lead
-    led = (values < f).all(1) | (values < o).all(1) | (values < f / 2 + o / 2).all(1)
-    return ~led
+    possible = torch.ones_like(values[:, 0], dtype=torch.bool)
+    for leader in (f, o, f / 2 + o / 2):
+        led = values < leader
+        led = led[:, :2] & led[:, 2:]  # four times as fast as `all`
+        possible &= ~(led[:, 0] & led[:, 1])
+    return possible
 
 
 def _winner(values: Tensor, names: Tensor, y: Axis, x: Axis, line: Tensor, place: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""The script runs: tiny, on the CPU, without data."""
+
+import json
+
+import pytest
+
+from benchmarks import evaluation
+
+
+def test_dry(tmp_path, capsys):
+    path = tmp_path / "evaluation.json"
+    assert evaluation.main(["--dry", "--device", "cpu", "--output", str(path)]) == 0
+    found = json.loads(path.read_text())
+    (case,) = found["cases"].values()
+    assert set(case["seconds"]) == set(evaluation.ARMS)
+    assert case["times_faster"]["plain"]["count"] == 2
+    assert case["differing_pixels"] == 0
+    assert case["border_cells"][0] > 0.9
+    assert case["extra_bytes"]["plain"]["tensors"] > case["extra_bytes"]["densekd"]["tensors"]
+    assert found["views"]["views"] == 6
+    assert set(found["views"]["all"]["seconds"]) == {"plain", "densekd"}
+    assert "| six views |" in capsys.readouterr().out
+
+
+def test_data_and_weights_come_together(capsys):
+    with pytest.raises(SystemExit):
+        evaluation.main(["--camvid", "folder"])
+    assert "come together" in capsys.readouterr().err
