@@ -84,3 +84,83 @@ def test_the_first_signal_asks_the_second_ends(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("environment", "workers", "expected"),
+    [
+        ({}, 0, 8),
+        ({}, 3, 5),
+        ({}, 12, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, 1, 3),
+        ({"WORLD_SIZE": "4"}, 0, 2),
+        ({"WORLD_SIZE": "32"}, 2, 1),
+    ],
+)
+def test_cores_are_shared(monkeypatch, threads, environment, workers, expected):
+    monkeypatch.setattr(launch, "available_cores", lambda: 8)
+    monkeypatch.setattr(launch.os, "environ", environment)
+    assert launch.share_cores(workers) == torch.get_num_threads() == expected
+
+
+def test_the_users_number_of_threads_holds(monkeypatch, threads):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(launch, "available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.share_cores(2) == 1
+
+
+def test_threads_are_put_back(monkeypatch, threads):
+    torch.set_num_threads(1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "available_cores", lambda: 3)
+    with launch.started("cpu", workers=1):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("listing", "files", "cores"),
+    [
+        ("0::/job/run", {"job/run/cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/not/seen/from/inside", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {}, float("inf")),
+        (
+            "4:cpu,cpuacct:/box\n3:memory:/box",
+            {"cpu/box/cpu.cfs_quota_us": "400000", "cpu/box/cpu.cfs_period_us": "100000"},
+            4.0,
+        ),
+        (
+            "1:cpu:/",
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            float("inf"),
+        ),
+    ],
+)
+def test_a_containers_quota_is_read(tmp_path, listing, files, cores):
+    (tmp_path / "listing").write_text(listing + "\n")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert launch._quota(str(tmp_path / "groups"), str(tmp_path / "listing")) == cores
+    assert launch._quota(str(tmp_path / "groups"), str(tmp_path / "none")) == float("inf")
+
+
+def test_available_cores(monkeypatch):
+    monkeypatch.delenv("DENSEKD_CORES", raising=False)
+    assert 1 <= launch.available_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(launch, "_quota", lambda: 0.5)
+    assert launch.available_cores() == 1
+    monkeypatch.setattr(launch, "_quota", lambda: 64.0)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert launch.available_cores() == 16
+    monkeypatch.setenv("DENSEKD_CORES", "5")
+    assert launch.available_cores() == 5

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -75,6 +77,41 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def available_cores() -> int:
+    """Cores this process may use: those it is bound to, or fewer where a container has a quota of processor time."""
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    cores = len(bound) or os.cpu_count() or 1
+    share = os.environ.get("DENSEKD_CORES")  # what an ablation gives to each of its runs
+    return max(1, int(min(cores, _quota(), int(share) if share else cores)))
+
+
+def _quota(root: str = "/sys/fs/cgroup", listing: str = "/proc/self/cgroup") -> float:
+    """Cores' worth of time that Linux's control groups give this process; infinite where none says."""
+    try:
+        lines = Path(listing).read_text().splitlines()
+    except OSError:
+        return math.inf
+    least = math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        kind = "cpu" if "cpu" in controllers.split(",") else ""
+        if controllers and not kind:
+            continue
+        for folder in (Path(path), *Path(path).parents):  # a group has no more than those around it
+            place = Path(root, kind, *folder.parts[1:])
+            try:
+                if kind:  # version 1
+                    quota = (place / "cpu.cfs_quota_us").read_text().strip()
+                    period = (place / "cpu.cfs_period_us").read_text()
+                else:
+                    quota, period = (place / "cpu.max").read_text().split()
+            except (OSError, ValueError):
+                continue
+            if quota not in ("max", "-1"):
+                least = min(least, int(quota) / int(period))
+    return least
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep big freed blocks instead of handing them back to the kernel.
 
@@ -89,17 +126,36 @@ def keep_freed_memory() -> None:
         return
 
 
+def share_cores(workers: int = 0) -> int:
+    """Threads for compute on the CPU, beside `workers` loader processes of one thread each; sets and returns them.
+
+    ``OMP_NUM_THREADS`` is obeyed where it is set. Else the cores are shared by the processes on this machine
+    (``LOCAL_WORLD_SIZE``, or all of the group), and each leaves one to every worker it has, but for one of its own.
+    Threads that spin for a core they do not get multiply a step's time (docs/benchmarks.md).
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1
+        torch.set_num_threads(max(1, available_cores() // int(processes) - workers))
+    return torch.get_num_threads()
+
+
 @contextmanager
-def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Process]:
-    """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again."""
+def started(
+    device: str = "auto", *, deterministic: bool = False, workers: int = 0
+) -> Iterator[Process]:
+    """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again.
+
+    Args:
+        workers: loader processes beside this one; see `share_cores`.
+    """
     _slurm_environment()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = pick_device(device, local)
+    threads = torch.get_num_threads()
     if place.type == "cpu":
         keep_freed_memory()
-        if world > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+        share_cores(workers)
     else:
         torch.set_float32_matmul_precision("high")
     if place.type == "cuda":
@@ -119,6 +175,7 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         size = dist.get_world_size() if dist.is_initialized() else 1
         yield Process(rank, size, place)
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
         if own_group and dist.is_initialized():

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 
 from densekd.engine.folder import RunFolder
-from densekd.engine.launch import stop_on_signals
+from densekd.engine.launch import available_cores, stop_on_signals
 from densekd.engine.log import read_metrics
 from densekd.errors import UserError
 
@@ -50,13 +50,6 @@ class Child:
         return self.folder.path.with_name(self.folder.path.name + ".log")
 
 
-def available_cores() -> int:
-    """Cores this process may use, which a container or a batch system may have narrowed."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _die_with_parent() -> None:
     """Linux: a child must not go on alone when its parent is killed (a second start would meet it)."""
     try:
@@ -65,10 +58,10 @@ def _die_with_parent() -> None:
         return
 
 
-def _start(child: Child, threads: int) -> None:
+def _start(child: Child, cores: int) -> None:
     child.log.parent.mkdir(parents=True, exist_ok=True)
-    # One thread per process where several run: spinning OpenMP threads can multiply a step's time.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    # Its share of the cores, to divide between compute and loader workers. OMP_NUM_THREADS, if set, holds for it too.
+    environment = {**os.environ, "DENSEKD_CORES": str(cores), "PYTHONUNBUFFERED": "1"}
     with open(child.log, "a", encoding="utf-8") as log:
         child.process = subprocess.Popen(
             [sys.executable, "-m", "densekd", *child.arguments],
@@ -100,7 +93,7 @@ def run_children(children: list[Child], *, jobs: int) -> int:
     console = Console()
     waiting = [c for c in children if not c.finished]
     jobs = max(1, min(jobs, len(waiting)))
-    threads = max(1, available_cores() // jobs)
+    cores = max(1, available_cores() // jobs)
     running: list[Child] = []
     columns = (
         TextColumn("{task.description:<28}"),
@@ -121,7 +114,7 @@ def run_children(children: list[Child], *, jobs: int) -> int:
                 while waiting and len(running) < jobs and not stop:
                     # The last first: with the most terms it takes longest, and should not run alone at the end.
                     child = waiting.pop()
-                    _start(child, threads)
+                    _start(child, cores)
                     assert child.bar is not None
                     progress.start_task(child.bar)
                     running.append(child)

@@ -86,7 +86,9 @@ def run(
     else:
         config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
     with ExitStack() as stack:
-        process = stack.enter_context(started(device, deterministic=config.train.deterministic))
+        process = stack.enter_context(
+            started(device, deterministic=config.train.deterministic, workers=config.data.workers)
+        )
         stop = stack.enter_context(stop_on_signals())
         run_folder = RunFolder(folder)
         main = process.rank == 0
