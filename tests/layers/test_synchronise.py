@@ -72,7 +72,7 @@ def network() -> nn.Module:
 
 CASES = {
     "plain": ("uneven", network, {}),
-    "inplace": ("even", lambda: to_inplace(network()), {}),
+    "inplace under ddp": ("even", lambda: to_inplace(network()), {"ddp": True}),
     "compiled": ("even", network, {"compile": "aot_eager"}),
     "empty": ("one", Functions, {}),
 }
@@ -89,14 +89,16 @@ def whole(case: str, rank: int | None = None):
         first = SHARES[share][0]
         part = slice(0, first) if rank == 0 else slice(first, 4)
         x = x[:, part]
-    if rank is not None and options:
+    if rank is not None and "compile" in options:
         net.compile(backend=options["compile"])
+    ddp = rank is not None and "ddp" in options
+    called = nn.parallel.DistributedDataParallel(net) if ddp else net
     x.requires_grad_()
     for images in x:
-        net(images).flatten(1).sin().sum(1).square().sum().backward()
+        called(images).flatten(1).sin().sum(1).square().sum().backward()
     return {
         "input": x.grad,
-        **{k: all_reduce_sum(p.grad) for k, p in net.named_parameters()},
+        **{k: 2 * p.grad if ddp else all_reduce_sum(p.grad) for k, p in net.named_parameters()},
         **dict(net.named_buffers()),
     }
 
