@@ -5,6 +5,7 @@
 The logits are ESPNet-C's, trained on CamVid, at an eighth of 2048×1024: CamVid's images are 480×360, of which the
 middle 480×240 is enlarged. Nineteen classes are made of eleven by repeating eight of them, lowered by 5. Noise is the
 worst case: every cell lies on a border. Without --camvid and --weights there is noise alone, and so with --dry.
+Six views are three scales, mirrored and not; with their forward passes they are measured at 1024×512.
 
 The arms:
     loops: F.interpolate, argmax in NumPy, three counts a class over NumPy arrays
@@ -40,7 +41,6 @@ from densekd.ops.tiling import Predict, Views, predict_classes
 IGNORED = 255
 VIEWS = Views(scales=(0.75, 1.0, 1.25), flip=True)
 IMAGES = 2  # of CamVid's validation split, evenly spread
-WHOLE_ROUNDS = 2  # of the comparison with its forward passes, which take most of it
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -148,7 +148,8 @@ def make_cases(
             ):
                 with torch.no_grad():
                     found.append((net(image.to(device)).prediction.contiguous(), target.to(device)))
-            cases[f"CamVid, 11 classes, {name}"] = found
+            if seen == size:
+                cases[f"CamVid, 11 classes, {name}"] = found
             cases[f"CamVid, 19 classes, {name}"] = [(nineteen(x), y) for x, y in found]
     pairs = noise(size, 1, (128, 256))
     cases["noise, 19 classes, 128×256"] = [(x.to(device), y.to(device)) for x, y in pairs]
@@ -242,19 +243,18 @@ def whole_views(predict: Predict, images: Tensor, size: tuple[int, int]) -> Tens
     return (total / len(passes)).argmax(1)
 
 
-def measure_views(
-    net: Taps, image: Tensor, device: torch.device, *, rounds: int, warmup: int, clock: str
-) -> dict[str, Any]:
-    """Three scales, mirrored and not: everything, and what comes after the forward passes alone.
-
-    Of the latter `extra_bytes` are those of tensors; of everything, how the process grows (CPU).
-    """
+def ways(image: Tensor) -> dict[str, Callable[[Predict], Tensor]]:
     size = (image.shape[-2], image.shape[-1])
+    return {
+        "plain": lambda predict: whole_views(predict, image, size),
+        "densekd": lambda predict: predict_classes(predict, image, size, VIEWS),
+    }
 
-    @torch.no_grad()
-    def forward(x: Tensor) -> Tensor:
-        return net(x).prediction
 
+def views_after_forward(
+    forward: Predict, image: Tensor, device: torch.device, *, rounds: int, warmup: int, clock: str
+) -> dict[str, Any]:
+    """What comes after the forward passes, which are made once. `extra_bytes` are those of tensors."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -262,45 +262,48 @@ def measure_views(
         kept.extend(out.split(1))
         return out
 
-    ways: dict[str, Callable[[Predict], Tensor]] = {
-        "plain": lambda predict: whole_views(predict, image, size),
-        "densekd": lambda predict: predict_classes(predict, image, size, VIEWS),
-    }
-    ways["densekd"](keep)
-
     def replay() -> Predict:
         maps = iter(kept)
         return lambda x: torch.cat([next(maps) for _ in range(len(x))])
 
-    result: dict[str, Any] = {"views": 6, "size": list(size)}
-    differing = ways["plain"](replay()) != ways["densekd"](replay())
-    result["differing_pixels"] = int(differing.sum())
-    calls = {name: lambda way=way: way(replay()) for name, way in ways.items()}
+    ways(image)["densekd"](keep)
+    calls = {name: lambda way=way: way(replay()) for name, way in ways(image).items()}
     arms = {name: partial(measure.timed, call, device, clock) for name, call in calls.items()}
     found = measure.interleave(arms, pairs=rounds, warmup=warmup)
-    result["after_forward"] = compared(
-        found, {name: measure.extra_memory(call, device)["tensors"] for name, call in calls.items()}
-    )
-    calls = {name: lambda way=way: way(forward) for name, way in ways.items()}
-    arms = {name: partial(measure.timed, call, device, clock) for name, call in calls.items()}
+    extra = {name: measure.extra_memory(call, device)["tensors"] for name, call in calls.items()}
+    differing = int((calls["plain"]() != calls["densekd"]()).sum())
+    return compared(image, found, extra, differing)
+
+
+def views_with_forward(
+    forward: Predict, image: Tensor, device: torch.device, *, rounds: int, clock: str
+) -> dict[str, Any]:
+    """Everything. `extra_bytes` are by how much the process grows (on a GPU, those of tensors)."""
+    calls = {name: lambda way=way: way(forward) for name, way in ways(image).items()}
+    differing = int((calls["plain"]() != calls["densekd"]()).sum())  # and warms up
     before = measure.peak_memory(lambda: None, device) or 0
-    peaks = dict.fromkeys(ways, 0)
+    peaks: dict[str, int | None] = {}
 
     def watched(name: str) -> float:
         seconds: list[float] = []
-        peak = measure.peak_memory(lambda: seconds.append(arms[name]()), device)
-        peaks[name] = max(peaks[name], (peak or 0) - before)
+        peak = measure.peak_memory(
+            lambda: seconds.append(measure.timed(calls[name], device, clock)), device
+        )
+        peaks[name] = max(peaks.get(name) or 0, (peak or 0) - before)
         return seconds[0]
 
-    found = measure.interleave(
-        {name: partial(watched, name) for name in ways}, pairs=WHOLE_ROUNDS, warmup=0
-    )
-    result["all"] = compared(found, peaks)
-    return result
+    arms = {name: partial(watched, name) for name in calls}
+    found = measure.interleave(arms, pairs=rounds, warmup=0)
+    return compared(image, found, peaks, differing)
 
 
-def compared(found: dict[str, list[float]], extra: dict[str, int | None]) -> dict[str, Any]:
+def compared(
+    image: Tensor, found: dict[str, list[float]], extra: dict[str, int | None], differing: int
+) -> dict[str, Any]:
     return {
+        "size": list(image.shape[-2:]),
+        "views": VIEWS.count,
+        "differing_pixels": differing,
         "seconds": {name: measure.spread(values) for name, values in found.items()},
         "times_faster": measure.ratio(found["plain"], found["densekd"]),
         "extra_bytes": extra,
@@ -330,20 +333,19 @@ def as_table(cases: dict[str, dict[str, Any]]) -> str:
     return measure.table(head, rows)
 
 
-def views_table(views: dict[str, Any]) -> str:
+def views_table(views: dict[str, dict[str, Any]]) -> str:
+    head = ["six views", "plain s", "densekd s", "times faster", "plain MiB", "densekd MiB"]
+    head += ["pixels that differ"]
     rows = [
         [
-            part,
-            *(f"{views[part]['seconds'][way]['median']:.2f}" for way in ("plain", "densekd")),
-            times(views[part]["times_faster"]),
-            *(
-                f"{views[part]['extra_bytes'][way] / 2**20:.0f}"
-                for way in ("plain", "densekd")
-            ),
+            f"{name}, {found['size'][1]}×{found['size'][0]}",
+            *(f"{found['seconds'][way]['median']:.2f}" for way in ("plain", "densekd")),
+            times(found["times_faster"]),
+            *(f"{found['extra_bytes'][way] / 2**20:.0f}" for way in ("plain", "densekd")),
+            str(found["differing_pixels"]),
         ]
-        for part in ("after_forward", "all")
-    ]  # fmt: skip
-    head = ["six views", "plain s", "densekd s", "times faster", "plain MiB", "densekd MiB"]
+        for name, found in views.items()
+    ]
     return measure.table(head, rows)
 
 
@@ -369,18 +371,28 @@ def main(arguments: list[str] | None = None) -> int:
         "evaluation", device, clock=args.clock, pairs=how["rounds"], warmup=how["warmup"], cases=cases
     )  # fmt: skip
     print(as_table(cases))
-    views = None
+    net = None
     if args.dry:
-        net, image = Taps(espnet_c(num_classes=11, p=1, q=1)).eval(), torch.rand(1, 3, 64, 128)
-        views = measure_views(net.to(device), image.to(device), device, clock=args.clock, **how)
+        net = Taps(espnet_c(num_classes=11, p=1, q=1)).eval().to(device)
+        large = small = torch.rand(1, 3, 64, 128).to(device)
     elif args.camvid is not None:
-        image, _ = next(real_images(args.camvid, (1024, 2048), 1))
         net = network(args.weights).to(device)
-        views = measure_views(net, image.to(device), device, clock=args.clock, **how)
-    if views is not None:
+        large, small = (
+            next(real_images(args.camvid, size, 1))[0].to(device)
+            for size in ((1024, 2048), (512, 1024))
+        )
+    if net is not None:
+        forward = torch.no_grad()(lambda x: net(x).prediction)
+        views = {
+            "after the forward passes": views_after_forward(
+                forward, large, device, clock=args.clock, **how
+            ),
+            "with them": views_with_forward(
+                forward, small, device, rounds=how["rounds"], clock=args.clock
+            ),
+        }
         result["views"] = views
         print(views_table(views))
-        print(f"of {views['size'][0] * views['size'][1]} pixels {views['differing_pixels']} differ")
     measure.write(result, path)
     print(f"median of {how['rounds']} interleaved rounds [95 % interval]; written to {path}")
     return 0

@@ -18,9 +18,8 @@ from densekd.ops.resize import resize_map
 # A lead that rounding cannot undo, as a fraction of the largest score: each of the two interpolated values is off by
 # at most four roundings of 2^-24.
 LEAD = 2**-20
-SMALLEST = (
-    2.0**-100
-)  # the largest score must be above: products must not fall below what float32 holds
+# The largest score must be above, so that no product falls below what float32 holds.
+SMALLEST = 2.0**-100
 MANY = 0.5  # cells on borders, as a fraction, from which on it is faster to interpolate everything
 AT_ONCE = 2**17  # interpolated values held at a time
 
@@ -122,7 +121,7 @@ def _possible(values: Tensor, top: Tensor, lead: float) -> Tensor:
     possible = torch.ones_like(values[:, 0], dtype=torch.bool)
     for leader in (f, o, f / 2 + o / 2):
         led = values < leader
-        led = led[:, :2] & led[:, 2:]  # four times as fast as `all`
+        led = led[:, :2] & led[:, 2:]  # `all` is slow over so short a side
         possible &= ~(led[:, 0] & led[:, 1])
     return possible
 
