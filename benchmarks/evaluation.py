@@ -388,7 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
                 forward, large, device, clock=args.clock, **how
             ),
             "with them": views_with_forward(
-                forward, small, device, rounds=how["rounds"], clock=args.clock
+                forward, small, device, rounds=max(2, how["rounds"] // 2), clock=args.clock
             ),
         }
         result["views"] = views
