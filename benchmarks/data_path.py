@@ -1,4 +1,4 @@
-"""Images a second and core of the training stream: decoded each time, or from the cache on disk, in memory, on a device.
+"""Images a second and core of the training stream: decoded each time, or from the cache on disk, in memory, on a GPU.
 
     python -m benchmarks.data_path --camvid FOLDER [--pairs 20] [--clock cpu] [--dry] [--output FILE]
 
@@ -79,7 +79,7 @@ def measure_set(
         reader = make_set(camvid, folder / "set", size, about["ending"], count)
         files = [path for i in range(count) for path in reader.paths(i) if path is not None]
         build, first = [], []
-        for turn in range(2 if args.dry else 5):
+        for turn in range(2 if args.dry else 3):
             place = folder / f"cache{turn}"
             build.append(clock(lambda place=place: keep(reader, place)) / count)
             kept = keep(reader, place)
@@ -95,10 +95,11 @@ def measure_set(
             for way, source in ways.items():
                 stream = iter(TrainLoader(source, batch_size=BATCH, transform=augment))
                 arms[_label(way, jitter)] = partial(clock, partial(next, stream))
-            loader = DeviceLoader(ways["ram"], device=device, batch_size=BATCH, transform=augment)
-            arms[_label(f"device ({device.type})", jitter)] = partial(
-                measure.timed, partial(next, iter(loader)), device, args.clock
-            )
+            if device.type == "cuda":
+                loader = DeviceLoader(kept, device=device, batch_size=BATCH, transform=augment)
+                arms[_label("device", jitter)] = partial(
+                    measure.timed, partial(next, iter(loader)), device, args.clock
+                )
         seconds = measure.interleave(arms, pairs=args.pairs, warmup=args.warmup)
         return {
             "size": list(size),
