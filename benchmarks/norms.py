@@ -1,9 +1,10 @@
 """Memory and time of a training step whose norms and activations keep less, against torch's own way.
 
-    python -m benchmarks.norms [--case NAME ...] [--pairs 10] [--dry] [--output FILE]
+    python -m benchmarks.norms [--case NAME ...] [--pairs 10] [--kept] [--dry] [--output FILE]
 
 One step is forward, the mean square of the outputs, backward; gradients of the weights are there before, so that memory
-is what the maps take. `plain` is torch's norm, then the activation, in place where the network says so.
+is what the maps take. --kept counts, instead of times and peaks, what a forward leaves behind for backward, which holds
+no workspace of convolutions. `plain` is torch's norm, then the activation, in place where the network says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
 from densekd.layers import ABN, to_inplace
@@ -135,6 +137,38 @@ def memory(case: str, arm: str, size: tuple[int, ...], kind: str) -> dict[str, i
     return measure.extra_memory(partial(step, network, images), device)
 
 
+def kept(case: str, arm: str, size: tuple[int, ...]) -> int:
+    """Bytes of the tensors that a forward leaves (CPU), its outputs among them."""
+    network, images = build(case, arm, torch.device("cpu")), torch.rand(size)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        out = network(images)
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    del out
+    return sum(e.nbytes() for e in events)
+
+
+def measure_kept(case: str, *, dry: bool) -> dict[str, Any]:
+    size = (2, 3, 64, 64) if dry else CASES[case].memory_size
+    bytes_ = {arm: kept(case, arm, size) for arm in CASES[case].arms}
+    over = {arm: found / bytes_["plain"] for arm, found in bytes_.items()}
+    return {"size": size, "kept_bytes": bytes_, "over_plain": over}
+
+
+def table_of_kept(found: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            f"{case}, {'×'.join(map(str, result['size']))}" if arm == "plain" else "",
+            arm,
+            f"{bytes_ / 2**20:.0f}",
+            f"{result['over_plain'][arm]:.3f}",
+        ]
+        for case, result in found.items()
+        for arm, bytes_ in result["kept_bytes"].items()
+    ]
+    return measure.table(["network", "way", "kept MiB", "over plain"], rows)
+
+
 def measure_case(
     case: str, device: torch.device, *, pairs: int, warmup: int, clock: str, dry: bool
 ) -> dict[str, Any]:
@@ -201,9 +235,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     measure.common_arguments(parser, pairs=10)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--kept", action="store_true", help="only what a forward keeps (CPU)")
     args = parser.parse_args(arguments)
-    device = measure.pick(args.device)
-    path = measure.output_path(args.output, "norms" + ("-dry" if args.dry else ""))
+    device = measure.pick("cpu" if args.kept else args.device)
+    name = "norms-kept" if args.kept else "norms"
+    path = measure.output_path(args.output, name + ("-dry" if args.dry else ""))
+    if args.kept:
+        found = {case: measure_kept(case, dry=args.dry) for case in args.case}
+        measure.write(measure.record(name, device, cases=found), path)
+        print(table_of_kept(found))
+        print(f"written to {path}")
+        return 0
     pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
     found = {
         case: measure_case(case, device, pairs=pairs, warmup=warmup, clock=args.clock, dry=args.dry)
