@@ -114,6 +114,14 @@ def test_loader_processes(tree):
     assert result["loop"]["data wait"]["median"] >= 0
 
 
+def test_the_cache_is_the_runs(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEKD_CACHE", str(tmp_path / "cache"))
+    tree["data"]["cache"] = "device"
+    result = bench(make_config(tree, "test"), steps=1, device="cpu")
+    assert result["loop"]["data wait"]["median"] > 0
+    assert (tmp_path / "cache").is_dir()
+
+
 def test_made_up_images_need_no_data(tree):
     tree["data"].update(dataset="camvid", options={}, train_options={}, val_options={})
     with pytest.raises(UserError, match=r"data\.root.*\n.*--made-up"):
@@ -151,7 +159,8 @@ def test_advice_follows_from_numbers(tree):
     config = make_config(tree, "test")
     assert advice(config, made()) == []
     (line,) = advice(config, made(wait=1.0))
-    assert line.startswith("data wait is 33% of the step")
+    assert line.startswith("data wait is 33% of the step: ")
+    assert "set data.cache" in line
     (line,) = advice(config, made(ratio=1.2))
     assert "20% more than its floor; the dearest term is distill/mine (200.0 ms forward)" in line
     (line,) = advice(config, made(beside=3.0))

@@ -16,17 +16,18 @@ from rich.progress import Progress
 from densekd.config import build
 from densekd.config.load import to_tree
 from densekd.config.schema import Config, Distill
+from densekd.data.transforms import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.student import Student
 from densekd.engine.folder import describe_environment
-from densekd.engine.launch import Process, started
+from densekd.engine.launch import Process, available_cores, started
 from densekd.engine.optim import set_lr
 from densekd.engine.step import Step
 from densekd.errors import DataError, UserError
 from densekd.profiling.measure import peak_memory, spread, total
 from densekd.profiling.step_time import TEACHER, in_blocks, time_loop, time_step
 from densekd.types import Batch
-from densekd.workflows.children import available_cores
+from densekd.workflows.cache import cached_readers
 from densekd.workflows.run import first_batch
 from densekd.workflows.validate import stand_in_reader
 
@@ -59,9 +60,7 @@ def bench(
     config, remarks = _live_teacher(config)
     with ExitStack() as stack:
         process = stack.enter_context(
-            started(
-                device, deterministic=config.train.deterministic, workers=config.data.workers
-            )
+            started(device, deterministic=config.train.deterministic, workers=config.data.workers)
         )
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
@@ -78,7 +77,7 @@ def bench(
             augment = build.build_augment(config.data, reader, spec)
             batch = first_batch(config, reader, augment, process)
             few = first_batch(_of_two(config), reader, augment, process)
-            stream = build.build_train_loader(config, reader, augment, process, 0)
+            stream = _loader(config, reader, augment, process)
         build.dry_run(distiller, few)
         step = build.build_step(config, distiller, process)
         for optimizer in (step.optimizer, step.discriminator_optimizer):
@@ -132,6 +131,16 @@ def _reader(config: Config) -> Any:
         raise
     build.check_reader(reader, config)
     return reader
+
+
+def _loader(config: Config, reader: Any, augment: Augment, process: Process) -> Any:
+    """As in a run, which decodes its validation set too."""
+    if config.data.cache is not None:
+        val_reader = build.build_reader(config.data, config.data.val_split, training=False)
+        reader, _ = cached_readers(config, reader, val_reader, process, stop=False)
+    if config.data.cache == "device":
+        return build.build_device_loader(config, reader, augment, process, 0)
+    return build.build_train_loader(config, reader, augment, process, 0)
 
 
 def _of_two(config: Config) -> Config:
@@ -243,11 +252,12 @@ def advice(config: Config, result: dict[str, Any]) -> list[str]:
     wait = share.get(WAIT, 0.0)
     if wait >= LONG_WAIT:
         cores, workers = available_cores(), config.data.workers
-        remedy = (
-            f"raise data.workers (now {workers}; {cores} cores here)"
-            if workers < cores
-            else f"data.workers is {workers} and there are {cores} cores: make reading cheaper"
-        )
+        remedies = []
+        if workers < cores - 1:
+            remedies.append(f"raise data.workers (now {workers}; {cores} cores here)")
+        if config.data.cache is None:
+            remedies.append("set data.cache (disk, ram or device)")
+        remedy = " or ".join(remedies) or "reading and augmenting take all cores"
         lines.append(f"{WAIT} is {wait:.0%} of the step: {remedy}")
     found = result["ratio"]
     if found is not None and found["interval"][0] > FLOOR_AIM:
