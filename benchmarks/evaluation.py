@@ -40,7 +40,6 @@ from densekd.ops.tiling import Predict, Views, predict_classes
 
 IGNORED = 255
 VIEWS = Views(scales=(0.75, 1.0, 1.25), flip=True)
-IMAGES = 2  # of CamVid's validation split, evenly spread
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -142,9 +141,9 @@ def make_cases(
         net = network(args.weights).to(device)
         for seen, name in ((size, "128×256"), ((1025, 2049), "129×257")):
             found = []
-            targets = [target for _, target in real_images(args.camvid, size, IMAGES)]
+            targets = [target for _, target in real_images(args.camvid, size, args.images)]
             for (image, _), target in zip(
-                real_images(args.camvid, seen, IMAGES), targets, strict=True
+                real_images(args.camvid, seen, args.images), targets, strict=True
             ):
                 with torch.no_grad():
                     found.append((net(image.to(device)).prediction.contiguous(), target.to(device)))
@@ -357,6 +356,8 @@ def main(arguments: list[str] | None = None) -> int:
     measure.common_arguments(parser, pairs=10)
     parser.add_argument("--camvid", type=Path, help="folder of CamVid")
     parser.add_argument("--weights", type=Path, help="of ESPNet-C with CamVid's 11 classes")
+    parser.add_argument("--images", type=int, default=2, help="of CamVid's val, evenly spread")
+    parser.add_argument("--part", nargs="+", choices=["one", "six"], default=["one", "six"], help="views")  # fmt: skip
     args = parser.parse_args(arguments)
     if (args.camvid is None) != (args.weights is None):
         parser.error("--camvid and --weights come together")
@@ -365,14 +366,16 @@ def main(arguments: list[str] | None = None) -> int:
     how = {"rounds": 2, "warmup": 1} if args.dry else {"rounds": args.pairs, "warmup": args.warmup}
     cases = {
         name: measure_case(pairs, device, clock=args.clock, **how)
-        for name, pairs in make_cases(args, device).items()
+        for name, pairs in (make_cases(args, device) if "one" in args.part else {}).items()
     }
     result = measure.record(
         "evaluation", device, clock=args.clock, pairs=how["rounds"], warmup=how["warmup"], cases=cases
     )  # fmt: skip
     print(as_table(cases))
     net = None
-    if args.dry:
+    if "six" not in args.part:
+        pass
+    elif args.dry:
         net = Taps(espnet_c(num_classes=11, p=1, q=1)).eval().to(device)
         large = small = torch.rand(1, 3, 64, 128).to(device)
     elif args.camvid is not None:
