@@ -589,7 +589,8 @@ def open_teacher_cache(
     dtype = AMP[config.train.amp]
     with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
         for sample in _samples(config, reader, augment, batch.images.device, epochs):
-            cache.check(sample, distiller.task.mask(sample, distiller.mask))
+            mask = distiller.task.mask(sample, distiller.mask)
+            cache.check(sample, mask, same_images=config.data.cache != "device")
     return cache
 
 

@@ -157,5 +157,7 @@ def teacher_cache_identity(
         "data": data,
         "samples": samples_digest(reader, config.data.root),
         "augment": repr(augment),
+        # Images made on the device are equal up to rounding only.
+        "made on": "device" if config.data.cache == "device" else "host",
         "seed": config.seed,
     }

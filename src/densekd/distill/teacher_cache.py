@@ -143,6 +143,8 @@ def make_plan(
         mine: DenseOutput = student(images[:1])
     output = teacher(images[:1])
     theirs = teacher_maps(terms, output, task, holistic=holistic is not None)
+    # The discriminator of class maps looks at the prediction itself.
+    same = theirs.holistic is select(output, PREDICTION, task)[0]
     plan = Plan()
     known: dict[str, int] = {}
 
@@ -163,7 +165,8 @@ def make_plan(
     other = "int8" if storage == "top_k" else storage
     prediction = other
     if storage == "top_k":
-        prediction = _class_form(terms, holistic, len(task.classes), top_k)
+        channels = select(output, PREDICTION, task)[0].shape[1]
+        prediction = _class_form(terms, holistic if same else None, channels, top_k)
     for term in terms:
         pairs = select(mine, term.student, task), theirs.levels[term.name]
         check_levels(term, *pairs)
@@ -189,18 +192,17 @@ def make_plan(
     if holistic is not None:
         assert theirs.holistic is not None
         size = compared_size(task.holistic_map(mine), theirs.holistic)
-        same = theirs.holistic is select(output, PREDICTION, task)[0]
         what, form = (f"{PREDICTION} 0", prediction) if same else ("holistic", other)
         values = resize_map(theirs.holistic, size)
         plan.holistic = keep("holistic", what, size, values, form, term="", level=0, loss=None)
     return plan
 
 
-def _class_form(terms: Sequence[Term], holistic: Any, classes: int, top_k: int) -> str:
+def _class_form(terms: Sequence[Term], holistic: Any, channels: int, top_k: int) -> str:
     """Whether everything that looks at the prediction sees its softmax alone, so that `top_k` serves it."""
-    if top_k >= classes:
+    if top_k >= channels:
         raise UserError(
-            f"distill.teacher_cache.top_k is {top_k} of {classes} classes: nothing would be saved; take fewer, or "
+            f"distill.teacher_cache.top_k is {top_k} of {channels} classes: nothing would be saved; take fewer, or "
             "storage int8"
         )
     others = [
@@ -361,8 +363,12 @@ class TeacherCache:
         return self._assembled(raw, batch.images.device)
 
     @torch.no_grad()
-    def check(self, batch: Batch, mask: Tensor | None) -> int:
+    def check(self, batch: Batch, mask: Tensor | None, *, same_images: bool = True) -> int:
         """Compare the records of a batch with the live teacher; returns how many samples had any.
+
+        Args:
+            batch, mask: as in `maps`.
+            same_images: False where the images that were stored may differ from these by rounding.
 
         Raises:
             UserError: a record differs by more than its storage's error and what arithmetic may differ by.
@@ -370,7 +376,7 @@ class TeacherCache:
         raw, present = self._read(batch)
         there = np.flatnonzero(present.any(axis=0)).tolist()
         device = batch.images.device
-        exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        exact = same_images and device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if self.teacher.dtype not in (None, torch.float32):
             exact = False
         for part in self._parts(there, device):
