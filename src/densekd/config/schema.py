@@ -228,7 +228,7 @@ class Train:
     )
     sync_batchnorm: bool = False  # several processes: batch statistics over all of them
     recompute_norms: bool = (
-        False  # less memory, a little slower: backward computes norms and activations again
+        False  # less memory, more time: backward computes norms and activations again
     )
     deterministic: bool = False  # deterministic algorithms, slower on GPUs
     log_every: int = 20  # steps a row of metrics.jsonl
