@@ -302,8 +302,8 @@ def as_text(result: dict[str, Any]) -> str:
     cells.append(["one step in the loop", _ms(whole["median"]), _interval(whole, _ms), ""])
     speed = result["images_per_s"]
     lines = [
-        f"{pair}, {batch}, {result['classes']} classes, {result['device']}, {result['environment']['threads']} "
-        f"threads; medians of {result['steps']} [95 % interval]",
+        f"{pair}, {batch}, {result['classes']} classes, {result['device']}, threads "
+        f"{result['environment']['threads']}; medians of {result['steps']} [95 % interval]",
         "",
         *_table(["part", "ms", "95 % interval", "share"], cells),
         "",
