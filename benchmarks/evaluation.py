@@ -371,6 +371,9 @@ def main(arguments: list[str] | None = None) -> int:
     result = measure.record(
         "evaluation", device, clock=args.clock, pairs=how["rounds"], warmup=how["warmup"], cases=cases
     )  # fmt: skip
+    if args.camvid is not None:  # no folders of this machine
+        command = result["command"].replace(str(args.camvid), "CAMVID")
+        result["command"] = command.replace(str(args.weights), args.weights.name)
     print(as_table(cases))
     net = None
     if "six" not in args.part:
