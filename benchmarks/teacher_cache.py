@@ -27,6 +27,7 @@ from densekd.config.load import load_config
 from densekd.distill.distiller import Distiller
 from densekd.distill.teacher_cache import TeacherCache, make_plan
 from densekd.engine.launch import Process, started
+from densekd.errors import UserError
 from densekd.types import Batch
 
 STORAGES: dict[str, dict[str, Any]] = {
@@ -71,10 +72,15 @@ def measure_case(
         folder = Path(name)
         step = partial(make_step, config, device=device)
         live = Distiller(full.student, full.task, teacher=full.teacher, terms=full.terms)
-        stored = with_cache(full, both, batch, folder)
+        form = "fp16"
+        try:
+            stored = with_cache(full, both, batch, folder)
+        except UserError:  # deep random networks pass what fp16 holds
+            form = "int8"
+            stored = with_cache(full, both, batch, folder, storage=form)
         steps = {
             "student": step(Distiller(full.student, full.task)),
-            "pi": step(with_cache(full, both[:1], batch, folder)),
+            "pi": step(with_cache(full, both[:1], batch, folder, storage=form)),
             "pi_pa": step(stored),
             "pi_pa_int8": step(with_cache(full, both, batch, folder, storage="int8")),
             "pi_pa_live": step(live),
@@ -91,6 +97,7 @@ def measure_case(
         return {
             "batch": list(batch.images.shape),
             "classes": case.classes,
+            "storage": form,
             "student": config.model.name,
             "teacher": None if config.teacher is None else config.teacher.name,
             "seconds": {arm: measure.spread(found) for arm, found in seconds.items()},
@@ -119,8 +126,12 @@ def measure_storages(full: Distiller, batch: Batch, folder: Path) -> dict[str, A
         if options.get("top_k", 0) >= len(full.task.classes):
             continue
         rows = found[name] = {"bytes": 0, "maps": {}, "terms": {}}
-        for term in terms:
-            distiller = with_cache(full, [term], batch, folder, **options)
+        try:
+            stores = [with_cache(full, [term], batch, folder, **options) for term in terms]
+        except UserError as error:
+            found[name] = {"refused": str(error)}
+            continue
+        for term, distiller in zip(terms, stores, strict=True):
             assert distiller.cache is not None
             for kept in distiller.cache.plan.kept:
                 rows["maps"][kept.name] = kept.storage.nbytes
@@ -202,6 +213,9 @@ def storages_table(found: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, part in found.items():
         for storage, row in part.items():
+            if "refused" in row:
+                rows.append([name, storage, *["refused"] * 5])
+                continue
             cells = [
                 f"{100 * row['terms'][term][what]:.2g} %"
                 for term in ("pixel_wise", "pair_wise")

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from densekd.errors import UserError
+
 FORMS = ("fp16", "int8", "top_k")
 LARGEST_HALF = 65504.0
 # Probability left for all classes beside the kept ones where rounding leaves less.
@@ -50,7 +52,7 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Half:
-    """float16: off by at most 2⁻¹¹ of a value (and values are cut at ±65504)."""
+    """float16: off by at most 2⁻¹¹ of a value. Values beyond ±65504 are a UserError: they would be infinite."""
 
     shape: tuple[int, int, int]
 
@@ -59,7 +61,13 @@ class Half:
         return 2 * math.prod(self.shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        return _bytes(x.float().clamp(-LARGEST_HALF, LARGEST_HALF).half())
+        largest = float(x.abs().amax())
+        if largest > LARGEST_HALF:
+            raise UserError(
+                f"distill.teacher_cache.storage fp16 holds values up to {LARGEST_HALF:g} and the teacher's reach "
+                f"{largest:.4g}; take storage int8"
+            )
+        return _bytes(x.half())
 
     def decode(self, raw: Tensor) -> Tensor:
         return _values(raw, torch.float16, self.shape).float()
