@@ -16,7 +16,8 @@ from torch import Tensor
 
 from densekd.ops.resize import ALIGN_CORNERS, resize_map
 
-# PyTorch takes another kernel, with other roundings, for three channels and where height + width is at most 128.
+# PyTorch takes another kernel for three channels and where height + width is at most 128. Its roundings depend on the
+# number of channels, so there they must stay together.
 OTHER_CHANNELS, OTHER_SIZE = 3, 128
 ROWS = 8  # of a map that has its size already
 
@@ -31,13 +32,14 @@ class Axis:
     """How one side of a map is resized. A cell lies between two neighbours of the small map.
 
     Attributes:
-        near: (large,) the cell of each place on the large side.
+        near, far: (large,) the two neighbours of each place on the large side, far the later one.
         low, high: (cells,) a cell's two neighbours.
         first, count: (cells,) the places on the large side that lie in it.
         w0, w1: (large,) float32 weights of the neighbours at each place.
     """
 
     near: Tensor
+    far: Tensor
     low: Tensor
     high: Tensor
     first: Tensor
@@ -52,9 +54,11 @@ class Axis:
         real = scale * torch.arange(large, dtype=torch.float32)
         near = real.long().clamp(max=small - 1)
         w1 = (real - near).clamp(0, 1)
+        # Where nothing is resized the kernel reads one neighbour, whatever the other: 0 * inf is NaN.
+        far = near if small == large else (near + 1).clamp(max=small - 1)
         low, count = torch.unique_consecutive(near, return_counts=True)
-        high = (low + 1).clamp(max=small - 1)
-        return cls(near, low, high, count.cumsum(0) - count, count, 1 - w1, w1)
+        first = count.cumsum(0) - count
+        return cls(near, far, low, far[first], first, count, 1 - w1, w1)
 
     def places(self) -> Tensor:
         """(longest, cells) places of each cell; a shorter one repeats its last."""
@@ -77,12 +81,11 @@ def bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
         yield slice(0, size[0]), resize_map(maps, size)
         return
     y, x = Axis.make(maps.shape[2], size[0]), Axis.make(maps.shape[3], size[1])
-    right = (x.near + 1).clamp(max=maps.shape[3] - 1)
 
     def row(i: int) -> Tensor:
         """(N, K, 1, W)"""
         line = maps[:, :, i]
-        return lerp(line.index_select(2, x.near), line.index_select(2, right), x.w0, x.w1)[
+        return lerp(line.index_select(2, x.near), line.index_select(2, x.far), x.w0, x.w1)[
             :, :, None
         ]
 
@@ -114,7 +117,6 @@ def _same_bits() -> bool:
     assert ALIGN_CORNERS
     maps = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(0))
     y, x = Axis.make(9, 83), Axis.make(11, 97)
-    right, below = (x.near + 1).clamp(max=10), (y.near + 1).clamp(max=8)
-    rows = lerp(maps[..., x.near], maps[..., right], x.w0, x.w1)
-    whole = lerp(rows[:, :, y.near], rows[:, :, below], y.w0[:, None], y.w1[:, None])
+    rows = lerp(maps[..., x.near], maps[..., x.far], x.w0, x.w1)
+    whole = lerp(rows[:, :, y.near], rows[:, :, y.far], y.w0[:, None], y.w1[:, None])
     return torch.equal(whole, resize_map(maps, (83, 97)))

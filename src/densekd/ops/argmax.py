@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densekd.ops._bilinear import Axis, bands, is_exact, lerp
+from densekd.ops._bilinear import OTHER_SIZE, Axis, bands, is_exact, lerp
 from densekd.ops.resize import resize_map
 
 # A lead that rounding cannot undo, as a fraction of the largest score: each of the two interpolated values is off by
@@ -29,7 +29,8 @@ def argmax_map(maps: Tensor, size: Sequence[int]) -> Tensor:
     """``resize_map(maps.float().contiguous(), size).argmax(1)``, pixel for pixel, in less time and memory.
 
     Equal scores go to the lowest class and NaN counts as the largest, as in `torch.argmax`. Scores of all classes at
-    full size are never held on the CPU from four classes on; on other devices two classes are held at a time.
+    full size are not held: on the CPU a few rows are (but for maps whose two sides add up to 128 at most, and three
+    classes), on other devices two classes.
 
     Args:
         maps: (N, K, h, w) scores of any float type.
@@ -53,8 +54,8 @@ def argmax_map(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _by_classes(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """`resize_map` on two classes at a time; int64. What it rounds to depends on there being three channels."""
-    if maps.shape[1] <= 3:
+    """`resize_map` on two classes at a time; int64. All at once where their number decides what it rounds to."""
+    if maps.shape[1] <= 3 or (maps.device.type == "cpu" and sum(size) <= OTHER_SIZE):
         return resize_map(maps, size).max(1).indices
     best, answer = resize_map(maps[:, :2], size).max(1)
     for first in range(2, maps.shape[1], 2):
