@@ -6,47 +6,41 @@ A set on disk is a folder of its own::
     data-XXXX.bin  the records: image and target as they lie in memory
     lock           held while one process fills; others wait, and find the work done
 
-A record is served only if its key is what the sample's files and its reader give now (`_keys`) and its bytes have the
-checksum of the index, so that neither an edited file nor a torn write is ever taken for a sample. Records are written
-first and listed afterwards: a process that dies at any moment leaves at worst bytes that nobody knows of.
+A record is served only if its key is what the sample's files and its reader give now (`_cache_key`) and its bytes have
+the checksum of the index, so that neither an edited file nor a torn write is ever taken for a sample. Records are
+written first and listed afterwards: a process that dies at any moment leaves at worst bytes that nobody knows of.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import fcntl
-import hashlib
 import json
 import mmap
 import multiprocessing
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import densekd
+from densekd.data._cache_key import FORMAT, reader_digest, sample_key, settle, sources_of, stamp
 from densekd.data.base import DenseSet, Sample
 from densekd.data.loader import closed_at_exit, start_worker
 from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.errors import DataError, UserError
 
-FORMAT = 1
 GB = 1e9
 _LOOKED_AT = 8  # samples that the estimate is made from
 _ALIGNED = 64  # bytes, to which arrays begin
@@ -290,10 +284,10 @@ class _Store:
         self.name = name
         self.reader = reader
         self.folder = None if folder is None else folder / name
-        self.common = "" if folder is None else _reader_digest(reader)
-        stat = cache(_stat)  # files that samples share are looked at once
+        self.common = "" if folder is None else reader_digest(reader)
+        stat = cache(stamp)  # files that samples share are looked at once
         self.keys = [
-            "" if folder is None else _key(reader, self.common, index, stat)
+            "" if folder is None else sample_key(reader, self.common, index, stat)
             for index in range(len(reader))
         ]
         self.lines: list[str | None] = [None] * len(reader)
@@ -461,13 +455,13 @@ class _Decoder(Dataset):
         key = self.keys[index]
         try:
             if key:
-                _settle(_sources(self.reader, index))
+                settle(sources_of(self.reader, index))
             content, about = _packed(self.reader.read(index))
         except DataError:
             return index, None, None
         except UserError as error:
             return index, None, error
-        if key and _key(self.reader, self.common, index, _stat) != key:
+        if key and sample_key(self.reader, self.common, index, stamp) != key:
             return index, None, None  # edited meanwhile
         with self.end.get_lock():
             at = self.end.value
@@ -491,133 +485,6 @@ def _stream(loader: DataLoader) -> Generator[Any, None, None]:
     except BaseException as error:  # Ctrl-C
         # The traceback would hold the workers' end of the line until the interpreter ends, and that waits for them.
         raise error.with_traceback(None) from None
-
-
-# --- keys ---------------------------------------------------------------------------------------------------------
-
-
-def _key(
-    reader: DenseSet, common: str, index: int, stat: Callable[[Path], tuple[int, ...] | None]
-) -> str:
-    """It changes with the sample's files, the reader's settings and the code that reads."""
-    files = [(str(path), stat(path)) for path in _sources(reader, index)]
-    text = repr((common, index if not files else None, reader.name(index), files))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _sources(reader: Any, index: int) -> list[Path]:
-    """The files that a sample is made of."""
-    if hasattr(reader, "sources"):
-        return list(reader.sources(index))
-    files = (
-        [path for path in reader.paths(index) if path is not None]
-        if hasattr(reader, "paths")
-        else []
-    )
-    if not files:
-        raise UserError(
-            f"data.cache: {type(reader).__name__} does not say which files its samples are made of, so that a change "
-            "would not be noticed. Give it a method sources(index) that lists them, or take data.cache: ram"
-        )
-    return files
-
-
-def _stat(path: Path) -> tuple[int, int, int] | None:
-    """Size and times; the time of the last change (of anything about the file) cannot be set back by anyone."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _settle(paths: Sequence[Path]) -> None:
-    """Wait until files are older than their clock's steps: a later change then shows in their times."""
-    for path in paths:
-        found = _stat(path)
-        if found is not None:
-            newest = max(found[1:])
-            step = (
-                2e9 if newest % 10**9 == 0 else 5e7
-            )  # nanoseconds; some file systems count seconds
-            time.sleep(max(0.0, min(step, newest + step - time.time_ns())) / 1e9)
-
-
-def _reader_digest(reader: DenseSet) -> str:
-    """Of a reader's settings and all else that it holds, of its code and of what decodes."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((FORMAT, densekd.__version__, PIL.__version__, _own_code())).encode())
-    _feed(digest, reader, ())
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any, above: tuple[int, ...]) -> None:
-    """Add a value, by content: the same in every process, and another for any other content."""
-    if id(value) in above:
-        return
-    within = (*above, id(value))
-    digest.update(f"<{type(value).__name__}>".encode())
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
-        digest.update(repr(value if not isinstance(value, Path) else str(value)).encode())
-    elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-        array = np.ascontiguousarray(value)
-        digest.update(repr((array.dtype.str, array.shape)).encode())
-        digest.update(array.data.cast("B") if array.size else b"")
-    elif isinstance(value, Mapping):
-        for key, one in value.items():
-            _feed(digest, key, within)
-            _feed(digest, one, within)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            _feed(digest, one, within)
-    elif isinstance(value, (set, frozenset)):
-        _feed(digest, sorted(value, key=repr), within)
-    elif isinstance(value, type):
-        for kind in value.__mro__[:-1]:
-            digest.update(
-                repr((kind.__module__, kind.__qualname__, _code(kind.__module__))).encode()
-            )
-    elif isinstance(value, FunctionType):
-        names = (value.__module__, value.__qualname__, _code(value.__module__))
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        _feed(digest, [*names, *cells], within)
-    else:
-        _feed(digest, _parts(value), within)
-    digest.update(b"</>")
-
-
-def _parts(value: Any) -> list[Any]:
-    """What pickle would take of an object: its class, arguments and state."""
-    try:
-        reduce = copyreg.dispatch_table.get(type(value))
-        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
-    except (TypeError, AttributeError) as error:
-        raise UserError(
-            f"data.cache: the data set holds a {type(value).__name__}, whose content cannot be told ({error}). Take "
-            "data.cache: ram, or make that part of its pickled state"
-        ) from None
-    if isinstance(reduced, str):
-        return [type(value), reduced]
-    return [type(value), *(list(part) if isinstance(part, Iterator) else part for part in reduced)]
-
-
-@cache
-def _code(module: str) -> str:
-    """Digest of a module's source file; empty where it has none."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    try:
-        return hashlib.blake2b(Path(file).read_bytes()).hexdigest() if file else ""
-    except OSError:
-        return ""
-
-
-@cache
-def _own_code() -> str:
-    """Digest of all that readers of ours are made of."""
-    digest = hashlib.blake2b()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 # --- files --------------------------------------------------------------------------------------------------------
