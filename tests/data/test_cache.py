@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -326,7 +328,7 @@ def test_beyond_the_budget_nothing_is_done(camvid, tmp_path):
     folder = tmp_path / "cache"
     told = []
     for place in (folder, None):
-        with pytest.raises(UserError, match=r"0\.00 GB decoded and data\.cache_gb is 1e-06"):
+        with pytest.raises(UserError, match=r"e-0\d GB decoded and data\.cache_gb is 1e-06"):
             cached({"train": reader}, folder=place, budget_gb=1e-6, say=told.append)
     assert not folder.exists()
     assert len(told) == 2
@@ -358,14 +360,31 @@ def test_what_was_not_foreseen_is_no_excuse(tmp_path):
 
 def test_a_full_disk_is_said_before(camvid, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"has 0\.00 GB free. Set DENSEKD_CACHE"):
+    with pytest.raises(UserError, match=r"has 1e-07 GB free. Set DENSEKD_CACHE"):
         keep(CamVid(camvid()), tmp_path / "cache")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "train").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot be used: .*Set DENSEKD_CACHE"):
-        keep(Mixed("depth"), tmp_path)
+    for folder in (tmp_path, tmp_path / "train" / "below"):
+        with pytest.raises(UserError, match=r"cannot be used: .*Set DENSEKD_CACHE"):
+            keep(Mixed("depth"), folder)
+
+
+def test_without_file_locks_only_the_cache_is_missing():
+    """As on Windows."""
+    code = (
+        "import sys\n"
+        "sys.modules['fcntl'] = None\n"
+        "import densekd.data\n"
+        "from densekd.errors import UserError\n"
+        "try:\n"
+        "    densekd.data.cached({}, folder=None, budget_gb=1)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "leave it out" in done.stdout
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path):

@@ -14,7 +14,6 @@ written first and listed afterwards: a process that dies at any moment leaves at
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import mmap
 import multiprocessing
@@ -27,7 +26,6 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +69,13 @@ def cached(
         stopped: asked between samples; once it is true, what is there is returned, and the next call goes on.
 
     Raises:
-        UserError: beyond the budget, or what the disk has free; a target of another kind than ours; a reader on disk
-            whose samples are of no files and which has no `sources`.
+        UserError: beyond the budget, or what the disk has free; a folder that cannot be used; a target of another kind
+            than ours; a reader on disk whose samples are of no files and which has no `sources`; on Windows.
     """
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise UserError("data.cache needs Linux or macOS; leave it out") from None
     stores = {name: _Store(name, reader, folder) for name, reader in readers.items()}
     known = sum(store.size for store in stores.values())
     lacking, total = (
@@ -90,7 +92,11 @@ def cached(
         _check_room(folder, known, wanted, budget_gb)
     result = {}
     for name, store in stores.items():
-        result[name] = store.open(workers, budget_gb, say, progress, stopped)
+        try:
+            result[name] = store.open(workers, budget_gb, say, progress, stopped)
+        except UserError as error:
+            error.one_rank = True  # of processes that share a disk one fills
+            raise
         # A set that looks small in a few samples may not be: what is written counts.
         budget_gb -= result[name].size / GB
     return result
@@ -107,16 +113,25 @@ def _check_room(folder: Path | None, known: int, wanted: int, budget_gb: float) 
         )
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _unusable(folder, error) from error
     if wanted > free:
         raise UserError(
             f"cache: {_gb(wanted)} are needed and {folder} has {_gb(free)} free. Set DENSEKD_CACHE to a larger disk"
         )
 
 
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cache: {folder} cannot be used: {error}. Set DENSEKD_CACHE to another folder"
+    )
+
+
 def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB"
+    return f"{size / GB:.3g} GB"
 
 
 class CachedSet:
@@ -262,6 +277,8 @@ class _File:
         self.number = number
 
     def __getstate__(self) -> Any:
+        from multiprocessing.reduction import DupFd  # not on Windows
+
         return {"sent": DupFd(self.number)}
 
     def __setstate__(self, state: Any) -> None:
@@ -333,9 +350,7 @@ class _Store:
                             self.folder, lock, workers, budget_gb, progress, stopped
                         )
             except OSError as error:
-                raise UserError(
-                    f"cache: {self.folder} cannot be used: {error}. Set DENSEKD_CACHE to another folder"
-                ) from error
+                raise _unusable(self.folder, error) from error
         result = CachedSet(self.reader, file, self.lines)
         result._checked[fresh] = 1  # known to be sound
         return result
@@ -540,6 +555,8 @@ def _locked(
     folder: Path, name: str, say: Callable[[str], None], stopped: Callable[[], object]
 ) -> Iterator[_File | None]:
     """Alone with the folder; None: told to stop while waiting for that."""
+    import fcntl  # not on Windows
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = _File(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666))
     told = False
