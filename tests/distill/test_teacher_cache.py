@@ -55,7 +55,7 @@ def test_int8_keeps_constant_channels_and_the_zeros_of_a_relu():
 
 
 def test_half_refuses_what_it_cannot_hold():
-    with pytest.raises(UserError, match="65504 and the teacher's reach 1e.06; take storage int8"):
+    with pytest.raises(UserError, match=r"65504 and the teacher's reach 1e.06; take storage int8"):
         Half(SHAPE).encode(torch.full((1, *SHAPE), -1e6))
 
 
@@ -105,6 +105,12 @@ def test_records_stand_where_they_were_put(tmp_path):
     # one that is open sees what another writes
     again.write(4, record(9))
     assert file.read(4, into)
+
+
+def test_a_file_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot be used .*folder another place"):
+        RecordFile(tmp_path / "taken" / "a.maps", 2, 40)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 39])

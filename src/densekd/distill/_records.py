@@ -23,6 +23,9 @@ class RecordFile:
         path: made where it is missing, with its folder.
         count: places.
         nbytes: of a record.
+
+    Raises:
+        UserError: the file cannot be made or opened; on Windows.
     """
 
     def __init__(self, path: Path, count: int, nbytes: int) -> None:
@@ -30,12 +33,20 @@ class RecordFile:
         self.nbytes = nbytes
         self._first = 4 * count  # where the records begin
         length = self._first + count * nbytes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written by pwrite and read through a map: a full disk is then an error and no signal.
-        path.touch()
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - as long as this object
-        if os.fstat(self._file.fileno()).st_size != length:
-            os.ftruncate(self._file.fileno(), length)
+        if not hasattr(os, "pwrite"):
+            raise UserError("distill.teacher_cache needs Linux or macOS; leave it out")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written by pwrite and read through a map: a full disk is then an error and no signal.
+            path.touch()
+            self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - as long as this object
+            if os.fstat(self._file.fileno()).st_size != length:
+                os.ftruncate(self._file.fileno(), length)
+        except OSError as error:
+            raise UserError(
+                f"teacher cache: {path} cannot be used ({error.strerror}); give distill.teacher_cache.folder another "
+                "place"
+            ) from error
         self._map = mmap.mmap(self._file.fileno(), length, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._sums = self._bytes[: self._first].view("<u4")
@@ -67,10 +78,12 @@ class RecordFile:
             self._put(data.tobytes(), self._first + place * self.nbytes)
             self._put(_checksum(data).to_bytes(4, "little"), 4 * place)
         except OSError as error:
-            raise UserError(
+            failed = UserError(
                 f"teacher cache: {self.path} cannot be written ({error.strerror}); make room, or give "
                 "distill.teacher_cache.folder another place, then go on with --resume"
-            ) from error
+            )
+            failed.one_rank = True  # each rank fills places of its own
+            raise failed from error
 
     def _put(self, data: bytes, at: int) -> None:
         while data:
