@@ -126,6 +126,20 @@ def test_resume_with_other_settings_names_them(tiny_tree, tmp_path):
         go(tiny_tree, tmp_path / "r", resume=True)
 
 
+def test_resume_with_other_threads_says_so(tiny_tree, tmp_path, capsys):
+    def resumed():
+        (tmp_path / "r" / "result.json").unlink()  # as if it had been killed before the end
+        go(tiny_tree, tmp_path / "r", resume=True)
+        return capsys.readouterr().out
+
+    go(tiny_tree, tmp_path / "r")
+    assert "up to rounding" not in resumed()
+    environment = tmp_path / "r" / "environment.json"
+    about = json.loads(environment.read_text())
+    environment.write_text(json.dumps({**about, "threads": about["threads"] + 3}))
+    assert f"OMP_NUM_THREADS={about['threads'] + 3} makes them exact" in resumed()
+
+
 def test_resume_of_a_finished_run_does_nothing(tiny_tree, tmp_path):
     tiny_tree["train"]["steps"] = 2
     go(tiny_tree, tmp_path / "r")

@@ -75,6 +75,12 @@ class RunFolder:
                 "Repeat the command it was started with (command.txt there), or give another --name."
             )
 
+    def last_threads(self) -> int | None:
+        """Compute threads of the run's last start; None before the first."""
+        if not self.environment.exists():
+            return None
+        return json.loads(self.environment.read_text(encoding="utf-8"))["threads"]
+
     @contextmanager
     def open(self, config_text: str, command: str, *, resume: bool) -> Iterator[None]:
         """Make a new folder, or continue in an old one, and hold it against a second process. Rank 0 only."""

@@ -13,9 +13,8 @@ from rich.progress import Progress, TaskID
 
 from densekd.config.schema import Config, Data
 from densekd.data.cache import cached
-from densekd.engine.launch import Process
+from densekd.engine.launch import Process, available_cores
 from densekd.ops.cache_folder import cache_folder
-from densekd.workflows.children import available_cores
 
 
 def cached_readers(

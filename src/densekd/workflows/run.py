@@ -150,6 +150,7 @@ def run(
                     print("stopped before the first step; the same command goes on")
                 return stop.exit_status
             score = partial(_score, config, val_reader, task, spec, process, training.skipped)
+        threads, before = torch.get_num_threads(), run_folder.last_threads()
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
         resumed = resume and training.resume()
@@ -170,6 +171,12 @@ def run(
                 if resumed
                 else "no checkpoint yet: starting from the beginning"
             )
+            if resumed and process.device.type == "cpu" and before not in (None, threads):
+                # data.workers, or another machine, leaves compute another number of cores.
+                log.say(
+                    f"{threads} threads for compute and {before} before: results agree up to rounding only; "
+                    f"OMP_NUM_THREADS={before} makes them exact"
+                )
         for remark in remarks:
             log.say(remark)
         effective = config.data.batch_size * config.train.accumulate * process.world_size
@@ -177,7 +184,7 @@ def run(
             f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}; "
-            f"threads: {torch.get_num_threads()} for compute, {config.data.workers} for reading"
+            f"threads: {threads} for compute, {config.data.workers} for reading"
         )
         make_loader = (
             build.build_device_loader if config.data.cache == "device" else build.build_train_loader
