@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("--camvid FOLDER (or $DENSEKD_CAMVID): CamVid in the SegNet layout")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    device = measure.pick(args.device)
+    device = measure.pick(args.device, args.clock)
     path = measure.output_path(args.output, "data_path" + ("-dry" if args.dry else ""))
     if args.dry:
         args.pairs, args.warmup = 2, 1

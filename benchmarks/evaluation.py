@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if (args.camvid is None) != (args.weights is None):
         parser.error("--camvid and --weights come together")
-    device = measure.pick(args.device)
+    device = measure.pick(args.device, args.clock)
     path = measure.output_path(args.output, "evaluation" + ("-dry" if args.dry else ""))
     how = {"rounds": 2, "warmup": 1} if args.dry else {"rounds": args.pairs, "warmup": args.warmup}
     cases = {
@@ -371,9 +371,6 @@ def main(arguments: list[str] | None = None) -> int:
     result = measure.record(
         "evaluation", device, clock=args.clock, pairs=how["rounds"], warmup=how["warmup"], cases=cases
     )  # fmt: skip
-    if args.camvid is not None:  # no folders of this machine
-        command = result["command"].replace(str(args.camvid), "CAMVID")
-        result["command"] = command.replace(str(args.weights), args.weights.name)
     print(as_table(cases))
     net = None
     if "six" not in args.part:

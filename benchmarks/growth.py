@@ -373,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     measure.common_arguments(parser, pairs=6)
     parser.add_argument("--subject", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     args = parser.parse_args(arguments)
-    device = measure.pick(args.device)
+    device = measure.pick(args.device, args.clock)
     path = measure.output_path(args.output, "growth" + ("-dry" if args.dry else ""))
     if device.type == "cpu":
         keep_freed_memory()

@@ -80,10 +80,14 @@ def record(name: str, device: torch.device, **fields: Any) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this process was started, without the folders of this machine."""
+    """How this process was started, without the folders of this machine: of absolute paths the last name alone."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
-    return f"python {name} {shlex.join(sys.argv[1:])}".strip()
+    words = []
+    for word in sys.argv[1:]:
+        option, equals, value = word.rpartition("=")
+        words.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return f"python {name} {shlex.join(words)}".strip()
 
 
 def _commit() -> str | None:
@@ -130,11 +134,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def pick(device: str) -> torch.device:
+def pick(device: str, clock: str = "wall") -> torch.device:
+    """The device; ends the program where there is none, or where that clock tells nothing."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: this PyTorch sees no CUDA device")
+    if clock == "cpu" and (device != "cpu" or torch.get_num_threads() != 1):
+        raise SystemExit(
+            "--clock cpu needs --device cpu and OMP_NUM_THREADS=1: threads' times would add up"
+        )
     return torch.device(device)
 
 

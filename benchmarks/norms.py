@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--kept", action="store_true", help="only what a forward keeps (CPU)")
     args = parser.parse_args(arguments)
-    device = measure.pick("cpu" if args.kept else args.device)
+    device = measure.pick("cpu" if args.kept else args.device, args.clock)
     name = "norms-kept" if args.kept else "norms"
     path = measure.output_path(args.output, name + ("-dry" if args.dry else ""))
     if args.kept:

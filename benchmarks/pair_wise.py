@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--other-nodes", nargs="*", type=int, default=[4096], help="for what is not cosines of all"
     )
     args = parser.parse_args(arguments)
-    device = measure.pick(args.device)
+    device = measure.pick(args.device, args.clock)
     path = measure.output_path(args.output, "pair_wise" + ("-dry" if args.dry else ""))
     pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
     nodes, channels = ([256, 512], [16]) if args.dry else (args.nodes, args.channels)

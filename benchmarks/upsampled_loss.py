@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--loss", nargs="+", choices=list(FORMS), default=list(FORMS))
     args = parser.parse_args(arguments)
-    device = measure.pick(args.device)
+    device = measure.pick(args.device, args.clock)
     path = measure.output_path(args.output, "upsampled_loss" + ("-dry" if args.dry else ""))
     pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
     cases = {"dry": DRY} if args.dry else {name: CASES[name] for name in args.case}

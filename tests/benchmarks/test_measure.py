@@ -28,3 +28,19 @@ def test_default_outputs_are_dated():
 
 def test_a_table():
     assert measure.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_command_names_no_folder_of_this_machine(monkeypatch):
+    words = ["x.py", "--camvid", "/data/sets/camvid", "--weights=/data/w.pth", "--output", "a/b.json"]  # fmt: skip
+    monkeypatch.setattr(measure.sys, "argv", words)
+    command = measure.command_line()
+    assert command.endswith("--camvid camvid --weights=w.pth --output a/b.json")
+
+
+def test_the_processes_own_time_is_for_one_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert measure.pick("cpu") == torch.device("cpu")
+    with pytest.raises(SystemExit, match="would add up"):
+        measure.pick("cpu", "cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert measure.pick("cpu", "cpu") == torch.device("cpu")
