@@ -26,7 +26,7 @@ _GPU_ENOUGH = 2048
 _FLOAT64_PRICE = {"cpu": 2}
 _GPU_FLOAT64_PRICE = 64
 _FLOAT64_GPUS = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}  # P100, V100, A100, H100, B200
-# A node shorter than this has no direction: its cosines are (nearly) 0, and so is its gradient.
+# A node shorter than this has no direction and is not normed: its cosines are (nearly) 0, its gradient is finite.
 _ZERO_NORM = 1e-8
 
 
