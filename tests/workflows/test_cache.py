@@ -3,9 +3,11 @@
 import pytest
 
 from densekd.config.load import make_config
+from densekd.config.schema import Data
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 from densekd.errors import UserError
+from densekd.workflows.cache import _name
 from densekd.workflows.run import run
 
 
@@ -78,3 +80,10 @@ def test_wrong_settings(tiny_tree):
     tree = {**tiny_tree, "task": "detection", "data": {**tiny_tree["data"], "cache": "device"}}
     with pytest.raises(UserError, match=r"data\.cache: device knows no boxes"):
         make_config(tree, "test")
+
+
+def test_splits_have_folders_of_their_own():
+    splits = ["a/b", "a_b", "lists/" + "ü" * 200 + ".txt", "lists/" + "ü" * 201 + ".txt"]
+    names = {_name(Data(dataset="folder"), split, True) for split in splits}
+    assert len(names) == 4
+    assert all("/" not in name and len(name.encode()) < 200 for name in names)
