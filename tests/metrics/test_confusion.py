@@ -127,3 +127,12 @@ def test_the_given_maps_are_left_alone():
 def test_bad_input_is_named(guess, truth, words):
     with pytest.raises(ValueError, match=words):
         ConfusionMatrix(3).update(guess, truth)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int8, torch.uint16, torch.uint32, torch.uint64])
+def test_any_integer_type(kind):
+    ours = ConfusionMatrix(2)
+    guess, truth = torch.tensor([[0, 1, 1]]), torch.tensor([[1, 1, 0]])
+    ours.update(guess.to(kind), truth)
+    ours.update(guess, truth.to(kind))
+    assert ours.counts.tolist() == [[0, 2], [2, 2]]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from densekd.ops.collectives import all_reduce_sum
 
-TABLE = (
-    2**18
-)  # entries of the table of all values that is counted in: labels up to 255 for up to 1024 classes
+# Entries of the table of all values that is counted in: labels up to 255 for up to 1024 classes.
+TABLE = 2**18
+# Others (floats, torch's wider unsigned types, which know few operations) are counted as int64.
+COUNTED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class ConfusionMatrix:
@@ -50,7 +51,7 @@ class ConfusionMatrix:
             )
         if target.numel() == 0:
             return
-        guess, truth = (x.long() if x.is_floating_point() else x for x in (prediction, target))
+        guess, truth = (x if x.dtype in COUNTED else x.long() for x in (prediction, target))
         counts = self._count(guess, truth)
         if counts is None:
             counted = truth != self.ignore_index
