@@ -86,4 +86,6 @@ def test_splits_have_folders_of_their_own():
     splits = ["a/b", "a_b", "lists/" + "ü" * 200 + ".txt", "lists/" + "ü" * 201 + ".txt"]
     names = {_name(Data(dataset="folder"), split, True) for split in splits}
     assert len(names) == 4
+    roots = ["here", "./here", "there"]
+    assert len({_name(Data(dataset="folder", root=root), "a", True) for root in roots}) == 3
     assert all("/" not in name and len(name.encode()) < 200 for name in names)

@@ -79,7 +79,7 @@ class RunFolder:
         """Compute threads of the run's last start; None before the first."""
         if not self.environment.exists():
             return None
-        return json.loads(self.environment.read_text(encoding="utf-8"))["threads"]
+        return json.loads(self.environment.read_text(encoding="utf-8")).get("threads")
 
     @contextmanager
     def open(self, config_text: str, command: str, *, resume: bool) -> Iterator[None]:

@@ -60,7 +60,8 @@ def cached_readers(
 def _name(data: Data, split: str, training: bool) -> str:
     """Of a set's folder: which set and split, and a digest of all that chooses its samples."""
     own = data.train_options if training else data.val_options
-    root = str(Path(data.root).expanduser().resolve()) if data.root is not None else None
+    # As it is spelt too: records know their files by the reader's own paths, and would replace each other.
+    root = data.root and [data.root, str(Path(data.root).expanduser().resolve())]
     chosen = [data.dataset, split, root, data.options, own, training and data.allow_unlabelled]
     digest = hashlib.blake2b(json.dumps(chosen, default=str).encode(), digest_size=4).hexdigest()
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data.dataset}-{split}")
