@@ -1,6 +1,6 @@
 """What is done on a GPU machine: its tests, the benchmarks, and a real CamVid training. `make gpu` runs it all.
 
-    DENSEKD_CAMVID=FOLDER python -m benchmarks.gpu [--stage tests step teacher student ...] [--budget 540]
+    DENSEKD_CAMVID=FOLDER python -m benchmarks.gpu [--stage tests teacher student step ...] [--budget 540]
     python -m benchmarks.gpu --dry       # the same stages on the CPU, tiny, on the embedded scenes
 
 Each stage keeps to its budget of seconds, so each fits a command of its own: a short run measures images/s and the
@@ -35,9 +35,19 @@ from benchmarks import measure
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 
-# Scripts of this folder that are run on the device.
-BENCHMARKS = ("step", "pair_wise")
-STAGES = ("tests", *BENCHMARKS, "teacher", "student")
+# Stage -> script of this folder that is run on the device.
+BENCHMARKS = {
+    "step": "step",
+    "pair_wise": "pair_wise",
+    "upsampled_loss": "upsampled_loss",
+    "evaluation": "evaluation",
+    "norms": "norms",
+    "teacher_forms": "teacher",
+    "teacher_cache": "teacher_cache",
+    "data_path": "data_path",
+    "growth": "growth",
+}
+STAGES = ("tests", "teacher", "student", *BENCHMARKS)
 RECIPES = {
     "teacher": ("train", "camvid/psp_efficientnet_lite2"),
     "student": ("distill", "camvid/espnet_from_pspnet"),
@@ -47,9 +57,15 @@ PASSES = (
     0.651,
 )  # mIoU whose first passing is timed: the paper's distilled ESPNet, without and with extra images
 RESERVE = 20.0  # seconds for start-up noise, the last checkpoint and the record
-GPU_SETTINGS = {"train.amp": "bf16", "train.channels_last": "true", "train.log_every": "50"}
+GPU_SETTINGS = {
+    "data.cache": "device",
+    "train.amp": "bf16",
+    "train.channels_last": "true",
+    "train.log_every": "50",
+}
 DRY_SETTINGS = {
     "data.dataset": "scenes",
+    "data.cache": "device",
     "data.options": "{height: 64, width: 128}",
     "data.train_options": "{length: 6}",
     "data.val_options": "{length: 2}",
@@ -256,7 +272,7 @@ def benchmark_stage(name: str, args: argparse.Namespace, device: str) -> dict[st
     """One of `BENCHMARKS` on this device; what it measured, without the record of how that this stage writes itself."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"
-        words = [sys.executable, "-m", f"benchmarks.{name}", "--device", device]
+        words = [sys.executable, "-m", f"benchmarks.{BENCHMARKS[name]}", "--device", device]
         words += ["--output", str(path), *(["--dry"] if args.dry else [])]
         if args.pairs is not None:
             words += ["--pairs", str(args.pairs)]
@@ -301,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cpu" if args.dry else "cuda"
     if not args.dry:
         measure.pick("cuda")
-        if {"teacher", "student"} & set(args.stage):
+        if {"teacher", "student", "data_path"} & set(args.stage):
             camvid()  # said before an hour's work, not after
     stamp = datetime.now(UTC).strftime("%Y-%m-%d" + ("-dry-%H%M%S" if args.dry else ""))
     output: Path = (args.output or measure.ROOT / "results" / "gpu" / stamp).resolve()

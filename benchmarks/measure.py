@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -35,8 +36,16 @@ RESULTS = ROOT / "results" / "benchmarks"
 
 def tensor_peak(call: Callable[[], Any]) -> int:
     """Bytes of the tensors that a call makes, at their peak (CPU)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        call()
+    # What others left behind must not be freed, and so counted, in between.
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            call()
+    finally:
+        if collecting:
+            gc.enable()
     assert found.profiler is not None
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0

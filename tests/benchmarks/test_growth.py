@@ -24,6 +24,11 @@ def test_growth(tmp_path, capsys):
     assert "| step with Pi + Pa | pixels | 4096 – 16384 |" in capsys.readouterr().out
 
 
+def peak(call):
+    # PyTorch's profiler now and then misses an event.
+    return max(extra_bytes(call, CPU) for _ in range(3))
+
+
 @pytest.mark.parametrize(
     "name",
     ["cross-entropy", "OHEM", "pixel-wise", "virtual normal", "evaluation", "confusion matrix", "step with Pi + Pa"],
@@ -32,7 +37,7 @@ def test_memory_grows_no_faster_than_pixels(name):
     make = growth.small(SUBJECTS[name]).make
     # Evaluation interpolates some rows at a time: below a million pixels that is all of them.
     sides = (512, 1024) if name == "evaluation" else (128, 256)
-    less, more = (extra_bytes(make(Size(side=side, classes=8), CPU), CPU) for side in sides)
+    less, more = (peak(make(Size(side=side, classes=8), CPU)) for side in sides)
     assert 0 < more <= 1.05 * 4 * less
 
 
@@ -40,7 +45,7 @@ def test_memory_grows_no_faster_than_pixels(name):
     "name", ["pair-wise", "pair-wise, window of 9", "pair-wise, sigmoid", "feature mimic"]
 )
 def test_memory_grows_no_faster_than_nodes(name):
-    less, more = (extra_bytes(SUBJECTS[name].make(Size(nodes=n), CPU), CPU) for n in (2048, 4096))
+    less, more = (peak(SUBJECTS[name].make(Size(nodes=n), CPU)) for n in (2048, 4096))
     assert 0 < more <= 1.05 * 2 * less
 
 
