@@ -16,12 +16,12 @@ from densekd.config.load import apply_overrides, dump_config, make_config, parse
 from densekd.config.schema import Config
 from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.folder import RunFolder
-from densekd.engine.launch import pick_device
+from densekd.engine.launch import available_cores, pick_device
 from densekd.errors import UserError
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Column, Task
 from densekd.workflows.baseline import constant_guess_scores
-from densekd.workflows.children import Child, available_cores, run_children
+from densekd.workflows.children import Child, run_children
 from densekd.workflows.evaluate import evaluate_weights
 from densekd.workflows.run import changed_settings
 
