@@ -311,6 +311,17 @@ def test_a_record_does_not_depend_on_the_batch_it_came_in(tmp_path):
         assert a.path.read_bytes() == b.path.read_bytes()
 
 
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_what_is_not_finite_is_not_stored(tmp_path, form):
+    distiller = cached(make_distiller(holistic=False), tmp_path, storage=form)
+    batch = make_batch(2)
+    batch.keys = [(0, 0), (0, 1)]
+    batch.images[1] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        distiller.cache.maps(batch, None)
+    assert distiller.cache.filled == 0
+
+
 def test_only_what_is_missing_is_asked_for(tmp_path):
     distiller = cached(make_distiller(), tmp_path)
     asked = []

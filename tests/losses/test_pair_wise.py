@@ -626,3 +626,23 @@ def test_masked_pixels_do_not_enter_a_cell(pooling):
     loss = pair_wise(student, teacher, mask=mask, pooling=pooling)
     changed = torch.where(mask[:, None], student, torch.randn_like(student) * 100)
     torch.testing.assert_close(pair_wise(changed, teacher, mask=mask, pooling=pooling), loss)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cell", [(2, 2), (3, 2), (4, 4), (1, 5)])
+def test_small_cells_average_as_pooling_does(cell, masked, monkeypatch):
+    x = torch.randn(2, 3, 9, 14, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 9, 14) > 0.4 if masked else None
+    if mask is not None:
+        mask[0, :4, :5] = False  # cells without any
+        x.data[0, :, 0, 0] = torch.nan  # which does not count
+    weight = torch.randn(2, 3, -(-9 // cell[0]), -(-14 // cell[1]), dtype=torch.float64)
+    found = []
+    for few in (16, 0):
+        monkeypatch.setattr(module, "_FEW", few)
+        nodes, valid = module._nodes(x, cell, "avg", mask)
+        (gradient,) = torch.autograd.grad((nodes * weight).sum(), x)
+        found.append((nodes.detach(), gradient, valid))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    assert mask is None or torch.equal(found[0][2], found[1][2])

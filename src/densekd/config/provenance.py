@@ -16,6 +16,7 @@ from torch import nn
 import densekd
 from densekd.config import schema
 from densekd.config.load import to_tree
+from densekd.data._cache_key import stamp
 from densekd.models.weights import read_metadata
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -104,7 +105,7 @@ def samples_digest(reader: Any, root: str | None) -> str:
             loose.append(index)
         for path in files:
             if path not in stamps:
-                stamps[path] = _stamp(path)
+                stamps[path] = str(stamp(path))
             digest.update(stamps[path].encode())
     if loose:
         digest.update(str(root).encode())
@@ -119,14 +120,6 @@ def _files_of(reader: Any, index: int) -> Sequence[Path | None]:
     if hasattr(reader, "sources"):
         return reader.sources(index)
     return reader.paths(index) if hasattr(reader, "paths") else ()
-
-
-def _stamp(path: Path) -> str:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 # Settings that change neither an augmented sample nor, by much, what a teacher says of it.
@@ -146,6 +139,7 @@ def teacher_cache_identity(
     options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
     precision = config.teacher.precision
     return {
+        "version": densekd.__version__,
         "task": {"name": config.task, **(depth if config.task == "depth" else {})},
         "teacher": {
             "name": config.teacher.name,

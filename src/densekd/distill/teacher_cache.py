@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -428,7 +428,14 @@ class TeacherCache:
             self.teacher, batch.images[part], self.terms, self.task, holistic=holistic
         )
         small = None if mask is None else mask[part]
-        return [kept.of(maps, small) for kept in self.plan.kept]
+        values = [kept.of(maps, small) for kept in self.plan.kept]
+        for kept, x in zip(self.plan.kept, values, strict=True):
+            if not bool(x.isfinite().all()):
+                raise UserError(
+                    f"distill.teacher_cache: the teacher gives NaN or infinity ({kept.name}) and such is not stored; "
+                    "check its weights, input and precision"
+                )
+        return values
 
     def _assembled(self, raw: Sequence[np.ndarray], device: torch.device) -> TeacherMaps:
         values = [
@@ -451,6 +458,6 @@ class TeacherCache:
 
 def _write_whole(path: Path, text: str) -> None:
     """Several processes may do it at once, each with a file of its own until the end."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -6,12 +6,15 @@ difference; the last three in `_pair_wise_squares`. Letters: N images, C channel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from densekd.losses._checks import (
     check_choice,
@@ -26,6 +29,9 @@ from densekd.losses._pair_wise_squares import count_edges, squared_differences
 CONVENTIONS = ("paper", "authors", "authors2019", "cirkd")
 POOLINGS = ("avg", "max")
 AFFINITIES = ("cosine", "sigmoid", "softmax")
+
+# Pixels of a cell up to which it is averaged pixel by pixel; of larger ones by PyTorch's pooling.
+_FEW = 16
 
 Range = int | float | tuple[int, int] | None
 
@@ -237,23 +243,73 @@ def _nodes(
     x: Tensor, cell: tuple[int, int], pooling: str, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """(N, C, h, w) -> nodes (N, C, p, q) and which of them are valid, (N, 1, p, q) bool or None for all."""
-    pool = _average if pooling == "avg" else _largest
     if mask is None:
-        return (x if cell == (1, 1) else pool(x, cell)), None
+        if cell == (1, 1):
+            return x, None
+        return (_average(x, cell, None) if pooling == "avg" else _largest(x, cell)), None
     counts = mask[:, None]  # (N, 1, h, w)
-    share = _average(counts.to(x.dtype), cell)  # valid share of each cell
-    valid = share > 0
+    valid = _largest(counts.to(x.dtype), cell) > 0
     if pooling == "avg":
-        nodes = pool(x.masked_fill(~counts, 0.0), cell) / torch.where(valid, share, 1.0)
-    else:
-        nodes = pool(x.masked_fill(~counts, float("-inf")), cell).masked_fill(~valid, 0.0)
-    return nodes, valid
+        return _average(x, cell, counts), valid
+    nodes = _largest(x.masked_fill(~counts, float("-inf")), cell)
+    return nodes.masked_fill(~valid, 0.0), valid
 
 
-def _average(x: Tensor, cell: tuple[int, int]) -> Tensor:
+def _average(x: Tensor, cell: tuple[int, int], counts: Tensor | None) -> Tensor:
+    """Mean over each cell's pixels that count (N, 1, h, w); 0 where none does."""
+    if cell[0] * cell[1] <= _FEW and not torch.compiler.is_compiling():
+        result: Any = _CellMeans.apply(x, cell, counts)
+        return result
     # There is no padding to count. But where it is counted, torch.compile divides the gradient of a cell that the
     # border cuts by the whole cell (torch 2.14: pytorch#198119).
-    return F.avg_pool2d(x, cell, cell, ceil_mode=True, count_include_pad=False)
+    pool = partial(F.avg_pool2d, kernel_size=cell, ceil_mode=True, count_include_pad=False)
+    if counts is None:
+        return pool(x)
+    share = pool(counts.to(x.dtype))
+    return pool(x.masked_fill(~counts, 0.0)) / torch.where(share > 0, share, 1.0)
+
+
+class _CellMeans(torch.autograd.Function):
+    """`_average` of small cells, pixel by pixel of the cell: half the time of masking, pooling and their backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cell: tuple[int, int], counts: Tensor | None) -> Tensor:
+        h, w = x.shape[-2:]
+        total = x.new_zeros(*x.shape[:2], -(-h // cell[0]), -(-w // cell[1]))
+        number = x.new_zeros(x.shape[0], 1, *total.shape[-2:])
+        for pixel in _pixels(cell):
+            part = x[pixel]
+            inner = (..., slice(part.shape[-2]), slice(part.shape[-1]))
+            if counts is None:
+                total[inner] += part
+                number[inner] += 1
+            else:
+                total[inner] += part.masked_fill(~counts[pixel], 0.0)
+                number[inner] += counts[pixel]
+        number = number.clamp_(min=1)
+        ctx.cell, ctx.size = cell, (h, w)
+        ctx.save_for_backward(number, counts)
+        return total.div_(number)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyrefly: ignore[bad-override]
+        number, counts = ctx.saved_tensors
+        grad = grad / number
+        out = grad.new_empty(*grad.shape[:2], *ctx.size)
+        for pixel in _pixels(ctx.cell):
+            part = out[pixel]
+            part.copy_(grad[..., : part.shape[-2], : part.shape[-1]])
+            if counts is not None:
+                part.masked_fill_(~counts[pixel], 0.0)
+        return out, None, None
+
+
+def _pixels(cell: tuple[int, int]) -> Iterator[tuple[Any, ...]]:
+    """Indices of the maps that each pixel of the cells makes."""
+    for y in range(cell[0]):
+        for x in range(cell[1]):
+            yield (..., slice(y, None, cell[0]), slice(x, None, cell[1]))
 
 
 def _largest(x: Tensor, cell: tuple[int, int]) -> Tensor:

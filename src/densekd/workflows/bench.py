@@ -60,7 +60,11 @@ def bench(
     config, remarks = _live_teacher(config)
     with ExitStack() as stack:
         process = stack.enter_context(
-            started(device, deterministic=config.train.deterministic, workers=config.data.workers)
+            started(
+                device,
+                deterministic=config.train.deterministic,
+                workers=build.loader_workers(config),
+            )
         )
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
