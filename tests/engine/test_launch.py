@@ -94,35 +94,33 @@ def threads():
 
 
 @pytest.mark.parametrize(
-    ("environment", "workers", "expected"),
+    ("environment", "expected"),
     [
-        ({}, 0, 8),
-        ({}, 3, 5),
-        ({}, 12, 1),
-        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, 1, 3),
-        ({"WORLD_SIZE": "4"}, 0, 2),
-        ({"WORLD_SIZE": "32"}, 2, 1),
+        ({}, 8),
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, 4),
+        ({"WORLD_SIZE": "4"}, 2),
+        ({"WORLD_SIZE": "32"}, 1),
     ],
 )
-def test_cores_are_shared(monkeypatch, threads, environment, workers, expected):
+def test_cores_are_shared(monkeypatch, threads, environment, expected):
     monkeypatch.setattr(launch, "available_cores", lambda: 8)
     monkeypatch.setattr(launch.os, "environ", environment)
-    assert launch.share_cores(workers) == torch.get_num_threads() == expected
+    assert launch.share_cores() == torch.get_num_threads() == expected
 
 
 def test_the_users_number_of_threads_holds(monkeypatch, threads):
     torch.set_num_threads(1)
     monkeypatch.setattr(launch, "available_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch.share_cores(2) == 1
+    assert launch.share_cores() == 1
 
 
 def test_threads_are_put_back(monkeypatch, threads):
     torch.set_num_threads(1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launch, "available_cores", lambda: 3)
-    with launch.started("cpu", workers=1):
-        assert torch.get_num_threads() == 2
+    with launch.started("cpu"):
+        assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == 1
 
 

@@ -150,11 +150,6 @@ def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
         raise UserError(f"data: {error}") from error
 
 
-def loader_workers(config: schema.Config) -> int:
-    """Processes that read while training; a set on the device needs none."""
-    return 0 if config.data.cache == "device" else config.data.workers
-
-
 def build_train_loader(
     config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
 ) -> TrainLoader:

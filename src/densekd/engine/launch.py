@@ -126,28 +126,22 @@ def keep_freed_memory() -> None:
         return
 
 
-def share_cores(workers: int = 0) -> int:
-    """Threads for compute on the CPU, beside `workers` loader processes of one thread each; sets and returns them.
+def share_cores() -> int:
+    """Threads for compute on the CPU; sets and returns them.
 
     ``OMP_NUM_THREADS`` is obeyed where it is set. Else the cores are shared by the processes on this machine
-    (``LOCAL_WORLD_SIZE``, or all of the group), and each leaves one to every worker it has, but for one of its own.
-    Threads that spin for a core they do not get multiply a step's time (docs/benchmarks.md).
+    (``LOCAL_WORLD_SIZE``, or all of the group). Loader processes, of one thread each, get none of their own: beside a
+    step on the CPU they are mostly idle (measured in docs/benchmarks.md).
     """
     if "OMP_NUM_THREADS" not in os.environ:
         processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1
-        torch.set_num_threads(max(1, available_cores() // int(processes) - workers))
+        torch.set_num_threads(max(1, available_cores() // int(processes)))
     return torch.get_num_threads()
 
 
 @contextmanager
-def started(
-    device: str = "auto", *, deterministic: bool = False, workers: int = 0
-) -> Iterator[Process]:
-    """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again.
-
-    Args:
-        workers: loader processes beside this one; see `share_cores`.
-    """
+def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Process]:
+    """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again."""
     _slurm_environment()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -155,7 +149,7 @@ def started(
     threads = torch.get_num_threads()
     if place.type == "cpu":
         keep_freed_memory()
-        share_cores(workers)
+        share_cores()
     else:
         torch.set_float32_matmul_precision("high")
     if place.type == "cuda":

@@ -59,13 +59,7 @@ def bench(
         config = replace(config, teacher=None, distill=Distill())
     config, remarks = _live_teacher(config)
     with ExitStack() as stack:
-        process = stack.enter_context(
-            started(
-                device,
-                deterministic=config.train.deterministic,
-                workers=build.loader_workers(config),
-            )
-        )
+        process = stack.enter_context(started(device, deterministic=config.train.deterministic))
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
         reader = stand_in_reader(config) if made_up else _reader(config)

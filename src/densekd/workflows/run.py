@@ -86,13 +86,7 @@ def run(
     else:
         config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
     with ExitStack() as stack:
-        process = stack.enter_context(
-            started(
-                device,
-                deterministic=config.train.deterministic,
-                workers=build.loader_workers(config),
-            )
-        )
+        process = stack.enter_context(started(device, deterministic=config.train.deterministic))
         stop = stack.enter_context(stop_on_signals())
         run_folder = RunFolder(folder)
         main = process.rank == 0
@@ -188,7 +182,7 @@ def run(
             f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "
             f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}; "
-            f"threads: {threads} for compute, {build.loader_workers(config)} for reading"
+            f"threads: {threads}"
         )
         make_loader = (
             build.build_device_loader if config.data.cache == "device" else build.build_train_loader
