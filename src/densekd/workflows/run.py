@@ -170,7 +170,7 @@ def run(
                 else "no checkpoint yet: starting from the beginning"
             )
             if resumed and process.device.type == "cpu" and before not in (None, threads):
-                # data.workers, or another machine, leaves compute another number of cores.
+                # Another machine, or other processes on it, leave another number of cores.
                 log.say(
                     f"{threads} threads for compute and {before} before: results agree up to rounding only; "
                     f"OMP_NUM_THREADS={before} makes them exact"
