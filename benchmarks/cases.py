@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from densekd.config import build
+from densekd.build.distiller import build_distiller
+from densekd.build.step import build_discriminator_optimizer, build_optimizer
 from densekd.config.load import make_config
 from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
@@ -125,7 +126,7 @@ def make_case(
     else:
         task = Segmentation(names, palette)
         targets = torch.randint(0, case.classes, (n, height, width))
-    distiller, _ = build.build_distiller(config, task, distil=True, device=device)
+    distiller, _ = build_distiller(config, task, distil=True, device=device)
     batch = Batch(
         images=torch.rand(n, 3, height, width),
         targets=targets,
@@ -157,10 +158,8 @@ def make_step(config: Config, distiller: Distiller, device: torch.device) -> Ste
         distiller.student.compile()
     return Step(
         distiller,
-        build.build_optimizer(config.optim, distiller.student.model),
-        discriminator_optimizer=build.build_discriminator_optimizer(
-            config.distill.holistic, distiller
-        ),
+        build_optimizer(config.optim, distiller.student.model),
+        discriminator_optimizer=build_discriminator_optimizer(config.distill.holistic, distiller),
         amp=config.train.amp,
         device=device,
     )

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
-from densekd.layers import ABN, to_inplace
+from densekd.layers import ABN
 from densekd.models import espnet
 from densekd.models.pspnet import PSPNet, pspnet_resnet101
 from densekd.models.resnet import Bottleneck
+from densekd.rewrite import to_inplace
 
 
 class PlainABN(ABN):

@@ -22,10 +22,12 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.cases import CASES, Case, make_case, make_step
 from benchmarks.step import STANDARD
-from densekd.config import build
+from densekd.build.data import build_augment, build_reader, build_train_loader
+from densekd.build.distiller import build_distiller
+from densekd.build.task import build_task
 from densekd.config.load import load_config
 from densekd.distill.distiller import Distiller
-from densekd.distill.teacher_cache import TeacherCache, make_plan
+from densekd.distill.stored.store import TeacherCache, make_plan
 from densekd.engine.launch import Process, started
 from densekd.errors import UserError
 from densekd.types import Batch
@@ -167,11 +169,11 @@ def trained_storages(args: argparse.Namespace, device: torch.device) -> dict[str
         "distill.holistic": None,
     }
     config = load_config("camvid/espnet_c_from_espnet", given)
-    reader = build.build_reader(config.data, config.data.train_split, training=True)
-    task = build.build_task(config, reader)
-    full, spec = build.build_distiller(config, task, distil=True, device=device)
-    augment = build.build_augment(config.data, reader, spec)
-    loader = build.build_train_loader(config, reader, augment, Process(0, 1, device), 0)
+    reader = build_reader(config.data, config.data.train_split, training=True)
+    task = build_task(config, reader)
+    full, spec = build_distiller(config, task, distil=True, device=device)
+    augment = build_augment(config.data, reader, spec)
+    loader = build_train_loader(config, reader, augment, Process(0, 1, device), 0)
     batch = next(iter(loader)).to(device)
     batch.keys = [(0, i) for i in range(len(batch))]
     with tempfile.TemporaryDirectory() as folder:

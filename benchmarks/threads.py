@@ -20,7 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from densekd.config import build
+from densekd.build.data import build_augment, build_reader, build_train_loader
+from densekd.build.distiller import build_distiller
+from densekd.build.step import build_step
+from densekd.build.task import build_task
 from densekd.config.load import load_config
 from densekd.engine.launch import Process, available_cores, keep_freed_memory
 from densekd.types import Batch
@@ -32,16 +35,16 @@ def batches(overrides: dict[str, Any]) -> tuple[Generator[Batch], Any]:
     """The endless batches of a run and its step."""
     config = load_config(RECIPE, overrides)
     device = torch.device("cpu")
-    reader = build.build_reader(config.data, config.data.train_split, training=True)
-    task = build.build_task(config, reader)
+    reader = build_reader(config.data, config.data.train_split, training=True)
+    task = build_task(config, reader)
     torch.manual_seed(0)
-    distiller, spec = build.build_distiller(config, task, distil=True, device=device)
-    augment = build.build_augment(config.data, reader, spec)
+    distiller, spec = build_distiller(config, task, distil=True, device=device)
+    augment = build_augment(config.data, reader, spec)
     process = Process(0, 1, device)
-    loader = build.build_train_loader(config, reader, augment, process, 0)
+    loader = build_train_loader(config, reader, augment, process, 0)
     stream = iter(loader)
     assert isinstance(stream, Generator)
-    return stream, build.build_step(config, distiller, process)
+    return stream, build_step(config, distiller, process)
 
 
 def serve(

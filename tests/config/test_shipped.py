@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 
 from densekd.config.load import apply_overrides, find_config, list_configs, make_config
-from densekd.data.nyuv2 import MAT
-from densekd.data.scenes import write_cityscapes
+from densekd.data.sets.nyuv2 import MAT
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
+from densekd.scenes import write_cityscapes
 from densekd.workflows.run import run
 from densekd.workflows.validate import validate
 

@@ -15,8 +15,8 @@ import torch
 from densekd.data import Augment, CamVid, EvalLoader, Item, TrainLoader, collate
 from densekd.data.base import Sample
 from densekd.data.loader import order
-from densekd.data.targets import BoxTarget, DepthTarget
 from densekd.errors import DataError, UserError
+from densekd.targets import BoxTarget, DepthTarget
 
 from .conftest import make_image, truncate
 

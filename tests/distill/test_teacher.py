@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from densekd.config import build
+from densekd.build.distiller import build_distiller
 from densekd.config.load import make_config
 from densekd.distill.teacher import Teacher, joined
 from densekd.models import espnet, fcos_timm
@@ -145,9 +145,7 @@ def tree(**teacher) -> dict:
 def build_teacher(**options) -> Teacher:
     torch.manual_seed(0)
     config = make_config(tree(**options), "test")
-    distiller, _ = build.build_distiller(
-        config, make_task(), distil=True, device=torch.device("cpu")
-    )
+    distiller, _ = build_distiller(config, make_task(), distil=True, device=torch.device("cpu"))
     assert distiller.teacher is not None
     return distiller.teacher
 

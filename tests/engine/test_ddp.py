@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANK = """
     import sys, torch
     import torch.distributed as dist
-    from densekd.config.build import wrap_ddp
+    from densekd.build.step import wrap_ddp
     from densekd.engine.launch import started
     from densekd.types import Batch
     from tests.distill.helpers import make_batch, make_distiller

@@ -14,9 +14,9 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from densekd.data import Cityscapes, EvalLoader, to_label_ids
-from densekd.data.scenes import write_cityscapes
 from densekd.engine.evaluate import evaluate
 from densekd.ops.tiling import Views, predict_dense
+from densekd.scenes import write_cityscapes
 from densekd.tasks import Segmentation
 from densekd.types import DenseOutput
 

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from densekd.data import Augment, DeviceLoader, TrainLoader
-from densekd.data.scene_set import SceneSet
-from densekd.layers import ABN, to_inplace
-from densekd.layers.fold import fold_norms
+from densekd.data.sets.scene_set import SceneSet
+from densekd.layers import ABN
 from densekd.losses import cross_entropy, ohem_cross_entropy, pixel_wise
 from densekd.models import pspnet_resnet18
 from densekd.ops.argmax import argmax_map
 from densekd.ops.resize import resize_map
+from densekd.rewrite import to_inplace
+from densekd.rewrite.fold import fold_norms
 
 pytestmark = pytest.mark.gpu
 

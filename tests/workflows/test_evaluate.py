@@ -11,10 +11,10 @@ from PIL import Image
 from densekd.cli.main import main
 from densekd.config.load import make_config
 from densekd.data import Cityscapes, to_label_ids
-from densekd.data.scenes import write_cityscapes
 from densekd.errors import UserError
 from densekd.models.espnet import espnet_c
 from densekd.models.weights import load_weights, save_weights
+from densekd.scenes import write_cityscapes
 from densekd.workflows.evaluate import check_output, evaluate_weights
 from tests.cli.helpers import torchrun, write_recipe
 

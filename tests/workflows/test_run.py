@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from densekd.build.provenance import teacher_note
 from densekd.config.load import make_config
-from densekd.config.provenance import teacher_note
 from densekd.config.schema import Teacher
 from densekd.engine.checkpoint import load_checkpoint
 from densekd.engine.folder import RunFolder

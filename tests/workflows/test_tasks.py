@@ -7,16 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from densekd.build.data import build_reader
+from densekd.build.distiller import build_distiller
+from densekd.build.networks import build_network
+from densekd.build.task import build_task
 from densekd.cli.main import main
-from densekd.config import build
 from densekd.config.load import dump_config, make_config
-from densekd.data.scenes import write_cityscapes
 from densekd.engine.checkpoint import load_checkpoint
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 from densekd.engine.trainer import Training
 from densekd.errors import UserError
 from densekd.models.weights import read_weights, save_weights
+from densekd.scenes import write_cityscapes
+from densekd.types import Batch
 from densekd.workflows.ablate import ablate
 from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.evaluate import evaluate_weights
@@ -161,8 +165,8 @@ def test_two_processes_write_the_results_of_one(trees, tmp_path):
     tree["detection"] = {"score_threshold": 0.0, "detections_per_image": 20}
     recipe = write_recipe(tmp_path / "recipe.yaml", tree)
     config = make_config(tree, "test")
-    reader = build.build_reader(config.data, "val", training=False)
-    network, _ = build.build_network(config.model, build.build_task(config, reader), "model")
+    reader = build_reader(config.data, "val", training=False)
+    network, _ = build_network(config.model, build_task(config, reader), "model")
     weights = tmp_path / "weights.safetensors"
     save_weights(network, weights, {})
     words = ["evaluate", recipe, "--weights", weights, "--device", "cpu", "--results"]
@@ -209,15 +213,15 @@ def test_a_student_equal_to_its_teacher_has_zero_terms(trees, kind):
     tree["teacher"] = {**deepcopy(tree["model"]), "allow_untrained": True, "fold_norms": False}
     del tree["distill"]["holistic"]  # judges, and does not compare
     config = make_config(tree, "test")
-    reader = build.build_reader(config.data, "train", training=True)
-    task = build.build_task(config, reader)
+    reader = build_reader(config.data, "train", training=True)
+    task = build_task(config, reader)
     cpu = torch.device("cpu")
-    distiller, _ = build.build_distiller(config, task, distil=True, device=cpu)
+    distiller, _ = build_distiller(config, task, distil=True, device=cpu)
     assert not distiller.student.adapters, "equal widths need no adapter"
     distiller.teacher.network.model.load_state_dict(distiller.student.model.state_dict())
     distiller.student.eval()
     build_size = (48, 80)  # no multiple of the stride
-    batch = build.Batch(
+    batch = Batch(
         images=torch.rand(2, 3, *build_size),
         targets=task.example_targets(2, build_size, cpu),
         labelled=torch.ones(2, dtype=torch.bool),
@@ -299,8 +303,8 @@ def test_a_mimic_named_like_a_tap_leaves_the_tap_alone(trees):
         "fuse": {"loss": "feature_mimic", "weight": 1},
     }
     config = make_config(tree, "test")
-    task = build.build_task(config, build.build_reader(config.data, "train", training=True))
-    distiller, _ = build.build_distiller(config, task, distil=True, device=torch.device("cpu"))
+    task = build_task(config, build_reader(config.data, "train", training=True))
+    distiller, _ = build_distiller(config, task, distil=True, device=torch.device("cpu"))
     features = distiller.student(torch.rand(1, 3, 64, 64)).features
     assert features["fuse"].shape[1] == 16
     assert features["fuse_adapted"].shape[1] == 32

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import densekd.engine.trainer as trainer
+from densekd.build.provenance import samples_digest
 from densekd.config.load import make_config
-from densekd.config.provenance import samples_digest
 from densekd.data import Folder
 from densekd.distill.teacher import Teacher
 from densekd.engine.folder import RunFolder

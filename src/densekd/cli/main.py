@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 
 from densekd.errors import NonFiniteError, UserError
+from densekd.ops.names import did_you_mean
 
 # command -> (file in this folder, what it does)
 COMMANDS = {
@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
-        return fail(f"unknown command {name!r}; {hint}", 2)
+        return fail(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}", 2)
     module = importlib.import_module(f"densekd.cli.{COMMANDS[name][0]}")
     try:
         return module.command(rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from densekd.config.schema import Config, Distill, Term
 from densekd.errors import UserError
+from densekd.ops.names import did_you_mean, nearest
 
 _ADAPTER = TypeAdapter(Config)
 _DISTILL_KEYS = {f.name for f in fields(Distill)}
@@ -49,7 +49,7 @@ def find_config(name: str | Path) -> Path:
         raise UserError(
             f"config {str(name)!r} is ambiguous; it may be any of: {', '.join(matches)}"
         )
-    near = difflib.get_close_matches(wanted, [k.removesuffix(".yaml") for k in known], 3, 0.4)
+    near = nearest(wanted, [k.removesuffix(".yaml") for k in known], 3)
     raise UserError(
         f"config {str(name)!r} is neither a file nor a shipped recipe. "
         + (f"Did you mean {', '.join(near)}? " if near else "")
@@ -172,9 +172,7 @@ def _explain(error: ValidationError, where: str) -> str:
         key = ".".join(location).replace("distill.terms.", "distill.")
         if item["type"] == "unexpected_keyword_argument":
             possible = _keys_at(location[:-1])
-            near = difflib.get_close_matches(location[-1], possible, 1, 0.6)
-            hint = f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(possible)}"
-            lines.append(f"{where}: {key}: unknown key; {hint}")
+            lines.append(f"{where}: {key}: unknown key; {did_you_mean(location[-1], possible)}")
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{where}: {key}: missing; this setting has no default")
         else:

@@ -27,7 +27,7 @@ DATASETS = {
     "folder": "densekd.data.Folder",
     "kitti": "densekd.data.Kitti",
     "nyuv2": "densekd.data.NYUv2",
-    "scenes": "densekd.data.scene_set.SceneSet",
+    "scenes": "densekd.data.sets.scene_set.SceneSet",
     "voc": "densekd.data.VOC",
     "voc_boxes": "densekd.data.VOCBoxes",
 }

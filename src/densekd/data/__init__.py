@@ -1,6 +1,6 @@
 """Data sets, augmentation, loaders and checks. docs/data.md tells layouts and the order contract."""
 
-from densekd.data.ade20k import ADE20K
+from densekd.data.augment import Augment, augment
 from densekd.data.base import (
     DenseSet,
     PairedFiles,
@@ -11,22 +11,22 @@ from densekd.data.base import (
     read_labels,
     task_of,
 )
-from densekd.data.cache import CachedSet, cached
-from densekd.data.camvid import CamVid
+from densekd.data.cache.store import CachedSet, cached
 from densekd.data.check import CheckReport, check_all, sample_check
-from densekd.data.cityscapes import Cityscapes, to_label_ids
-from densekd.data.coco import Coco
-from densekd.data.depth_folder import DepthFolder
 from densekd.data.device import DeviceLoader
-from densekd.data.folder import Folder
-from densekd.data.kitti import Kitti
 from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
-from densekd.data.nyuv2 import NYUv2
-from densekd.data.scene_set import SceneSet
-from densekd.data.targets import BoxTarget, DepthTarget
-from densekd.data.transforms import Augment, augment
-from densekd.data.voc import VOC
-from densekd.data.voc_boxes import VOCBoxes
+from densekd.data.sets.ade20k import ADE20K
+from densekd.data.sets.camvid import CamVid
+from densekd.data.sets.cityscapes import Cityscapes, to_label_ids
+from densekd.data.sets.coco import Coco
+from densekd.data.sets.depth_folder import DepthFolder
+from densekd.data.sets.folder import Folder
+from densekd.data.sets.kitti import Kitti
+from densekd.data.sets.nyuv2 import NYUv2
+from densekd.data.sets.scene_set import SceneSet
+from densekd.data.sets.voc import VOC
+from densekd.data.sets.voc_boxes import VOCBoxes
+from densekd.targets import BoxTarget, DepthTarget
 
 __all__ = [
     "ADE20K",

@@ -6,7 +6,6 @@ table from the numbers in the label files to class indices.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from densekd.errors import DataError, UserError
+from densekd.ops.names import first_few, nearest
 
 IGNORE_INDEX = 255
-SHOWN = 5  # how many of many bad files a message lists
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -46,7 +45,7 @@ class DenseSet(Protocol):
     A reader of another task than segmentation says so in an attribute `task` (see `task_of`); detection readers also
     have `category_ids`, the annotation file's own number of each class index. Depth has no classes. A reader whose
     samples are made of other files than `paths` names lists all of them by a method ``sources(index) -> list[Path]``,
-    empty where its arguments alone decide: what `densekd.data.cache` keeps is made anew when one of them changes.
+    empty where its arguments alone decide: what `densekd.data.cache.store` keeps is made anew when one of them changes.
     """
 
     classes: list[str]
@@ -355,7 +354,7 @@ def require_folder(path: Path, expected: str) -> Path:
 def unknown_name(kind: str, given: str, known: Iterable[str], where: str | Path = "") -> DataError:
     """The error for a name that is none of `known`, with the nearest one."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(given), known, n=1)
+    near = nearest(given, known)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     return DataError(
@@ -400,12 +399,6 @@ def verified(
             "files, or set data.allow_unlabelled to use these images without."
         )
     return checked
-
-
-def first_few(things: Sequence[object]) -> str:
-    """The first `SHOWN` of a long list, for a message."""
-    more = f", and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return ", ".join(str(thing) for thing in things[:SHOWN]) + more
 
 
 def _lookup(

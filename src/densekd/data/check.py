@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from densekd.data.base import DenseSet, Sample, first_few, task_of
+from densekd.data.base import DenseSet, Sample, task_of
 from densekd.data.loader import closed_at_exit, start_worker
 from densekd.errors import DataError
+from densekd.ops.names import first_few
 
 # Median depths of rooms and streets lie between these, in metres; those of a wrong unit hardly ever.
 PLAUSIBLE_DEPTH = (0.2, 200.0)

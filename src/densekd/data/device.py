@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densekd.data.augment import Augment, Look
 from densekd.data.base import DenseSet, Sample, task_of
 from densekd.data.loader import (
     Positions,
@@ -24,9 +25,8 @@ from densekd.data.loader import (
     fitting,
     nothing_readable,
 )
-from densekd.data.targets import DepthTarget, Intrinsics, empty_target, resized_intrinsics
-from densekd.data.transforms import Augment, Look
 from densekd.errors import DataError, UserError
+from densekd.targets import DepthTarget, Intrinsics, empty_target, resized_intrinsics
 from densekd.types import Batch, DepthMaps
 
 UNKNOWN = (float("nan"),) * 4

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from densekd.data.augment import Augment, Augmented, pad, whole
 from densekd.data.base import DenseSet, Sample, task_of
-from densekd.data.targets import BoxTarget, DepthTarget, empty_target, to_boxes, to_depth_maps
-from densekd.data.transforms import Augment, Augmented, pad, whole
 from densekd.errors import DataError, UserError
+from densekd.targets import BoxTarget, DepthTarget, empty_target, to_boxes, to_depth_maps
 from densekd.types import Batch, DepthMaps
 
 Transform = Callable[[Sample, np.random.Generator], Augmented]

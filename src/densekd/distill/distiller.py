@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
+from densekd.distill.stored.store import TeacherCache
 from densekd.distill.teacher import Teacher
-from densekd.distill.teacher_cache import TeacherCache
 from densekd.distill.terms import TeacherMaps, Term, ask_teacher, compute_terms, match_sizes
 from densekd.losses import holistic
 from densekd.ops.resize import resize_labels

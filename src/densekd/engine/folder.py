@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import torch
 
-from densekd.engine.checkpoint import write_text_atomic
 from densekd.errors import UserError
+from densekd.ops.files import write_text
 
 VERSIONS = (
     "densekd",
@@ -89,10 +89,10 @@ class RunFolder:
         with open(self.path / ".lock", "w") as lock:
             _lock(lock, self.path)
             if not self.config.exists():
-                write_text_atomic(self.config, config_text)
+                write_text(self.config, config_text)
             with open(self.command, "a", encoding="utf-8") as file:
                 file.write(command + "\n")
-            write_text_atomic(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
+            write_text(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
             yield
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from densekd.errors import UserError
+from densekd.ops.files import write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -39,9 +40,7 @@ def cut_metrics(path: Path, last_step: int, last_scored: int = 0) -> None:
         for row in read_metrics(path)
         if row["step"] <= (last_scored if any(k.startswith("val/") for k in row) else last_step)
     ]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(_line(row) for row in rows))
 
 
 def _line(row: dict[str, Any]) -> str:

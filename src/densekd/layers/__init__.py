@@ -5,8 +5,6 @@ from densekd.layers.attention import SelfAttention2d
 from densekd.layers.esp import ESPBlock, ESPDown
 from densekd.layers.inplace import inplace_abn, synchronised_batch_norm
 from densekd.layers.pyramid import PyramidPooling
-from densekd.layers.recompute import recompute_norms, to_inplace
-from densekd.layers.synchronise import synchronise
 
 __all__ = [
     "ABN",
@@ -15,8 +13,5 @@ __all__ = [
     "PyramidPooling",
     "SelfAttention2d",
     "inplace_abn",
-    "recompute_norms",
-    "synchronise",
     "synchronised_batch_norm",
-    "to_inplace",
 ]

@@ -37,7 +37,7 @@ class ABN(nn.BatchNorm2d):
 
     Note:
         `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would turn it into a plain norm:
-        `densekd.layers.synchronise` does not.
+        `densekd.rewrite.synchronise` does not.
 
     Example:
         >>> ABN(8)(torch.randn(2, 8, 4, 4)).shape

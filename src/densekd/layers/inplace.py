@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from densekd.layers.recompute import made_from
 from densekd.ops import collectives
+from densekd.ops.recording import made_from
 
 ACTIVATIONS = ("leaky_relu", "elu", "identity")
 

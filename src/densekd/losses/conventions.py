@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from densekd.losses._checks import check_choice
-from densekd.losses.pair_wise import pair_wise
+from densekd.losses.pair_wise.function import pair_wise
 from densekd.losses.pixel_wise import pixel_wise
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {"pixel_wise": pixel_wise, "pair_wise": pair_wise}

@@ -5,7 +5,6 @@ timm is imported where it is used: its import alone takes seconds, and naming a 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import COUNTER, compare, read_weights
+from densekd.ops.names import nearest
 from densekd.types import Feature, InputSpec
 
 LITE = "efficientnet-lite"
@@ -95,7 +95,7 @@ def check_name(name: str) -> None:
     tags = timm.list_models(f"{base}.*", pretrained=True) if timm.is_model(base) else []
     if timm.is_model(base) and (base == name or name in tags):
         return
-    near = difflib.get_close_matches(name, tags or timm.list_models(), 3, 0.5)
+    near = nearest(name, tags or timm.list_models(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists all."
     raise UserError(f"backbone {name!r} is unknown to timm; {hint}")
 

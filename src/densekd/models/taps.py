@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.errors import UserError
+from densekd.ops.names import nearest
 from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
 
@@ -148,7 +148,7 @@ def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
     if path and path in modules:
         return modules[path]
     names = [name for name in modules if name]
-    near = difflib.get_close_matches(path, names, 3, 0.4) or names[:8]
+    near = nearest(path, names, 3) or names[:8]
     raise UserError(
         f"tap {tap!r}: {type(model).__name__} has no module {path!r}; near it are {', '.join(near)} "
         "(`densekd.models.list_taps(model, images)` lists all)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from densekd.errors import WeightsError
+from densekd.ops.files import replacing
+from densekd.ops.names import first_few
 
 # Where training codes put the network inside a checkpoint, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
 # What data parallelism and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"
-SHOWN = 5
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def unwrap(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
             return unwrap(inner, path)
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensors; its keys are {shorten(map(str, content))}")
+        raise WeightsError(f"{path}: holds no tensors; its keys are {first_few(list(content))}")
     return tensors
 
 
@@ -201,7 +201,7 @@ def compare(
     if len(shared) < 0.1 * len(wanted):
         raise WeightsError(
             f"{name}: these look like weights of another network: {len(shared)} of {len(wanted)} keys match. "
-            f"The file has {shorten(sorted(given))}; the network has {shorten(sorted(wanted))}."
+            f"The file has {first_few(sorted(given))}; the network has {first_few(sorted(wanted))}."
         )
     wrong = [k for k in expected if k in shared and state[k].shape != expected[k].shape]
     missing = [k for k in expected if k in wanted - given]
@@ -216,11 +216,11 @@ def compare(
                 f"{k} is {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
                 for k in wrong
             )
-            parts.append(f"other shapes ({len(wrong)}): {shorten(shapes, '; ')}")
+            parts.append(f"other shapes ({len(wrong)}): {first_few(list(shapes))}")
         if missing:
-            parts.append(f"missing ({len(missing)}): {shorten(missing)}")
+            parts.append(f"missing ({len(missing)}): {first_few(missing)}")
         if unexpected:
-            parts.append(f"unexpected ({len(unexpected)}): {shorten(unexpected)}")
+            parts.append(f"unexpected ({len(unexpected)}): {first_few(unexpected)}")
         raise WeightsError(f"{name}: does not fit the network. " + ". ".join(parts) + ".")
     bad = set(wrong)
     return {k: v for k, v in state.items() if k in expected and k not in bad}
@@ -242,12 +242,6 @@ def class_counts(
     return found.most_common(1)[0][0] if found else None
 
 
-def shorten(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    more = f"{separator}… and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
-
-
 def save_weights(
     model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -258,16 +252,10 @@ def save_weights(
         path: of the file; its folder is made.
         metadata: strings to travel with the weights (input spec, class names as JSON).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Cloned: safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(state, temporary, metadata=dict(metadata or {}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as neighbour:
+        save_file(state, neighbour, metadata=dict(metadata or {}))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -11,13 +11,16 @@ from typing import Any
 
 import yaml
 
-from densekd.config import build, provenance
+from densekd.build import provenance
+from densekd.build.data import build_reader, input_size
+from densekd.build.networks import build_network
+from densekd.build.task import build_task
 from densekd.config.load import apply_overrides, dump_config, make_config, parse_yaml, to_tree
 from densekd.config.schema import Config
-from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import available_cores, pick_device
 from densekd.errors import UserError
+from densekd.ops.files import write_text
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Column, Task
 from densekd.workflows.baseline import constant_guess_scores
@@ -119,12 +122,12 @@ def ablate(
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
     teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
     if not (folder / "config.yaml").exists():
-        write_text_atomic(folder / "config.yaml", dump_config(config))
+        write_text(folder / "config.yaml", dump_config(config))
     if teacher is not None and not (folder / "teacher.json").exists():
-        write_text_atomic(folder / "teacher.json", json.dumps(teacher, indent=2) + "\n")
+        write_text(folder / "teacher.json", json.dumps(teacher, indent=2) + "\n")
     if not (folder / CONSTANT).exists():
         guess = constant_guess_scores(config)
-        write_text_atomic(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
+        write_text(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
@@ -143,7 +146,7 @@ def lone_children(config: Config, *, folder: Path, seeds: int, device: str) -> l
     """The ablation's parts that need no teacher, for a caller that trains the teacher beside them."""
     _check_folder(folder, config)
     if not (folder / "config.yaml").exists():
-        write_text_atomic(folder / "config.yaml", dump_config(config))
+        write_text(folder / "config.yaml", dump_config(config))
     alone = [v for v in term_variants(config) if not v.distil]
     return [
         _child(variant, seed, folder, device)
@@ -174,7 +177,7 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
     text = yaml.safe_dump(tree, sort_keys=False)
     if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
-        write_text_atomic(recipe, text)
+        write_text(recipe, text)
     name = f"seed{seed}"
     command = "distill" if variant.distil else "train"
     arguments = [
@@ -211,7 +214,7 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
     scores = evaluate_weights(alone, None, config.data.val_split, device=device)
     task, size = _task_and_size(config)
-    network, _ = build.build_network(alone.model, task, "teacher")
+    network, _ = build_network(alone.model, task, "teacher")
     return {
         "digest": digest,
         "scores": scores,
@@ -221,8 +224,8 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
 
 
 def _task_and_size(config: Config) -> tuple[Task, tuple[int, int]]:
-    reader = build.build_reader(config.data, config.data.train_split, training=True)
-    return build.build_task(config, reader), build.input_size(config, reader)
+    reader = build_reader(config.data, config.data.train_split, training=True)
+    return build_task(config, reader), input_size(config, reader)
 
 
 def write_table(
@@ -281,8 +284,8 @@ def write_table(
         f"{seeds} seed{'s' if seeds > 1 else ''}{' (mean ± std)' if seeds > 1 else ''}.{note}",
     ]
     text = "\n".join(lines) + "\n"
-    write_text_atomic(folder / "table.md", text)
-    write_text_atomic(folder / "results.json", json.dumps(rows, indent=2) + "\n")
+    write_text(folder / "table.md", text)
+    write_text(folder / "results.json", json.dumps(rows, indent=2) + "\n")
     return text
 
 

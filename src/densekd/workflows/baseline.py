@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.config import build
+from densekd.build.data import build_eval_loader, build_reader
+from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.launch import Process
 from densekd.errors import DataError
@@ -20,15 +21,15 @@ SAMPLES = 200  # training targets the guess is made from, spread evenly over the
 def constant_guess_scores(config: Config) -> dict[str, Any]:
     """The task's scores on the validation split of one answer for all images, taken from the training targets."""
     data = config.data
-    train = build.build_reader(data, data.train_split, training=True)
-    val = build.build_reader(data, data.val_split, training=False)
-    task = build.build_task(config, train)
+    train = build_reader(data, data.train_split, training=True)
+    val = build_reader(data, data.val_split, training=False)
+    task = build_task(config, train)
     constant = task.constant_guess(_targets(train, skip_bad=data.on_bad_file == "skip"))
     here = Process(rank=0, world_size=1, device=torch.device("cpu"))
     metric = task.metric()
     channels = config.model.in_channels
     spec = InputSpec(mean=(0.5,) * channels, std=(0.25,) * channels)  # no image is looked at
-    for batch in build.build_eval_loader(config, val, spec, here):
+    for batch in build_eval_loader(config, val, spec, here):
         metric.update(task.guess(constant, batch), batch)
     return metric.compute()
 

@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from densekd.config import build
+from densekd.build.data import (
+    build_augment,
+    build_device_loader,
+    build_reader,
+    build_train_loader,
+    check_reader,
+)
+from densekd.build.distiller import build_distiller
+from densekd.build.dry_run import dry_run, example_batch
+from densekd.build.step import build_step
+from densekd.build.task import build_task
 from densekd.config.load import to_tree
 from densekd.config.schema import Config, Distill
-from densekd.data.transforms import Augment
+from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.student import Student
 from densekd.engine.folder import describe_environment
@@ -63,21 +73,21 @@ def bench(
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
         reader = stand_in_reader(config) if made_up else _reader(config)
-        task = build.build_task(config, reader)
+        task = build_task(config, reader)
         torch.manual_seed(config.seed)
-        distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
+        distiller, spec = build_distiller(config, task, distil=distil, device=process.device)
         if made_up:
             batch = _made_up_batch(config, task, process)
             few = batch
             stream = None
             remarks.append("images and targets are made up: the data's own cost is not measured")
         else:
-            augment = build.build_augment(config.data, reader, spec)
+            augment = build_augment(config.data, reader, spec)
             batch = first_batch(config, reader, augment, process)
             few = first_batch(_of_two(config), reader, augment, process)
             stream = _loader(config, reader, augment, process)
-        build.dry_run(distiller, few)
-        step = build.build_step(config, distiller, process)
+        dry_run(distiller, few)
+        step = build_step(config, distiller, process)
         for optimizer in (step.optimizer, step.discriminator_optimizer):
             if optimizer is not None:
                 set_lr(optimizer, 0.0)
@@ -122,23 +132,23 @@ def _live_teacher(config: Config) -> tuple[Config, list[str]]:
 
 def _reader(config: Config) -> Any:
     try:
-        reader = build.build_reader(config.data, config.data.train_split, training=True)
+        reader = build_reader(config.data, config.data.train_split, training=True)
     except UserError as error:
         if config.data.root is None or isinstance(error, DataError):
             raise type(error)(f"{error}\nWithout the data, --made-up takes random images.") from error  # fmt: skip
         raise
-    build.check_reader(reader, config)
+    check_reader(reader, config)
     return reader
 
 
 def _loader(config: Config, reader: Any, augment: Augment, process: Process) -> Any:
     """As in a run, which decodes its validation set too."""
     if config.data.cache is not None:
-        val_reader = build.build_reader(config.data, config.data.val_split, training=False)
+        val_reader = build_reader(config.data, config.data.val_split, training=False)
         reader, _ = cached_readers(config, reader, val_reader, process, stop=False)
     if config.data.cache == "device":
-        return build.build_device_loader(config, reader, augment, process, 0)
-    return build.build_train_loader(config, reader, augment, process, 0)
+        return build_device_loader(config, reader, augment, process, 0)
+    return build_train_loader(config, reader, augment, process, 0)
 
 
 def _of_two(config: Config) -> Config:
@@ -151,7 +161,7 @@ def _made_up_batch(config: Config, task: Any, process: Process) -> Batch:
         raise UserError(
             "--made-up makes images of the crop's size, and the recipe has no data.crop; give --data.crop '[H, W]'"
         )
-    return build.example_batch(
+    return example_batch(
         task, config.model.in_channels, config.data.crop, process.device, config.data.batch_size
     )
 

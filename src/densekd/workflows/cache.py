@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from densekd.config.schema import Config, Data
-from densekd.data.cache import cached
+from densekd.data.cache.store import cached
 from densekd.engine.launch import Process, available_cores
-from densekd.ops.cache_folder import cache_folder
+from densekd.ops.files import cache_folder
 
 
 def cached_readers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.progress import Progress
 
-from densekd.config import build
+from densekd.build.data import build_reader
 from densekd.config.schema import Config
 from densekd.data.check import CheckReport, check_all
 
@@ -15,7 +15,7 @@ def check_splits(config: Config, splits: list[str]) -> dict[str, CheckReport]:
     with Progress(transient=True) as progress:
         for split in splits:
             training = split == config.data.train_split
-            reader = build.build_reader(config.data, split, training=training, verify_files=False)
+            reader = build_reader(config.data, split, training=training, verify_files=False)
             bar = progress.add_task(split, total=len(reader))
             reports[split] = check_all(
                 reader,

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from densekd.config.build import build_reader
+from densekd.build.data import build_reader
 from densekd.config.load import load_config, shipped_configs, to_tree
 from densekd.config.schema import Config
-from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
+from densekd.ops.files import write_text
 from densekd.workflows.ablate import ablate, default_jobs, lone_children, term_variants
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.pictures import save_comparison
@@ -65,7 +65,7 @@ def demo(
         raise UserError(f"{folder} exists and is no demo's folder; give another --name")
     if changed := changed_settings(teacher, teacher_config):
         raise UserError(f"{folder} holds another demo: {'; '.join(changed)}; give another --name")
-    write_text_atomic(folder / MARK, yaml.safe_dump(to_tree(teacher_config), sort_keys=False))
+    write_text(folder / MARK, yaml.safe_dump(to_tree(teacher_config), sort_keys=False))
 
     _write_scenes(scenes, scale, extras=task != "segmentation")
     child = Child(
@@ -86,7 +86,7 @@ def demo(
         return status
     picture = folder / "images" / "comparison.png"
     _draw(config, folder, teacher, picture)
-    write_text_atomic(folder / "table.md", table)
+    write_text(folder / "table.md", table)
     minutes = (time.perf_counter() - begin) / 60
     print(f"\n{table}\npictures  {picture}\ntable     {folder / 'table.md'}\n{minutes:.1f} minutes")
     return 0

@@ -10,15 +10,18 @@ from typing import Any
 
 from rich.progress import track
 
-from densekd.config import build, provenance
+from densekd.build import provenance
+from densekd.build.data import build_eval_loader, build_reader, build_views, check_reader
+from densekd.build.networks import build_network
+from densekd.build.task import build_task
 from densekd.config.schema import Config
-from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
+from densekd.ops.files import write_text
 from densekd.tasks import Task
 
 
@@ -58,16 +61,16 @@ def evaluate_weights(
         raise UserError("evaluate needs weights: give --weights FILE (.safetensors or .pth)")
     model = config.model if weights is None else replace(config.model, weights=str(weights))
     with started(device) as process:
-        reader = build.build_reader(config.data, split, training=False)
-        build.check_reader(reader, replace(config, model=model))
-        task = build.build_task(config, reader)
-        network, spec = build.build_network(model, task, "model")
+        reader = build_reader(config.data, split, training=False)
+        check_reader(reader, replace(config, model=model))
+        task = build_task(config, reader)
+        network, spec = build_network(model, task, "model")
         metric = task.metric(process.device)
         detections = getattr(metric, "results", None)
         if results is not None and detections is None:
             raise UserError(f"--results: {task.name} has no results file; leave it out")
         tapped = Taps(network, {}, spec).to(process.device)
-        loader = build.build_eval_loader(config, reader, spec, process)
+        loader = build_eval_loader(config, reader, spec, process)
         shown = (
             loader
             if quiet or process.rank != 0
@@ -79,7 +82,7 @@ def evaluate_weights(
                 shown,
                 task,
                 device=process.device,
-                views=build.build_views(config.evaluate),
+                views=build_views(config.evaluate),
                 amp=AMP[config.train.amp],
                 metric=metric,
             )
@@ -99,14 +102,14 @@ def evaluate_weights(
         if results is not None and detections is not None:
             found = detections()  # joins all ranks
             if process.rank == 0:
-                write_text_atomic(results, json.dumps(found) + "\n")
+                write_text(results, json.dumps(found) + "\n")
         if report is not None and process.rank == 0:
             report(task, result)
     return result
 
 
 def write_scores(scores: dict[str, Any], output: Path) -> None:
-    write_text_atomic(output, json.dumps(scores, indent=2) + "\n")
+    write_text(output, json.dumps(scores, indent=2) + "\n")
 
 
 def scores_text(task: Task, scores: dict[str, Any]) -> str:

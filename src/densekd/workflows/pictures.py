@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from densekd.config import build
+from densekd.build.data import build_eval_loader, build_reader, build_views
+from densekd.build.networks import build_network
+from densekd.build.task import build_task
 from densekd.config.schema import Config, Model
 from densekd.engine.launch import Process
 from densekd.models.taps import Taps
@@ -31,19 +33,19 @@ def save_comparison(
     Args:
         networks: (column title, model, weights file).
     """
-    reader = build.build_reader(config.data, config.data.val_split, training=False)
-    task = build.build_task(config, reader)
-    views = build.build_views(config.evaluate)
+    reader = build_reader(config.data, config.data.val_split, training=False)
+    task = build_task(config, reader)
+    views = build_views(config.evaluate)
     columns = ["image", "truth", *(title for title, _, _ in networks)]
     built = []
     for _, model, weights in networks:
-        network, spec = build.build_network(replace(model, weights=str(weights)), task, "model")
+        network, spec = build_network(replace(model, weights=str(weights)), task, "model")
         built.append(Taps(network, {}, spec).eval())
     rows: list[list[np.ndarray]] = []
     whole = replace(config, evaluate=replace(config.evaluate, batch_size=1))
     spec = InputSpec(mean=(0.5,) * reader.channels, std=(0.25,) * reader.channels)  # pads nothing
     here = Process(rank=0, world_size=1, device=torch.device("cpu"))
-    loader = build.build_eval_loader(whole, reader, spec, here, limit=max(indices, default=-1) + 1)
+    loader = build_eval_loader(whole, reader, spec, here, limit=max(indices, default=-1) + 1)
     for index, batch in enumerate(loader):
         if index not in indices:
             continue

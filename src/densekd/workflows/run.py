@@ -13,12 +13,27 @@ import torch
 import yaml
 from torch import nn
 
-from densekd.config import build, provenance
+from densekd.build import provenance
+from densekd.build.data import (
+    build_augment,
+    build_device_loader,
+    build_eval_loader,
+    build_reader,
+    build_train_loader,
+    build_views,
+    check_reader,
+    compare_readers,
+    input_size,
+)
+from densekd.build.distiller import build_distiller
+from densekd.build.dry_run import dry_run
+from densekd.build.step import build_step
+from densekd.build.task import best_metric, build_task, check_extras
+from densekd.build.teachers import open_teacher_cache
 from densekd.config.load import dump_config, to_tree
 from densekd.config.schema import Config, Distill
-from densekd.data.transforms import Augment
+from densekd.data.augment import Augment
 from densekd.distill.teacher import Teacher
-from densekd.engine.checkpoint import write_text_atomic
 from densekd.engine.evaluate import evaluate
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, started, stop_on_signals
@@ -29,6 +44,7 @@ from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError
 from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
+from densekd.ops.files import write_text
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Task
@@ -96,41 +112,39 @@ def run(
             if main:
                 print(f"{folder} has finished: scores {run_folder.result}")
             return 0
-        train_reader = build.build_reader(config.data, config.data.train_split, training=True)
-        val_reader = build.build_reader(config.data, config.data.val_split, training=False)
+        train_reader = build_reader(config.data, config.data.train_split, training=True)
+        val_reader = build_reader(config.data, config.data.val_split, training=False)
         remarks = [
             f"{split}: {remark}"
             for split, reader in (
                 (config.data.train_split, train_reader),
                 (config.data.val_split, val_reader),
             )
-            for remark in build.check_reader(reader, config)
+            for remark in check_reader(reader, config)
         ]
-        task = build.build_task(config, train_reader)
+        task = build_task(config, train_reader)
         if config.optim.warmup_steps >= config.train.steps:
             remarks.append(
                 f"optim.warmup_steps {config.optim.warmup_steps} is no less than train.steps {config.train.steps}: "
                 "the learning rate never reaches optim.lr"
             )
-        remarks += build.compare_readers(config.data, train_reader, val_reader)
-        best = build.best_metric(config, task)
+        remarks += compare_readers(config.data, train_reader, val_reader)
+        best = best_metric(config, task)
         torch.manual_seed(config.seed)  # initial weights; every step seeds itself
-        distiller, spec = build.build_distiller(config, task, distil=distil, device=process.device)
-        size = build.input_size(config, train_reader)
-        augment = build.build_augment(config.data, train_reader, spec)
+        distiller, spec = build_distiller(config, task, distil=distil, device=process.device)
+        size = input_size(config, train_reader)
+        augment = build_augment(config.data, train_reader, spec)
         # The same few images on every rank, so that all of them stop or none does.
         few = replace(config, data=replace(config.data, batch_size=min(2, config.data.batch_size)))
         alone = Process(rank=0, world_size=1, device=process.device)
         batch = first_batch(few, train_reader, augment, alone)
-        remarks += build.dry_run(distiller, batch)
+        remarks += dry_run(distiller, batch)
         if config.distill.teacher_cache is not None:
-            distiller.cache = build.open_teacher_cache(
-                config, distiller, train_reader, augment, batch
-            )
+            distiller.cache = open_teacher_cache(config, distiller, train_reader, augment, batch)
             remarks.append(str(distiller.cache))
-        build.check_extras(config)
+        check_extras(config)
 
-        step = build.build_step(config, distiller, process)
+        step = build_step(config, distiller, process)
         network = bare(distiller.student).model
         metadata = provenance.weights_metadata(config, task, spec)
         training = Training(
@@ -184,9 +198,7 @@ def run(
             f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}; "
             f"threads: {threads}"
         )
-        make_loader = (
-            build.build_device_loader if config.data.cache == "device" else build.build_train_loader
-        )
+        make_loader = build_device_loader if config.data.cache == "device" else build_train_loader
         loader = make_loader(config, train_reader, augment, process, training.done)
         loader.skipped = training.skipped  # one record, over all starts of the run
         try:
@@ -236,7 +248,7 @@ def run(
 
 def first_batch(config: Config, reader: Any, augment: Augment, process: Process) -> Batch:
     data = replace(config.data, workers=0)
-    loader = build.build_train_loader(replace(config, data=data), reader, augment, process, 0)
+    loader = build_train_loader(replace(config, data=data), reader, augment, process, 0)
     batch = next(iter(loader)).to(process.device)
     if isinstance(batch.targets, list):
         # A small set's image may come twice, cut differently: to a detector's score it is another image.
@@ -268,13 +280,13 @@ def _score(
     network: nn.Module,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    loader = build.build_eval_loader(config, reader, spec, process, limit=limit)
+    loader = build_eval_loader(config, reader, spec, process, limit=limit)
     scores = evaluate(
         Taps(network, {}, spec),
         loader,
         task,
         device=process.device,
-        views=build.build_views(config.evaluate),
+        views=build_views(config.evaluate),
         amp=AMP[config.train.amp],
     )
     skipped.update(loader.skipped)
@@ -302,7 +314,7 @@ def _write_result(
         **extra,
         "config": to_tree(config),
     }
-    write_text_atomic(training.folder.result, json.dumps(result, indent=2) + "\n")
+    write_text(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 
 def _closing_line(config: Config, training: Training, task: Task) -> str:

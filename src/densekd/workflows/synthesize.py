@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from densekd.data.scenes import write_cityscapes
 from densekd.errors import UserError
+from densekd.scenes import write_cityscapes
 
 
 def synthesize(

@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 
-from densekd.config import build
+from densekd.build.data import build_augment, build_reader, needs_root
+from densekd.build.distiller import build_distiller
+from densekd.build.dry_run import dry_run, example_batch
+from densekd.build.resolve import accepts, resolve
+from densekd.build.step import build_optimizer
+from densekd.build.task import best_metric, build_task, check_extras
 from densekd.config.names import DATASETS
-from densekd.config.resolve import accepts, nearest, resolve
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
 from densekd.engine.step import adapters_of, bare
 from densekd.errors import UserError
+from densekd.ops.names import did_you_mean
 from densekd.profiling import count_macs, count_parameters
 
 # Stands in where only the data set's files say how many classes there are.
@@ -35,9 +40,9 @@ def validate(config: Config) -> str:
     _check_data_options(config.data, builder)
     facts = stand_in_reader(config)
     classes = facts.classes
-    task = build.build_task(config, facts)
-    build.best_metric(config, task)
-    build.check_extras(config)
+    task = build_task(config, facts)
+    best_metric(config, task)
+    check_extras(config)
 
     model, teacher = config.model, config.teacher
     untrained = replace(
@@ -54,18 +59,18 @@ def validate(config: Config) -> str:
     )
     distil = bool(teacher or config.distill.terms or config.distill.holistic)
     cpu = torch.device("cpu")
-    distiller, spec = build.build_distiller(untrained, task, distil=distil, device=cpu)
+    distiller, spec = build_distiller(untrained, task, distil=distil, device=cpu)
     size = config.data.crop or SIZE
     small = (min(size[0], SMALL), min(size[1], SMALL))
     try:
-        build.dry_run(distiller, build.example_batch(task, model.in_channels, small, cpu))
+        dry_run(distiller, example_batch(task, model.in_channels, small, cpu))
     except UserError:  # it may be the size: a crop of the recipe's own decides
         if small == size:
             raise
-        build.dry_run(distiller, build.example_batch(task, model.in_channels, size, cpu))
-    build.build_augment(config.data, facts, spec)
+        dry_run(distiller, example_batch(task, model.in_channels, size, cpu))
+    build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
-    build.build_optimizer(config.optim, student, adapters_of(distiller.student))
+    build_optimizer(config.optim, student, adapters_of(distiller.student))
 
     networks = [("model", model.name, student)]
     if teacher is not None and distiller.teacher is not None:
@@ -100,7 +105,9 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
     for section in ("options", "train_options", "val_options"):
         for key in getattr(data, section):
             if key in ours or not accepts(builder, key):
-                raise UserError(f"data.{section}.{key}: unknown option; {nearest(key, possible)}")
+                raise UserError(
+                    f"data.{section}.{key}: unknown option; {did_you_mean(key, possible)}"
+                )
 
 
 def stand_in_reader(config: Config) -> Any:
@@ -118,8 +125,8 @@ def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
     """
     if config.task == "depth":
         return []
-    if not build.needs_root(builder):  # made, not read: nothing is missing to ask it
-        return build.build_reader(config.data, config.data.val_split, training=False).classes
+    if not needs_root(builder):  # made, not read: nothing is missing to ask it
+        return build_reader(config.data, config.data.val_split, training=False).classes
     known = (
         config.data.options.get("classes")
         or getattr(builder, "classes", None)

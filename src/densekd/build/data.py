@@ -1,0 +1,190 @@
+"""Data sets, augmentation and loaders of a recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from densekd.build.resolve import accepts, call, resolve
+from densekd.config import schema
+from densekd.config.names import DATASETS
+from densekd.data.augment import Augment
+from densekd.data.base import task_of
+from densekd.data.check import sample_check
+from densekd.data.device import DeviceLoader
+from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.engine.launch import Process
+from densekd.errors import UserError
+from densekd.ops.tiling import Views
+from densekd.types import InputSpec
+
+# What the engine and the checks use of a data set.
+READER = ("classes", "palette", "ignore_index", "channels", "name", "read", "__len__")
+
+
+def build_reader(
+    data: schema.Data, split: str, *, training: bool, verify_files: bool = True
+) -> Any:
+    """The data set of one split; missing folders and label files fail here (unless `verify_files` is off)."""
+    builder = resolve(data.dataset, DATASETS, "data.dataset")
+    if data.root is None and needs_root(builder):
+        raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
+    if not accepts(builder, "split"):
+        raise UserError(
+            f"data.dataset: {data.dataset!r} takes no split, so training and validation would be the same samples; "
+            "give its constructor a parameter named split"
+        )
+    given: dict[str, Any] = {"split": split, "verify_files": verify_files}
+    if data.root is not None:
+        if not accepts(builder, "root"):
+            raise UserError(f"data.root: {data.dataset} takes no folder; leave data.root out")
+        given["root"] = data.root
+    if training and data.allow_unlabelled:
+        if not accepts(builder, "allow_unlabelled"):
+            raise UserError(
+                f"data.allow_unlabelled: {data.dataset!r} has labels for every image; leave it out"
+            )
+        given["allow_unlabelled"] = True
+    options = {data.train_split: data.train_options, data.val_split: data.val_options}
+    extra = data.train_options if training else options.get(split, {})
+    reader = call(builder, {**data.options, **extra}, "data.options", **given)
+    missing = [name for name in READER if not hasattr(reader, name)]
+    if missing:
+        raise UserError(
+            f"data.dataset: {data.dataset!r} lacks {', '.join(missing)}; a data set has {', '.join(READER)} "
+            "(see densekd.data.base.DenseSet)"
+        )
+    return reader
+
+
+def needs_root(builder: Callable[..., Any]) -> bool:
+    """Whether a data set cannot be built without a folder."""
+    root = inspect.signature(builder).parameters.get("root")
+    return root is not None and root.default is inspect.Parameter.empty
+
+
+def check_reader(reader: Any, config: schema.Config) -> list[str]:
+    """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
+    channels = config.model.in_channels
+    if task_of(reader) != config.task:
+        raise UserError(
+            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {task_of(reader)}; set one "
+            "to fit the other (`densekd list datasets`)"
+        )
+    if reader.channels != channels:
+        raise UserError(
+            f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
+            "(a folder is read with --data.options.channels 1, 3 or 4)"
+        )
+    return sample_check(reader)
+
+
+def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:
+    """UserError where the splits' classes differ; a remark where validation images are training images too."""
+    for name in ("classes", "ignore_index"):
+        mine, theirs = getattr(train, name), getattr(val, name)
+        if mine != theirs:
+            raise UserError(
+                f"data: {name} of {data.train_split} and {data.val_split} differ: {mine} and {theirs}; "
+                "check data.train_options and data.val_options"
+            )
+    if not (hasattr(train, "paths") and hasattr(val, "paths")):
+        return []
+    seen = {train.paths(i)[0] for i in range(len(train))} - {None}
+    twice = sum(val.paths(i)[0] in seen for i in range(len(val)))
+    if not twice:
+        return []
+    return [
+        f"{twice} of {len(val)} images of {data.val_split} are training images: scores on them prove nothing"
+    ]
+
+
+def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
+    try:
+        return Augment(
+            crop=data.crop,
+            scale=data.scale,
+            scales=data.scales,
+            short_side=data.short_side,
+            long_side=data.long_side,
+            hflip=data.hflip,
+            color_jitter=data.color_jitter,
+            fill=spec.fill(),
+            ignore_index=reader.ignore_index,
+            cat_max_ratio=data.cat_max_ratio,
+        )
+    except UserError as error:
+        raise UserError(f"data: {error}") from error
+
+
+def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
+    """(height, width) the student sees in training at scale 1: the crop, or the first image's size."""
+    if config.data.crop is not None:
+        return config.data.crop
+    height, width = reader.read(0).image.shape[:2]
+    views = Views(short_side=config.data.short_side, long_side=config.data.long_side)
+    return views.sizes(height, width)[0]
+
+
+def build_train_loader(
+    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+) -> TrainLoader:
+    """Samples decoded and augmented on the host."""
+    stream = _stream(config, augment, process, start_step)
+    return TrainLoader(reader, workers=config.data.workers, **stream)
+
+
+def build_device_loader(
+    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+) -> DeviceLoader:
+    """The same stream with the whole set and its augmentation on the process's device."""
+    stream = _stream(config, augment, process, start_step)
+    return DeviceLoader(reader, device=process.device, **stream)
+
+
+def _stream(
+    config: schema.Config, augment: Augment, process: Process, start_step: int
+) -> dict[str, Any]:
+    data = config.data
+    return {
+        "batch_size": data.batch_size,
+        "seed": config.seed,
+        "transform": augment,
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "start_step": start_step * config.train.accumulate,
+        "augment_epochs": data.augment_epochs,
+        "on_bad_file": data.on_bad_file,
+    }
+
+
+def build_eval_loader(
+    config: schema.Config,
+    reader: Any,
+    spec: InputSpec,
+    process: Process,
+    *,
+    limit: int | None = None,
+) -> EvalLoader:
+    return EvalLoader(
+        reader,
+        batch_size=config.evaluate.batch_size,
+        fill=spec.fill(),
+        limit=limit,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=min(config.data.workers, 2),
+        on_bad_file=config.data.on_bad_file,
+    )
+
+
+def build_views(evaluate: schema.Evaluate) -> Views:
+    return Views(
+        scales=tuple(evaluate.scales),
+        short_side=evaluate.short_side,
+        long_side=evaluate.long_side,
+        flip=evaluate.flip,
+        window=evaluate.window,
+        overlap=evaluate.overlap,
+    )

@@ -1,0 +1,123 @@
+"""The distillation terms of a recipe, their taps and their adapters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from densekd.build.resolve import call, resolve
+from densekd.config import schema
+from densekd.config.names import LOSSES
+from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
+from densekd.distill.distiller import Adversary
+from densekd.distill.terms import PREDICTION, Term, select
+from densekd.errors import UserError
+from densekd.models.taps import Taps, evaluating
+from densekd.tasks import Task
+
+WIDTHS_SIDE = 256  # of the square image that shows how wide tapped features are
+
+
+def build_terms(
+    distill: schema.Distill, task: Task, student: nn.Module, teacher: nn.Module
+) -> tuple[list[Term], dict[str, str], dict[str, str]]:
+    """The terms, and the taps (name -> module path) they need of student and teacher."""
+    terms: list[Term] = []
+    taps: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    table = {name: path for name, (path, _) in LOSSES.items()}
+    for name, term in distill.terms.items():
+        where = f"distill.{name}"
+        loss_name = term.loss or name
+        options = {**task.term_options.get(loss_name, {}), **term.options}
+        loss = call(resolve(loss_name, table, where), options, where)
+        if any(True for _ in getattr(loss, "parameters", tuple)()):
+            raise UserError(
+                f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; a term is a "
+                "function of two tensors (with the class attribute `adapter = True` the student's is widened before it)"
+            )
+        default = LOSSES.get(loss_name, ("", PREDICTION))[1]
+        sources = []
+        for side, network, given, wanted in (
+            ("student", student, term.student, taps[0]),
+            ("teacher", teacher, term.teacher, taps[1]),
+        ):
+            source = given or (
+                PREDICTION if default == PREDICTION else feature_tap(network, f"{where}.{side}")
+            )
+            if source != PREDICTION and source not in task.map_names:
+                wanted[source] = source
+            sources.append(source)
+        confidence = bool(getattr(loss, "confidence", False))
+        terms.append(Term(name, loss, term.weight, *sources, confidence=confidence))
+    return terms, *taps
+
+
+def feature_tap(network: nn.Module, where: str) -> str:
+    tap = getattr(network, "pair_wise_tap", None)
+    if tap is None:
+        raise UserError(
+            f"{where}: {type(network).__name__} does not say which feature to compare; name a module path"
+        )
+    return tap
+
+
+def build_adapters(
+    terms: list[Term], task: Task, student: Taps, teacher: Taps, channels: int
+) -> dict[str, tuple[str, nn.Module]]:
+    """A 1x1 convolution for every term that needs equal widths and has not; such terms then compare its result."""
+    wanting = [term for term in terms if getattr(term.loss, "adapter", False)]
+    if not wanting:
+        return {}
+    device = next(student.parameters()).device
+    images = torch.rand(1, channels, WIDTHS_SIDE, WIDTHS_SIDE, device=device)
+    try:
+        with evaluating(student), evaluating(teacher), torch.no_grad():
+            mine, theirs = student(images), teacher(images)
+    except (ValueError, TypeError, RuntimeError) as error:
+        names = ", ".join(f"distill.{term.name}" for term in wanting)
+        raise UserError(
+            f"{names}: student and teacher cannot see a {WIDTHS_SIDE}x{WIDTHS_SIDE} image, which shows how wide their "
+            f"features are: {error}"
+        ) from error
+    adapters: dict[str, tuple[str, nn.Module]] = {}
+    for term in wanting:
+        if term.student not in mine.features:
+            raise UserError(
+                f"distill.{term.name}: its adapter widens a feature, and {term.student} is none; name a module path as "
+                "its student"
+            )
+        narrow = {x.shape[1] for x in select(mine, term.student, task)}
+        wide = {x.shape[1] for x in select(theirs, term.teacher, task)}
+        if narrow == wide and len(narrow) == 1:
+            continue
+        if len(narrow) > 1 or len(wide) > 1:
+            raise UserError(
+                f"distill.{term.name}: one adapter serves all levels of a tapped feature; {term.student} has "
+                f"{sorted(narrow)} channels and {term.teacher} {sorted(wide)}: compare levels of one width"
+            )
+        name = f"{term.name}_adapted"  # no module's path, and none of the task's maps
+        adapters[name] = (term.student, nn.Conv2d(narrow.pop(), wide.pop(), 1))
+        term.student = name
+    return adapters
+
+
+def build_adversary(
+    holistic: schema.Holistic, task: Task, channels: int, device: torch.device
+) -> Adversary:
+    try:
+        discriminator = Discriminator(
+            task.holistic_channels,
+            image_channels=channels,
+            channels=holistic.channels,
+            convention=holistic.convention,
+            activation=task.holistic_activation,
+        )
+    except ValueError as error:
+        raise UserError(f"distill.holistic: {error}") from error
+    return Adversary(
+        DiscriminatorLoss(discriminator).to(device),
+        weight=holistic.weight,
+        mode=holistic.mode,
+        penalty=holistic.penalty,
+        start_step=holistic.start_step,
+    )

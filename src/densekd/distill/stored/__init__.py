@@ -1,0 +1,1 @@
+"""What a teacher says of each augmented sample, stored."""

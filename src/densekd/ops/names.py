@@ -1,0 +1,34 @@
+"""Names and sizes as messages show them: the nearest of the possible names, a long list cut short, bytes for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+SHOWN = 5  # how many of many things a message lists
+
+
+def nearest(given: object, possible: Iterable[str], count: int = 1) -> list[str]:
+    """The names that `given` may have been meant for, the best first; empty where none resembles it."""
+    return difflib.get_close_matches(str(given), list(possible), count, 0.4)
+
+
+def did_you_mean(given: object, possible: Iterable[str]) -> str:
+    """``did you mean 'cityscapes'?``, or ``possible: a, b, c`` where no name resembles `given`."""
+    names = sorted(possible)
+    near = nearest(given, names)
+    return f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(names) or 'none'}"
+
+
+def first_few(things: Sequence[object], shown: int = SHOWN) -> str:
+    """``a, b, c, and 4 more``."""
+    more = f", and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(str(thing) for thing in things[:shown]) + more
+
+
+def bytes_text(count: float) -> str:
+    """``1.5 GB``, in powers of 1000."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"
