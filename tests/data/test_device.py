@@ -9,9 +9,9 @@ import torch
 from densekd.data import Augment, CamVid, DeviceLoader, Sample, TrainLoader
 from densekd.errors import DataError, UserError
 
+from .cache.test_store import Mixed
 from .conftest import truncate
-from .test_cache import Mixed
-from .test_transforms import smooth_sample
+from .test_augment import smooth_sample
 
 FEW = 12
 

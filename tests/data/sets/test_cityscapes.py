@@ -7,7 +7,7 @@ from densekd.data import Cityscapes, to_label_ids
 from densekd.data.sets.cityscapes import LABELS
 from densekd.errors import DataError
 
-from .conftest import SIZE, make_image, make_labels
+from ..conftest import SIZE, make_image, make_labels
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from densekd.data import Coco
 from densekd.errors import DataError, UserError
 
-from .conftest import SIZE, make_image
+from ..conftest import SIZE, make_image
 
 HEIGHT, WIDTH = SIZE
 CATEGORIES = [{"id": 44, "name": "bottle"}, {"id": 1, "name": "person"}, {"id": 3, "name": "car"}]

@@ -10,7 +10,7 @@ from PIL import Image
 from densekd.data import DepthFolder
 from densekd.errors import DataError, UserError
 
-from .conftest import SIZE, make_image, truncate
+from ..conftest import SIZE, make_image, truncate
 
 LAYOUTS = ("train/images", "train/depth"), ("images/train", "depth/train"), ("images", "depth")
 STEPS = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE) * 300

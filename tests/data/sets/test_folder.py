@@ -7,7 +7,7 @@ from PIL import Image
 from densekd.data import Folder
 from densekd.errors import DataError, UserError
 
-from .conftest import SIZE, make_image, make_labels
+from ..conftest import SIZE, make_image, make_labels
 
 LAYOUTS = ("train/images", "train/masks"), ("images/train", "masks/train"), ("images", "masks")
 

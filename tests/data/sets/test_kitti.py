@@ -7,7 +7,7 @@ from PIL import Image
 from densekd.data import Kitti
 from densekd.errors import DataError
 
-from .conftest import SIZE, make_image
+from ..conftest import SIZE, make_image
 
 DATE, DRIVE = "2011_09_26", "2011_09_26_drive_0001_sync"
 CALIBRATION = """calib_time: 09-Jan-2012 13:57:47

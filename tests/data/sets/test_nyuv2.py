@@ -12,7 +12,7 @@ from densekd.data import EvalLoader, NYUv2
 from densekd.data.sets.nyuv2 import INTRINSICS, MAT
 from densekd.errors import DataError, UserError
 
-from .conftest import make_image
+from ..conftest import make_image
 
 HEIGHT, WIDTH = 6, 8
 

@@ -6,7 +6,7 @@ import pytest
 from densekd.data import VOC
 from densekd.errors import DataError
 
-from .conftest import SIZE, make_image, make_labels
+from ..conftest import SIZE, make_image, make_labels
 
 
 @pytest.fixture

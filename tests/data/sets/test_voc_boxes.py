@@ -7,7 +7,7 @@ from densekd.data import VOCBoxes
 from densekd.data.sets.voc_boxes import CLASSES
 from densekd.errors import DataError
 
-from .conftest import make_image
+from ..conftest import make_image
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 <part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>

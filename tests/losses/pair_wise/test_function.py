@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from densekd.losses import PairWise, pair_wise, pool_nodes
-from densekd.losses import _pair_wise_squares as forms
+from densekd.losses.pair_wise import squares as forms
 from tests.golden_rule import load_golden
 
 module = importlib.import_module(
