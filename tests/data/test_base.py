@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekd.data.base import PairedFiles, distinct_colours, read_image, read_labels
+from densekd.data.base import distinct_colours
+from densekd.data.files import read_image, read_labels
+from densekd.data.paired_files import PairedFiles
 from densekd.errors import DataError, UserError
 
 from .conftest import SIZE, make_image, make_labels, truncate

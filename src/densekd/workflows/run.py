@@ -199,8 +199,10 @@ def run(
             f"threads: {threads}"
         )
         make_loader = build_device_loader if config.data.cache == "device" else build_train_loader
-        loader = make_loader(config, train_reader, augment, process, training.done)
-        loader.skipped = training.skipped  # one record, over all starts of the run
+        # One record of skipped files, over all starts of the run.
+        loader = make_loader(
+            config, train_reader, augment, process, training.done, training.skipped
+        )
         try:
             if distiller.teacher is not None and training.done == 0:
                 batch = first_batch(config, train_reader, augment, process)
@@ -280,7 +282,7 @@ def _score(
     network: nn.Module,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    loader = build_eval_loader(config, reader, spec, process, limit=limit)
+    loader = build_eval_loader(config, reader, spec, process, limit=limit, skipped=skipped)
     scores = evaluate(
         Taps(network, {}, spec),
         loader,
@@ -289,7 +291,6 @@ def _score(
         views=build_views(config.evaluate),
         amp=AMP[config.train.amp],
     )
-    skipped.update(loader.skipped)
     return scores
 
 
