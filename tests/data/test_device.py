@@ -9,8 +9,8 @@ import torch
 from densekd.data import Augment, CamVid, DeviceLoader, Sample, TrainLoader
 from densekd.errors import DataError, UserError
 
-from .cache.test_store import Mixed
 from .conftest import truncate
+from .made import Mixed
 from .test_augment import smooth_sample
 
 FEW = 12

@@ -98,7 +98,6 @@ class BoxTarget:
     """
 
     name: ClassVar = "boxes"
-    has_classes: ClassVar = True
     report: ClassVar = BoxReport
 
     boxes: np.ndarray

@@ -113,7 +113,6 @@ class DepthTarget:
     """
 
     name: ClassVar = "depth maps"
-    has_classes: ClassVar = False
     report: ClassVar = DepthReport
 
     depth: np.ndarray

@@ -29,12 +29,10 @@ class TargetKind(Protocol):
 
     Attributes:
         name: in the plural, for messages: "class maps".
-        has_classes: whether a data set of this kind has a list of classes.
         report: the class of its `CheckReport`.
     """
 
     name: str
-    has_classes: bool
     report: type[CheckReport]
 
     def empty(self, size: tuple[int, int], ignore_index: int) -> Any:

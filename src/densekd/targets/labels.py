@@ -98,7 +98,6 @@ class ClassMap:
     """
 
     name = "class maps"
-    has_classes = True
     report = LabelReport
 
     @staticmethod
