@@ -18,7 +18,11 @@ from densekd.engine.launch import Process, available_cores
 from densekd.ops.files import cache_folder
 
 # Argument -> setting, for messages.
-_NAMES = {"budget_gb": "data.cache_gb", "folder=None": "data.cache: ram"}
+_NAMES = {
+    "budget_gb": "data.cache_gb",
+    "folder": "DENSEKD_CACHE",
+    "folder=None": "data.cache: ram",
+}
 
 
 def cached_readers(

@@ -117,4 +117,4 @@ def locked(
 
 
 def unusable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder} cannot be used: {error}. Set DENSEKD_CACHE to another folder")
+    return UserError(f"{folder} cannot be used: {error}. Set `folder` to another folder")

@@ -103,5 +103,5 @@ def _check_room(folder: Path | None, known: int, wanted: int, budget_gb: float) 
     if wanted > free:
         raise UserError(
             f"{bytes_text(wanted)} are needed and {folder} has {bytes_text(free)} free. "
-            "Set DENSEKD_CACHE to a larger disk"
+            "Set `folder` to a larger disk"
         )
