@@ -74,29 +74,37 @@ def setting_names(builder: Callable[..., Any]) -> Mapping[str, str]:
     return {**own, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
 
 
-def check_kind_of_truth(reader: Any, config: schema.Config) -> None:
-    """UserError where the task takes another kind of truth than the data set gives, or the cache cannot keep it."""
-    wanted = getattr(resolve(config.task, TASKS, "task"), "target", None)
-    given = kind_of_set(reader)
-    if wanted is None:
+def kind_of_task(config: schema.Config) -> Any:
+    """The kind of truth that the task takes; UserError where it does not say."""
+    kind = getattr(resolve(config.task, TASKS, "task"), "target", None)
+    if not isinstance(kind, type):
         raise UserError(
             f"task: {config.task} does not say which kind of truth it takes; give it an attribute target, the class "
             "(see densekd.tasks.Task)"
         )
-    if not issubclass(given, wanted):
-        raise UserError(
-            f"task is {config.task}, which takes {wanted.name}, and data.dataset {config.data.dataset!r} gives "
-            f"{given.name}; set one to fit the other (`densekd list datasets`)"
-        )
+    return kind
+
+
+def check_data_settings(config: schema.Config) -> None:
+    """UserError for a setting of the data that the task's kind of truth cannot have."""
+    kind = kind_of_task(config)
     if config.data.cache == "device":
         with naming_settings(_LOADERS):
-            check_device(reader)
+            check_device(kind)
+    if config.data.cat_max_ratio is not None and not hasattr(kind, "is_mixed"):
+        raise UserError(f"data.cat_max_ratio: is of class maps; leave it out with {kind.name}")
 
 
 def check_reader(reader: Any, config: schema.Config) -> list[str]:
     """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
     channels = config.model.in_channels
-    check_kind_of_truth(reader, config)
+    check_data_settings(config)
+    wanted, given = kind_of_task(config), kind_of_set(reader)
+    if not issubclass(given, wanted):
+        raise UserError(
+            f"task is {config.task}, which takes {wanted.name}, and data.dataset {config.data.dataset!r} gives "
+            f"{given.name}; set one to fit the other (`densekd list datasets`)"
+        )
     if reader.channels != channels:
         raise UserError(
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "

@@ -91,9 +91,9 @@ def state_digest(module: nn.Module) -> str:
 
 
 def samples_digest(reader: Any, root: str | None) -> str:
-    """Of a data set's content: every sample's name, and size and time of change of its files.
+    """A digest of a data set's content: every sample's name, and size and time of change of its files.
 
-    Of samples that are made of no files (the built-in scenes) a few are looked at instead, and `root` counts too.
+    Of samples that are made of no files (the built-in scenes) a few are read instead, and `root` counts too.
     """
     digest = hashlib.blake2b(digest_size=16)
     stamps: dict[Any, str] = {}

@@ -64,7 +64,7 @@ class DeviceLoader:
                 f"`DeviceLoader` augments by itself; {type(fitted).__name__} is a transform for the host. Take "
                 "`TrainLoader`"
             )
-        check_device(reader)
+        check_device(kind_of_set(reader))
         self.reader = reader
         self.batch_size = batch_size
         self.start_step = start_step
@@ -213,9 +213,8 @@ class DeviceLoader:
         return image.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
 
-def check_device(reader: DenseSet) -> None:
-    """UserError where a data set's kind of truth has no form that is made on a device."""
-    kind = kind_of_set(reader)
+def check_device(kind: Any) -> None:
+    """UserError where a kind of truth has no form that is made on a device."""
     if not hasattr(kind, "from_pixels"):
         raise UserError(
             f"`DeviceLoader` knows no {kind.name}, only kinds of truth with a value at every pixel that have a method "

@@ -181,7 +181,7 @@ class _TrainItems(Dataset):
             try:
                 sample = self.reader.read(number)
                 labelled = sample.target is not None
-                image, target, inside = self.transform(self._with_target(sample), entry.rng)
+                image, target, inside = self.transform(with_target(self.reader, sample), entry.rng)
             except DataError as error:
                 if not self.skip_bad:
                     return _Fetched(None, skipped, error)
@@ -193,10 +193,12 @@ class _TrainItems(Dataset):
             return _Fetched(Item(image, target, inside, labelled, sample.name, key), skipped)
         return _Fetched(None, skipped, nothing_readable(skipped))
 
-    def _with_target(self, sample: Sample) -> Sample:
-        if sample.target is not None:
-            return sample
-        return replace(sample, target=empty_target(self.reader, sample.image.shape[:2]))
+
+def with_target(reader: DenseSet, sample: Sample) -> Sample:
+    """The sample, with an empty target where it has none."""
+    if sample.target is not None:
+        return sample
+    return replace(sample, target=empty_target(reader, sample.image.shape[:2]))
 
 
 def empty_target(reader: DenseSet, size: tuple[int, int]) -> Any:
@@ -217,9 +219,7 @@ class _EvalItems(Dataset):
                 return _Fetched(None, {self.reader.name(index): str(error)})
             return _Fetched(None, {}, error)
         labelled = sample.target is not None
-        if not labelled:
-            sample = replace(sample, target=empty_target(self.reader, sample.image.shape[:2]))
-        item = whole(sample, self.reader.ignore_index)
+        item = whole(with_target(self.reader, sample), self.reader.ignore_index)
         return _Fetched(Item(*item, labelled, sample.name), {})
 
 

@@ -102,7 +102,7 @@ class PairedFiles:
         root: names are image paths relative to it.
         channels: 1, 3 or 4.
         allow_unlabelled: samples without a label file become unlabelled ones (target None).
-        verify_files: look now whether every file is there. `data check` switches this off, to
+        verify_files: make sure now that every file is there. `data check` switches this off, to
             list what is missing instead of stopping at it.
 
     Raises:

@@ -184,6 +184,11 @@ class BoxTarget:
         """One `Boxes` an image, with its size without the batch's padding."""
         return [to_boxes(t, _extent(image)) for t, image in zip(stacked, inside, strict=True)]
 
+    @staticmethod
+    def numbered(targets: Sequence[Boxes], first: int) -> list[Boxes]:
+        """`Batch.targets` of images with ids of their own, counted from `first`: scores know images by their id."""
+        return [replace(target, image_id=first + i) for i, target in enumerate(targets)]
+
     def pack(self) -> tuple[list[np.ndarray], int]:
         """Four arrays, and the image's id."""
         return [self.boxes, self.labels, self.ignored, self.areas], int(self.image_id)

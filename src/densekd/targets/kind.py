@@ -1,4 +1,4 @@
-"""What every kind of truth can do, and how a target and a data set say which kind theirs is.
+"""What every kind of truth can do, and how a target and a data set say which kind they are of.
 
 A kind is a class, and a target an object of it; only a class map is a bare array, so that `ClassMap` has static methods
 alone. So the methods of a kind are called through the class, with the target first:
@@ -25,7 +25,8 @@ class TargetKind(Protocol):
 
     A kind that has one array with a value at every pixel, and that `densekd.data.DeviceLoader` shall be able to keep on
     the device, has a method `from_pixels` as well (see `ClassMap`). One that can judge windows for
-    `Augment(cat_max_ratio=...)` has `is_mixed`.
+    `Augment(cat_max_ratio=...)` has `is_mixed`. One whose targets are known by their image's number has `numbered`
+    (see `BoxTarget`).
 
     Attributes:
         name: in the plural, for messages: "class maps".

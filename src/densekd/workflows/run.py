@@ -47,6 +47,7 @@ from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
+from densekd.targets import kind_of_set
 from densekd.tasks import Task
 from densekd.types import Batch
 from densekd.workflows.cache import cached_readers
@@ -252,10 +253,10 @@ def first_batch(config: Config, reader: Any, augment: Augment, process: Process)
     data = replace(config.data, workers=0)
     loader = build_train_loader(replace(config, data=data), reader, augment, process, 0)
     batch = next(iter(loader)).to(process.device)
-    if isinstance(batch.targets, list):
+    kind = kind_of_set(reader)
+    if hasattr(kind, "numbered"):
         # A small set's image may come twice, cut differently: to a detector's score it is another image.
-        first = process.rank * len(batch)
-        batch.targets = [replace(t, image_id=first + i) for i, t in enumerate(batch.targets)]
+        batch.targets = kind.numbered(batch.targets, process.rank * len(batch))
     return batch
 
 

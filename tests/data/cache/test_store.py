@@ -23,6 +23,7 @@ from densekd.data.base import Sample
 from densekd.data.cache.store import cached
 from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, DepthTarget
+
 from ..conftest import make_image, make_labels, truncate
 from ..made import Mixed
 

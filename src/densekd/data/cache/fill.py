@@ -42,7 +42,7 @@ class Filling:
     """One set's records while they are made.
 
     Attributes:
-        missing: indices without a record; looked up anew once the lock is held.
+        missing: indices without a record; found anew once the lock is held.
         size: bytes that its file has now.
     """
 
@@ -51,7 +51,7 @@ class Filling:
         self.reader = reader
         self.folder = None if folder is None else folder / name
         self.common = "" if folder is None else reader_digest(reader)
-        stat = cache(stamp)  # files that samples share are looked at once
+        stat = cache(stamp)  # so that files that samples share are asked for once
         self.keys = [
             "" if folder is None else sample_key(reader, self.common, index, stat)
             for index in range(len(reader))

@@ -79,7 +79,7 @@ def cached(
         except UserError as error:
             error.one_rank = True  # of processes that share a disk one fills
             raise
-        # A set that looks small in a few samples may not be: what is written counts.
+        # A set that seems small by a few samples may not be: what is written counts.
         budget_gb -= result[name].size / GB
     return result
 
