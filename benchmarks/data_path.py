@@ -23,7 +23,8 @@ import torch
 
 from benchmarks import measure
 from densekd.data import Augment, CachedSet, DeviceLoader, Folder, SceneSet, TrainLoader, cached
-from densekd.data.base import DenseSet, Sample, read_image, read_labels
+from densekd.data.base import DenseSet, Sample
+from densekd.data.files import read_image, read_labels
 
 BATCH = 8
 SETS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,6 +179,20 @@ class DepthMaps:
         return DepthMaps(self.depth.to(device), self.intrinsics.to(device))
 
 
+class SampleKey(NamedTuple):
+    """What an augmented sample is known by: its image and target are a function of it.
+
+    Attributes:
+        epoch: the epoch that its augmentation is drawn for.
+        index: its number in its set.
+        source: the number of its set among those that are trained on; 0 for the first or only one.
+    """
+
+    epoch: int
+    index: int
+    source: int = 0
+
+
 @dataclass
 class Batch:
     """One batch. A loader's images are uint8 and its class maps of few bits; `to` moves them and makes them float in
@@ -186,13 +200,12 @@ class Batch:
 
     Attributes:
         images: (N, C, H, W), RGB.
-        targets: the task's own: segmentation (N, H, W) class indices with ignore_index, int64 after `to`; detection a
-            list of `Boxes`, one an image; depth `DepthMaps`.
+        targets: as their kind of truth has them: class maps (N, H, W) class indices with ignore_index, int64 after
+            `to`; boxes a list of `Boxes`, one an image; depth `DepthMaps`.
         labelled: (N,) bool, False where an image came without a label (its target is all ignore_index).
         inside: (N, H, W) bool, False where the pixel is padding.
         names: one a sample, to name it in messages.
-        keys: one a sample, (epoch of the augmentation, index in its set): image and target of one set are a function
-            of it. None for a sample without (it stands for an unreadable file, or is evaluated).
+        keys: one a sample; None for a sample without a key (it stands in for an unreadable file, or is evaluated).
     """
 
     images: Tensor
@@ -200,7 +213,7 @@ class Batch:
     labelled: Tensor
     inside: Tensor
     names: list[str]
-    keys: list[tuple[int, int] | None] = field(default_factory=list)
+    keys: list[SampleKey | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -225,7 +238,7 @@ class Batch:
 
 
 def moved(targets: Any, device: torch.device) -> Any:
-    """Targets of any task on `device`; what cannot move stays as it is."""
+    """Targets of any kind on `device`; what cannot move stays as it is."""
     if isinstance(targets, Tensor):
         return targets.to(device, non_blocking=True)
     if isinstance(targets, list):

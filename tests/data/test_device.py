@@ -9,8 +9,8 @@ import torch
 from densekd.data import Augment, CamVid, DeviceLoader, Sample, TrainLoader
 from densekd.errors import DataError, UserError
 
-from .cache.test_store import Mixed
 from .conftest import truncate
+from .made import Mixed
 from .test_augment import smooth_sample
 
 FEW = 12
@@ -138,7 +138,7 @@ def test_bad_files(camvid):
 @pytest.mark.parametrize(
     ("reader", "settings", "words"),
     [
-        (Mixed("detection"), {}, "takes disk or ram"),
+        (Mixed("detection"), {}, "knows no boxes.*take `TrainLoader`"),
         (Mixed("depth"), {"transform": Augment(crop=(4, 4), cat_max_ratio=0.5)}, "cat_max_ratio"),
         (Mixed("depth"), {"transform": lambda sample, rng: None}, "for the host"),
         (Mixed("depth"), {"transform": Augment(crop=(90, 90), fill=(1, 2))}, "fill has 2"),

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from densekd.data import Augment, CamVid, EvalLoader, Item, TrainLoader, collate
+from densekd.data import Augment, CamVid, EvalLoader, TrainLoader
 from densekd.data.base import Sample
-from densekd.data.loader import order
 from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, DepthTarget
 
@@ -48,55 +47,6 @@ def test_batch(camvid):
     assert torch.equal(moved.targets, batch.targets)
     assert batch.labelled.tolist() == [True] * 3
     assert len(batch.names) == 3
-
-
-def test_workers_and_resume_change_nothing(camvid):
-    reader = CamVid(camvid())
-    whole = stream(reader, 12)
-    for workers in (0, 1, 2):
-        later = stream(reader, 5, workers=workers, start_step=7)
-        assert all(same(a, b) for a, b in zip(whole[7:], later, strict=True))
-    assert not all(same(a, b) for a, b in zip(whole, stream(reader, 12, seed=6), strict=True))
-
-
-def test_ranks_share_one_stream(camvid):
-    """Two ranks of batch 2 see what one process of batch 4 sees."""
-    reader = CamVid(camvid())
-    alone = stream(reader, 6, batch_size=4)
-    ranks = [stream(reader, 6, batch_size=2, rank=r, world_size=2) for r in range(2)]
-    for step in range(6):
-        joined = torch.cat([ranks[r][step].images for r in range(2)])
-        assert torch.equal(joined, alone[step].images)
-
-
-def test_each_epoch_has_each_sample_once_in_a_new_order(camvid):
-    reader = CamVid(camvid(5))
-    names = [name for batch in stream(reader, 10, batch_size=4) for name in batch.names]
-    epochs = [names[i : i + 5] for i in range(0, 40, 5)]
-    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 3
-    assert epochs[2] == [reader.name(i) for i in order(5, 2, 5)]
-
-
-def test_augmentations_repeat_after_some_epochs(camvid):
-    """Images and targets are a function of the key, whatever the order in which they come."""
-    reader = CamVid(camvid(5))
-    seen = {}
-    for batch in stream(reader, 20, batch_size=4, augment_epochs=2):
-        for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True):
-            first = seen.setdefault(key, (image, target))
-            assert torch.equal(first[0], image)
-            assert torch.equal(first[1], target)
-    assert sorted(seen) == [(epoch, index) for epoch in range(2) for index in range(5)]
-    assert len({image.numpy().tobytes() for image, _ in seen.values()}) == 10
-
-
-def test_a_stand_in_has_no_key(camvid):
-    root = camvid(3)
-    reader = CamVid(root)
-    truncate(reader.paths(1)[0])
-    (batch,) = stream(reader, 1, on_bad_file="skip")
-    assert sorted(batch.keys, key=str) == [(0, 0), (0, 2), None]
 
 
 def test_augmentation_differs_between_epochs(camvid):
@@ -207,24 +157,6 @@ def test_nothing_readable_ends(camvid):
         truncate(root / f"train/{i}.png")
     with pytest.raises(DataError, match=r"none of 3 samples is readable; first: .*truncated"):
         stream(reader, 1, on_bad_file="skip")
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_images_become_planes(channels):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    inside, labels = np.ones((5, 7), bool), np.zeros((5, 7), np.int64)
-    item = Item(image, labels, inside, True, "x")
-    batch = collate([item, item])
-    np.testing.assert_array_equal(batch.images[1], image.transpose(2, 0, 1))
-    assert batch.targets.dtype == torch.int64
-    with pytest.raises(ValueError, match="channels"):
-        collate([item, Item(image[..., :1].repeat(2, 2), *item[1:])])
-
-
-def test_targets_that_are_no_arrays_stay_a_list():
-    image, inside = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), bool)
-    batch = collate([Item(image, {"boxes": i}, inside, True, str(i)) for i in range(2)])
-    assert batch.targets == [{"boxes": 0}, {"boxes": 1}]
 
 
 def test_loaders_can_be_sent_to_spawned_workers(camvid):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from densekd.build.resolve import accepts, call, resolve
+from densekd.build.settings import in_settings, naming_settings
 from densekd.config import schema
-from densekd.config.names import DATASETS
+from densekd.config.names import DATASETS, TASKS
 from densekd.data.augment import Augment
-from densekd.data.base import task_of
 from densekd.data.check import sample_check
-from densekd.data.device import DeviceLoader
+from densekd.data.device import DeviceLoader, check_device
 from densekd.data.loader import EvalLoader, TrainLoader
 from densekd.engine.launch import Process
 from densekd.errors import UserError
 from densekd.ops.tiling import Views
+from densekd.targets import kind_of_set
 from densekd.types import InputSpec
 
+# What `data.cache: device` is made by, and what the other kinds of cache are.
+_LOADERS = {"DeviceLoader": "data.cache: device", "TrainLoader": "disk or ram"}
 # What the engine and the checks use of a data set.
 READER = ("classes", "palette", "ignore_index", "channels", "name", "read", "__len__")
 
@@ -48,7 +51,8 @@ def build_reader(
         given["allow_unlabelled"] = True
     options = {data.train_split: data.train_options, data.val_split: data.val_options}
     extra = data.train_options if training else options.get(split, {})
-    reader = call(builder, {**data.options, **extra}, "data.options", **given)
+    with naming_settings(setting_names(builder)):
+        reader = call(builder, {**data.options, **extra}, "data.options", **given)
     missing = [name for name in READER if not hasattr(reader, name)]
     if missing:
         raise UserError(
@@ -64,29 +68,60 @@ def needs_root(builder: Callable[..., Any]) -> bool:
     return root is not None and root.default is inspect.Parameter.empty
 
 
+def setting_names(builder: Callable[..., Any]) -> Mapping[str, str]:
+    """Argument of a data set's constructor -> setting."""
+    own = {name: f"data.options.{name}" for name in inspect.signature(builder).parameters}
+    return {**own, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
+
+
+def kind_of_task(config: schema.Config) -> Any:
+    """The kind of truth that the task takes; UserError where it does not say."""
+    kind = getattr(resolve(config.task, TASKS, "task"), "target", None)
+    if not isinstance(kind, type):
+        raise UserError(
+            f"task: {config.task} does not say which kind of truth it takes; give it an attribute target, the class "
+            "(see densekd.tasks.Task)"
+        )
+    return kind
+
+
+def check_data_settings(config: schema.Config) -> None:
+    """UserError for a setting of the data that the task's kind of truth cannot have."""
+    kind = kind_of_task(config)
+    if config.data.cache == "device":
+        with naming_settings(_LOADERS):
+            check_device(kind)
+    if config.data.cat_max_ratio is not None and not hasattr(kind, "is_mixed"):
+        raise UserError(f"data.cat_max_ratio: is of class maps; leave it out with {kind.name}")
+
+
 def check_reader(reader: Any, config: schema.Config) -> list[str]:
     """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
     channels = config.model.in_channels
-    if task_of(reader) != config.task:
+    check_data_settings(config)
+    wanted, given = kind_of_task(config), kind_of_set(reader)
+    if not issubclass(given, wanted):
         raise UserError(
-            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {task_of(reader)}; set one "
-            "to fit the other (`densekd list datasets`)"
+            f"task is {config.task}, which takes {wanted.name}, and data.dataset {config.data.dataset!r} gives "
+            f"{given.name}; set one to fit the other (`densekd list datasets`)"
         )
     if reader.channels != channels:
         raise UserError(
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
             "(a folder is read with --data.options.channels 1, 3 or 4)"
         )
-    return sample_check(reader)
+    names = setting_names(resolve(config.data.dataset, DATASETS, "data.dataset"))
+    with naming_settings(names):
+        return [in_settings(remark, names) for remark in sample_check(reader)]
 
 
 def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:
     """UserError where the splits' classes differ; a remark where validation images are training images too."""
     for name in ("classes", "ignore_index"):
-        mine, theirs = getattr(train, name), getattr(val, name)
-        if mine != theirs:
+        in_train, in_val = getattr(train, name), getattr(val, name)
+        if in_train != in_val:
             raise UserError(
-                f"data: {name} of {data.train_split} and {data.val_split} differ: {mine} and {theirs}; "
+                f"data: {name} of {data.train_split} and {data.val_split} differ: {in_train} and {in_val}; "
                 "check data.train_options and data.val_options"
             )
     if not (hasattr(train, "paths") and hasattr(val, "paths")):
@@ -101,7 +136,7 @@ def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:
 
 
 def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
-    try:
+    with naming_settings({}, section="data"):
         return Augment(
             crop=data.crop,
             scale=data.scale,
@@ -114,8 +149,6 @@ def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
             ignore_index=reader.ignore_index,
             cat_max_ratio=data.cat_max_ratio,
         )
-    except UserError as error:
-        raise UserError(f"data: {error}") from error
 
 
 def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
@@ -128,19 +161,30 @@ def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
 
 
 def build_train_loader(
-    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+    config: schema.Config,
+    reader: Any,
+    augment: Augment,
+    process: Process,
+    start_step: int,
+    skipped: dict[str, str] | None = None,
 ) -> TrainLoader:
-    """Samples decoded and augmented on the host."""
+    """Samples decoded and augmented on the host; `skipped` is a record of unreadable files to go on with."""
     stream = _stream(config, augment, process, start_step)
-    return TrainLoader(reader, workers=config.data.workers, **stream)
+    return TrainLoader(reader, workers=config.data.workers, skipped=skipped, **stream)
 
 
 def build_device_loader(
-    config: schema.Config, reader: Any, augment: Augment, process: Process, start_step: int
+    config: schema.Config,
+    reader: Any,
+    augment: Augment,
+    process: Process,
+    start_step: int,
+    skipped: dict[str, str] | None = None,
 ) -> DeviceLoader:
     """The same stream with the whole set and its augmentation on the process's device."""
     stream = _stream(config, augment, process, start_step)
-    return DeviceLoader(reader, device=process.device, **stream)
+    with naming_settings(_LOADERS):
+        return DeviceLoader(reader, device=process.device, skipped=skipped, **stream)
 
 
 def _stream(
@@ -166,6 +210,7 @@ def build_eval_loader(
     process: Process,
     *,
     limit: int | None = None,
+    skipped: dict[str, str] | None = None,
 ) -> EvalLoader:
     return EvalLoader(
         reader,
@@ -176,6 +221,7 @@ def build_eval_loader(
         world_size=process.world_size,
         workers=min(config.data.workers, 2),
         on_bad_file=config.data.on_bad_file,
+        skipped=skipped,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import nn
 import densekd
 from densekd.config import schema
 from densekd.config.load import to_tree
+from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.models.weights import read_metadata
 from densekd.tasks import Task
@@ -91,16 +91,16 @@ def state_digest(module: nn.Module) -> str:
 
 
 def samples_digest(reader: Any, root: str | None) -> str:
-    """Of a data set's content: every sample's name, and size and time of change of its files.
+    """A digest of a data set's content: every sample's name, and size and time of change of its files.
 
-    Of samples that are made of no files (the built-in scenes) a few are looked at instead, and `root` counts too.
+    Of samples that are made of no files (the built-in scenes) a few are read instead, and `root` counts too.
     """
     digest = hashlib.blake2b(digest_size=16)
     stamps: dict[Any, str] = {}
     loose = []
     for index in range(len(reader)):
         digest.update(f"{reader.name(index)}\n".encode())
-        files = [path for path in _files_of(reader, index) if path is not None]
+        files = sources_of(reader, index)
         if not files:
             loose.append(index)
         for path in files:
@@ -114,12 +114,6 @@ def samples_digest(reader: Any, root: str | None) -> str:
         digest.update(f"{image.shape}".encode())
         digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
-
-
-def _files_of(reader: Any, index: int) -> Sequence[Path | None]:
-    if hasattr(reader, "sources"):
-        return reader.sources(index)
-    return reader.paths(index) if hasattr(reader, "paths") else ()
 
 
 # Settings that change neither an augmented sample nor, by much, what a teacher says of it.

@@ -1,20 +1,14 @@
 """Data sets, augmentation, loaders and checks. docs/data.md tells layouts and the order contract."""
 
 from densekd.data.augment import Augment, augment
-from densekd.data.base import (
-    DenseSet,
-    PairedFiles,
-    Sample,
-    SegmentationSet,
-    distinct_colours,
-    read_image,
-    read_labels,
-    task_of,
-)
-from densekd.data.cache.store import CachedSet, cached
-from densekd.data.check import CheckReport, check_all, sample_check
+from densekd.data.base import DenseSet, Sample, SegmentationSet, distinct_colours
+from densekd.data.cache import CachedSet, cached
+from densekd.data.check import check_all, sample_check
+from densekd.data.collate import Item, collate
 from densekd.data.device import DeviceLoader
-from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
+from densekd.data.files import read_image, read_labels
+from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.data.paired_files import PairedFiles
 from densekd.data.sets.ade20k import ADE20K
 from densekd.data.sets.camvid import CamVid
 from densekd.data.sets.cityscapes import Cityscapes, to_label_ids
@@ -26,7 +20,7 @@ from densekd.data.sets.nyuv2 import NYUv2
 from densekd.data.sets.scene_set import SceneSet
 from densekd.data.sets.voc import VOC
 from densekd.data.sets.voc_boxes import VOCBoxes
-from densekd.targets import BoxTarget, DepthTarget
+from densekd.targets import BoxTarget, CheckReport, DepthTarget, task_of
 
 __all__ = [
     "ADE20K",

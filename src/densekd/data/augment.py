@@ -2,8 +2,8 @@
 
 The field scales the whole image and then cuts. Here the crop's window is computed in the source first,
 and only that is resized: the same images in a fraction of the time (for a 512×512 crop of a 2048×1024
-image at scale 2, a thirty-second of the pixels). What is drawn (`Look`) is apart from what is done with it, so that
-`densekd.data.device` can do the same on a GPU.
+image at scale 2, a thirty-second of the pixels). What is drawn (`Choices`) is apart from what is done with it, so
+that `densekd.data.device` can do the same on a GPU.
 """
 
 from __future__ import annotations
@@ -17,38 +17,29 @@ import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
 from densekd.errors import UserError
-from densekd.targets import empty_target
+from densekd.targets import ClassMap, Window, kind_of
+from densekd.targets.arrays import mirrored
 
 CROP_TRIES = 10  # mmsegmentation's number
-_MIRRORED = (np.uint8, np.int16, np.float32)  # what every OpenCV can flip
 Augmented = tuple[np.ndarray, Any, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was drawn for one sample.
+class Choices(Window):
+    """The random choices for one sample.
 
     Attributes:
-        rows, columns: the window in the source, in whole pixels.
-        size: (height, width) that the window is resized to.
-        zoom: the random scale alone (`DepthTarget.resize`).
-        flip: mirrored left and right.
         jitter: factors of brightness, contrast and saturation; None leaves the colours alone.
     """
 
-    rows: slice
-    columns: slice
-    size: tuple[int, int]
-    zoom: float
-    flip: bool
     jitter: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random scale, crop, flip and colour of a sample of any task.
+    """Random scale, crop, flip and colour of a sample with any kind of truth.
 
-    Class maps go as the image does; boxes and depth with their intrinsics go by `BoxTarget` and `DepthTarget`. Depth
+    The target's kind knows how it follows its image (`ClassMap`, `BoxTarget`, `DepthTarget`, or one of yours). Depth
     takes `short_side` for a change of resolution and the random scale for coming nearer (`DepthTarget.resize`).
 
     Args:
@@ -108,17 +99,17 @@ class Augment:
         """Returns image (h, w, C) uint8, target (h, w), and inside (h, w) bool: False in the padding.
 
         The target has the form it came in. A sample without one is taken for an unlabelled class map, all
-        ignore_index (loaders put in the empty target of their reader's task). With the same sample and a generator
+        ignore_index (loaders put in the empty target of their reader's kind). With the same sample and a generator
         in the same state, the same comes out.
         """
         image, target = sample.image, sample.target
         if target is None:
-            target = empty_target("segmentation", image.shape[:2], self.ignore_index)
+            target = ClassMap.empty(image.shape[:2], self.ignore_index)
         sample = replace(sample, target=target)
         return self.apply(sample, self.draw(image.shape[:2], target, rng))
 
-    def draw(self, size: tuple[int, int], target: Any, rng: np.random.Generator) -> Look:
-        """All that is random of a sample (height, width); `target` is looked at for `cat_max_ratio` alone."""
+    def draw(self, size: tuple[int, int], target: Any, rng: np.random.Generator) -> Choices:
+        """All random choices for an image of (height, width); `target` is needed for `cat_max_ratio` alone."""
         rows, columns, out, zoom = self._window(size, target, rng)
         flip = bool(rng.random() < self.hflip)
         limits = _numbers(self.color_jitter)
@@ -128,28 +119,27 @@ class Augment:
             low_high = ((max(0.0, 1 - x), 1 + x) for x in limits)
             brightness, contrast, saturation = (float(rng.uniform(*pair)) for pair in low_high)
             jitter = (brightness, contrast, saturation)
-        return Look(rows, columns, out, zoom, flip, jitter)
+        return Choices(rows, columns, out, zoom, flip, jitter)
 
-    def apply(self, sample: Sample, look: Look) -> Augmented:
+    def apply(self, sample: Sample, choices: Choices) -> Augmented:
         """The sample, which has a target, as it was drawn; its arrays are read in the window alone."""
-        window = (look.rows.stop - look.rows.start, look.columns.stop - look.columns.start)
+        taken, size = choices.taken, choices.size
         # A view: OpenCV reads rows where they lie, be it in a memory map.
-        image = sample.image[look.rows, look.columns]
-        target = _cut(sample.target, look.rows, look.columns, sample.image.shape[:2])
-        if not isinstance(target, np.ndarray):
-            target = target.resize(window, look.size, look.zoom)
-        elif window != look.size:
-            target = _resize(target, look.size, labels=True)
-        if window != look.size:
-            image = _resize(image, look.size)
-        if look.flip:
-            image = _mirror(image)
-            target = (
-                _mirror(target) if isinstance(target, np.ndarray) else target.flip(look.size[1])
-            )
-        if look.jitter is not None:
-            image = _jitter(image, *look.jitter)
-        return pad(image, target, self.crop or look.size, self.fill, self.ignore_index)
+        image = sample.image[choices.rows, choices.columns]
+        target, kind = sample.target, kind_of(sample.target)
+        if (
+            taken != sample.image.shape[:2]
+        ):  # else nothing is cut off: boxes too small to be cut stay
+            target = kind.crop(target, choices.rows.start, choices.columns.start, *taken)
+        target = kind.resize(target, taken, size, choices.zoom)
+        if taken != size:
+            image = _resize(image, size)
+        if choices.flip:
+            image = mirrored(image)
+            target = kind.flip(target, size[1])
+        if choices.jitter is not None:
+            image = _jitter(image, *choices.jitter)
+        return pad(image, target, self.crop or size, self.fill, self.ignore_index)
 
     def _window(
         self, size: tuple[int, int], target: Any, rng: np.random.Generator
@@ -170,15 +160,18 @@ class Augment:
             side if long <= crop else min(side, max(1, round(crop / scale)))
             for side, long, crop in zip(size, scaled, self.crop, strict=True)
         )
-        mixing = self.cat_max_ratio is not None
-        if mixing and not isinstance(target, np.ndarray):
+        mixing, kind = self.cat_max_ratio is not None, kind_of(target)
+        if mixing and not hasattr(kind, "is_mixed"):
             raise UserError(
                 "cat_max_ratio compares classes of pixels; leave it out for other targets"
             )
         for _ in range(CROP_TRIES if mixing else 1):
             top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, taken, strict=True))
             rows, columns = slice(top, top + taken[0]), slice(left, left + taken[1])
-            if not mixing or self._is_mixed(target[rows, columns]):
+            if self.cat_max_ratio is None:
+                break
+            seen = kind.crop(target, top, left, *taken)
+            if kind.is_mixed(seen, self.cat_max_ratio, self.ignore_index):
                 break
         return rows, columns, out, zoom
 
@@ -187,25 +180,19 @@ class Augment:
         unit = 1.0 if self.short_side is None else self.short_side / min(size)
         return unit if self.long_side is None else min(unit, self.long_side / max(size))
 
-    def _is_mixed(self, labels: np.ndarray) -> bool:
-        counts = np.bincount(labels[labels != self.ignore_index])
-        largest = 1.0 if self.cat_max_ratio is None else self.cat_max_ratio
-        return bool(np.count_nonzero(counts) > 1 and counts.max() < largest * counts.sum())
-
 
 def augment(sample: Sample, rng: np.random.Generator, **settings: Any) -> Augmented:
     """`Augment(**settings)` on one sample."""
     return Augment(**settings)(sample, rng)
 
 
-def whole(
-    sample: Sample, ignore_index: int = IGNORE_INDEX, task: str = "segmentation"
-) -> Augmented:
-    """The sample as it is, in the form of an augmented one: what evaluation sees."""
+def whole(sample: Sample, ignore_index: int = IGNORE_INDEX) -> Augmented:
+    """The sample as it is, in the form of an augmented one: what evaluation sees.
+
+    As for `Augment`, a sample without a target is taken for an unlabelled class map.
+    """
     size = sample.image.shape[:2]
-    target = sample.target
-    if target is None:
-        target = empty_target(task, size, ignore_index)
+    target = ClassMap.empty(size, ignore_index) if sample.target is None else sample.target
     return sample.image, target, np.ones(size, dtype=bool)
 
 
@@ -220,7 +207,8 @@ def pad(
     """Pad at the bottom and on the right, as the paper's authors do.
 
     Args:
-        image: (h, w, C) uint8. target: (h, w) classes, or a target with a `pad` of its own.
+        image: (h, w, C) uint8.
+        target: of any kind; a class map is padded with `ignore_index`.
         inside: (h, w) bool, all True where None.
         size: (H, W), at least (h, w).
 
@@ -231,9 +219,7 @@ def pad(
     if inside is None:
         inside = np.ones((h, w), dtype=bool)
     if (h, w) == tuple(size):
-        if isinstance(target, np.ndarray):
-            target = np.ascontiguousarray(target)
-        return np.ascontiguousarray(image), target, inside
+        return np.ascontiguousarray(image), _padded(target, size, ignore_index), inside
     colour = _numbers(fill)
     if len(colour) not in (1, channels):
         raise UserError(f"fill has {len(colour)} values and the images have {channels} channels")
@@ -242,37 +228,16 @@ def pad(
     padded[:h, :w] = image
     mask = np.zeros(size, dtype=bool)
     mask[:h, :w] = inside
-    if not isinstance(target, np.ndarray):
-        return padded, target.pad(size), mask
-    labels = np.full(size, ignore_index, dtype=target.dtype)
-    labels[:h, :w] = target
-    return padded, labels, mask
+    return padded, _padded(target, size, ignore_index), mask
 
 
-def _cut(target: Any, rows: slice, columns: slice, size: tuple[int, int]) -> Any:
-    """The part of a target that a window shows."""
-    if isinstance(target, np.ndarray):
-        return target[rows, columns]
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    if (height, width) == tuple(size):
-        return target  # nothing is cut off: boxes too small to be cut stay
-    return target.crop(rows.start, columns.start, height, width)
+def _padded(target: Any, size: tuple[int, int], ignore_index: int) -> Any:
+    return kind_of(target).pad(target, size, ignore_index)
 
 
-def _resize(array: np.ndarray, size: tuple[int, int], labels: bool = False) -> np.ndarray:
-    # INTER_NEAREST takes a pixel's corner for its centre and shifts labels against the image; the
-    # exact form agrees with the bilinear grid.
-    method = cv2.INTER_NEAREST_EXACT if labels else cv2.INTER_LINEAR
-    resized = cv2.resize(array, (size[1], size[0]), interpolation=method)
-    return resized.reshape(*size, *array.shape[2:])
-
-
-def _mirror(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, C), left to right, as an array of its own."""
-    if array.dtype not in _MIRRORED:
-        return np.ascontiguousarray(array[:, ::-1])
-    # NumPy's copy of three channels backwards takes twenty times as long.
-    return cv2.flip(array, 1).reshape(array.shape)
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(*size, *image.shape[2:])
 
 
 def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:

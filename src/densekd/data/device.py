@@ -1,8 +1,8 @@
 """A small set and its augmentation on the device: no workers, nothing to wait for, nothing to copy but numbers.
 
 Everything random is drawn on the host by `Augment.draw`, from the same generators as in `TrainLoader`: order, windows,
-scales, mirrors and factors are the same. What is done with it here follows OpenCV's definitions: labels and depth come
-out equal, images within one grey level, and within three after colour jitter, which takes roundings further.
+scales, mirrors and factors are the same. What is done with it here follows OpenCV's definitions: targets come out
+equal, images within one grey level, and within three after colour jitter, which takes roundings further.
 """
 
 from __future__ import annotations
@@ -15,37 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densekd.data.augment import Augment, Look
-from densekd.data.base import DenseSet, Sample, task_of
-from densekd.data.loader import (
-    Positions,
-    Turns,
-    check_loader,
-    check_stream,
-    fitting,
-    nothing_readable,
-)
+from densekd.data.augment import Augment, Choices
+from densekd.data.base import DenseSet, Sample
+from densekd.data.loader import check_loader, empty_target, fitting
+from densekd.data.stream import Positions, Stream, check_stream, nothing_readable
 from densekd.errors import DataError, UserError
-from densekd.targets import DepthTarget, Intrinsics, empty_target, resized_intrinsics
-from densekd.types import Batch, DepthMaps
-
-UNKNOWN = (float("nan"),) * 4
+from densekd.targets import kind_of_set
+from densekd.types import Batch, SampleKey
 
 
 class DeviceLoader:
-    """The stream of `TrainLoader`, made on the device. Segmentation and depth.
+    """The stream of `TrainLoader`, made on the device, for kinds of truth with a value at every pixel.
 
     Args:
         reader: read whole, once, by the constructor; a `CachedSet` makes that quick.
         device: where the set is kept and augmented.
         transform: an `Augment`, whose `cat_max_ratio` keeps the class maps on the host too.
-        batch_size, seed, rank, world_size, start_step, augment_epochs, on_bad_file: as in `TrainLoader`.
+        batch_size, seed, rank, world_size, start_step, augment_epochs, on_bad_file, skipped: as in `TrainLoader`.
 
     Attributes:
         skipped: name -> reason of the files skipped so far.
 
     Raises:
-        UserError: boxes; images that do not fit into the device's memory.
+        UserError: a kind of truth without a value at every pixel (boxes); images that do not fit into
+            the device's memory.
     """
 
     def __init__(
@@ -61,28 +54,27 @@ class DeviceLoader:
         start_step: int = 0,
         augment_epochs: int | None = None,
         on_bad_file: str = "stop",
+        skipped: dict[str, str] | None = None,
     ) -> None:
         check_loader(reader, batch_size, rank, world_size, 0, on_bad_file)
         check_stream(seed, start_step, augment_epochs)
         fitted = fitting(transform, reader)
         if not isinstance(fitted, Augment):
             raise UserError(
-                f"data.cache: device augments by itself; {type(fitted).__name__} is a transform for the host. Take "
-                "disk or ram"
+                f"`DeviceLoader` augments by itself; {type(fitted).__name__} is a transform for the host. Take "
+                "`TrainLoader`"
             )
-        if task_of(reader) not in ("segmentation", "depth"):
-            raise UserError(
-                f"data.cache: device knows class maps and depth; task {task_of(reader)} takes disk or ram"
-            )
+        check_device(kind_of_set(reader))
         self.reader = reader
         self.batch_size = batch_size
         self.start_step = start_step
-        self.skipped: dict[str, str] = {}
+        self.skipped = {} if skipped is None else skipped
         self._device = torch.device(device)
         self._transform = fitted
         self._skip_bad = on_bad_file == "skip"
-        self._turns = Turns(seed, len(reader), augment_epochs)
+        self._stream = Stream(seed, len(reader), augment_epochs)
         self._positions = Positions(len(reader), batch_size, rank, world_size, start_step)
+        self._kind = kind_of_set(reader)
         self._stride = world_size * batch_size
         self._load()
 
@@ -96,13 +88,12 @@ class DeviceLoader:
 
     def _load(self) -> None:
         """Every readable sample as one table of pixels, sample after sample, row after row."""
-        images, targets = [], []
+        images, truth, targets = [], [], []
         self._errors: dict[int, DataError] = {}
         self._sizes: list[tuple[int, int]] = []
         self._labelled: list[bool] = []
-        self._cameras: list[Intrinsics | None] = []
+        self._extras: list[Any] = []  # what there is of each target beside its pixels
         self._first = [0]
-        depth = task_of(self.reader) == "depth"
         for index in range(len(self.reader)):
             try:
                 sample = self.reader.read(index)
@@ -114,15 +105,17 @@ class DeviceLoader:
             target = sample.target
             self._labelled.append(target is not None)
             if target is None:
-                target = empty_target(task_of(self.reader), size, self.reader.ignore_index)
-            self._cameras.append(target.intrinsics if isinstance(target, DepthTarget) else None)
+                target = empty_target(self.reader, size)
+            (pixels,), extra = self._kind.pack(target)
+            self._extras.append(extra)
             self._sizes.append(size)
             self._first.append(self._first[-1] + size[0] * size[1])
             images.append(sample.image)
-            targets.append(target.depth if depth else target)
-        mixing = self._transform.cat_max_ratio is not None and not depth
-        self._host_labels = targets if mixing else [None] * len(targets)
-        self._pixels, self._truth = self._to_device(images), self._to_device(targets)
+            truth.append(pixels)
+            targets.append(target)
+        needed = self._transform.cat_max_ratio is not None
+        self._host_targets = targets if needed else [None] * len(targets)
+        self._pixels, self._truth = self._to_device(images), self._to_device(truth)
 
     def _to_device(self, arrays: list[np.ndarray]) -> Tensor:
         """(H, W, ...) arrays one below the other: (pixels, ...)."""
@@ -132,8 +125,8 @@ class DeviceLoader:
             free, _ = torch.cuda.mem_get_info(self._device)
             if size > free:
                 raise UserError(
-                    f"data.cache: device needs {size / 1e9:.2f} GB on {self._device}, which has {free / 1e9:.2f} GB "
-                    "free. Take disk or ram"
+                    f"`DeviceLoader` needs {size / 1e9:.2f} GB on {self._device}, which has {free / 1e9:.2f} GB "
+                    "free. Take `TrainLoader`"
                 )
         whole = torch.empty(
             (self._first[-1], *rest),
@@ -148,30 +141,25 @@ class DeviceLoader:
     def _batch(self, positions: list[tuple[int, int]]) -> Batch:
         drawn = [self._draw(position) for position in positions]
         indices = [index for index, _, _ in drawn]
-        looks = [look for _, look, _ in drawn]
+        choices = [chosen for _, chosen, _ in drawn]
         crop = self._transform.crop
-        height = max(look.size[0] for look in looks) if crop is None else crop[0]
-        width = max(look.size[1] for look in looks) if crop is None else crop[1]
+        height = max(chosen.size[0] for chosen in choices) if crop is None else crop[0]
+        width = max(chosen.size[1] for chosen in choices) if crop is None else crop[1]
         rows, columns, weights = _grids(
-            [(self._first[i], self._sizes[i][1]) for i in indices], looks, (height, width)
+            [(self._first[i], self._sizes[i][1]) for i in indices], choices, (height, width)
         )
         rows, columns = (
             torch.from_numpy(x).to(self._device, non_blocking=True) for x in (rows, columns)
         )
         weights = torch.from_numpy(weights).to(self._device, non_blocking=True)
-        inside = torch.from_numpy(_insides(looks, height, width)).to(
+        inside = torch.from_numpy(_insides(choices, height, width)).to(
             self._device, non_blocking=True
         )
         seen = inside[:, 0, :height, None] & inside[:, 1, None, :width]
-        images = self._images(rows, columns, weights, seen, looks)
+        images = self._images(rows, columns, weights, seen, choices)
         truth = self._truth[rows[:, 2, :, None] + columns[:, 2, None]]
-        if task_of(self.reader) == "segmentation":
-            targets: Any = truth.masked_fill(~seen, self.reader.ignore_index)
-        else:
-            zooms = torch.tensor([look.zoom for look in looks], device=self._device)
-            cameras = [_seen_camera(self._cameras[i], self._sizes[i], look) for i, look, _ in drawn]
-            depth = (truth / zooms[:, None, None]).masked_fill(~seen, 0)
-            targets = DepthMaps(depth[:, None], torch.tensor(cameras, device=self._device))
+        extras = [self._extras[i] for i in indices]
+        targets = self._kind.from_pixels(truth, seen, extras, choices, self.reader.ignore_index)
         return Batch(
             images,
             targets,
@@ -181,20 +169,25 @@ class DeviceLoader:
             [key for _, _, key in drawn],
         )
 
-    def _draw(self, position: tuple[int, int]) -> tuple[int, Look, tuple[int, int] | None]:
-        turn = self._turns.at(position)
-        for index in turn.candidates():
+    def _draw(self, position: tuple[int, int]) -> tuple[int, Choices, SampleKey | None]:
+        entry = self._stream.at(position)
+        for index in entry.candidates():
             if index not in self._errors:
-                labels = self._host_labels[index]
-                look = self._transform.draw(self._sizes[index], labels, turn.rng)
-                return index, look, turn.key(index)
+                target = self._host_targets[index]
+                chosen = self._transform.draw(self._sizes[index], target, entry.rng)
+                return index, chosen, entry.key(index)
             if not self._skip_bad:
                 raise self._errors[index]
             self.skipped[self.reader.name(index)] = str(self._errors[index])
         raise nothing_readable(self.skipped)
 
     def _images(
-        self, rows: Tensor, columns: Tensor, weights: Tensor, inside: Tensor, looks: list[Look]
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        weights: Tensor,
+        inside: Tensor,
+        choices: list[Choices],
     ) -> Tensor:
         """(N, C, H, W) uint8: bilinear, then colour, then padding."""
 
@@ -206,8 +199,8 @@ class DeviceLoader:
         above = torch.lerp(corner(0, 0), corner(0, 1), right)
         below = torch.lerp(corner(1, 0), corner(1, 1), right)
         image = torch.lerp(above, below, down).add_(0.5).floor_()  # (N, H, W, C)
-        if looks[0].jitter is not None:
-            factors = torch.tensor([look.jitter for look in looks], device=image.device)
+        if choices[0].jitter is not None:
+            factors = torch.tensor([chosen.jitter for chosen in choices], device=image.device)
             image = _jitter(image, factors, inside[..., None])
         fill = self._transform.fill
         fill = (fill,) if isinstance(fill, int) else tuple(fill)
@@ -220,14 +213,23 @@ class DeviceLoader:
         return image.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
 
+def check_device(kind: Any) -> None:
+    """UserError where a kind of truth has no form that is made on a device."""
+    if not hasattr(kind, "from_pixels"):
+        raise UserError(
+            f"`DeviceLoader` knows no {kind.name}, only kinds of truth with a value at every pixel that have a method "
+            "from_pixels; take `TrainLoader`"
+        )
+
+
 def _grids(
-    places: list[tuple[int, int]], looks: list[Look], size: tuple[int, int]
+    places: list[tuple[int, int]], choices: list[Choices], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each pixel of a batch lies in the table of pixels.
 
     Args:
         places: of each sample, its first pixel in the table and its width.
-        looks: of each sample, what was drawn.
+        choices: of each sample, what was drawn.
         size: (height, width) of the batch.
 
     Returns:
@@ -235,15 +237,15 @@ def _grids(
         right and the nearest column. Weights (N, H + W) of the lower row and of the right column.
     """
     height, width = size
-    rows = np.zeros((len(looks), 3, height), dtype=np.int64)
-    columns = np.zeros((len(looks), 3, width), dtype=np.int64)
-    weights = np.zeros((len(looks), height + width), dtype=np.float32)
-    for i, ((first, stride), look) in enumerate(zip(places, looks, strict=True)):
-        h, w = look.size
-        rows[i, :, :h], weights[i, :h] = _axis(look.rows, h)
+    rows = np.zeros((len(choices), 3, height), dtype=np.int64)
+    columns = np.zeros((len(choices), 3, width), dtype=np.int64)
+    weights = np.zeros((len(choices), height + width), dtype=np.float32)
+    for i, ((first, stride), chosen) in enumerate(zip(places, choices, strict=True)):
+        h, w = chosen.size
+        rows[i, :, :h], weights[i, :h] = _axis(chosen.rows, h)
         rows[i] = rows[i] * stride + first  # of the padding too, whose pixels must be somewhere
-        places_x, weights_x = _axis(look.columns, w)
-        order = slice(None, None, -1) if look.flip else slice(None)
+        places_x, weights_x = _axis(chosen.columns, w)
+        order = slice(None, None, -1) if chosen.flip else slice(None)
         columns[i, :, :w] = places_x[:, order]
         weights[i, height : height + w] = weights_x[order]
     return rows, columns, weights
@@ -262,9 +264,9 @@ def _axis(window: slice, size: int) -> tuple[np.ndarray, np.ndarray]:
     return places, (at - before).astype(np.float32)
 
 
-def _insides(looks: list[Look], height: int, width: int) -> np.ndarray:
+def _insides(choices: list[Choices], height: int, width: int) -> np.ndarray:
     """(N, 2, max(H, W)) bool: which rows and which columns are not padding."""
-    sizes = np.array([look.size for look in looks])
+    sizes = np.array([chosen.size for chosen in choices])
     return np.arange(max(height, width)) < sizes[:, :, None]
 
 
@@ -280,16 +282,3 @@ def _jitter(image: Tensor, factors: Tensor, inside: Tensor) -> Tensor:
         return image
     grey = (image @ image.new_tensor([0.299, 0.587, 0.114]))[..., None].round_()
     return torch.lerp(grey, image, saturation).round_().clamp_(0, 255)
-
-
-def _seen_camera(camera: Intrinsics | None, size: tuple[int, int], look: Look) -> tuple[float, ...]:
-    """Intrinsics after crop, resize and mirror, as `DepthTarget` has them."""
-    if camera is None:
-        return UNKNOWN
-    fx, fy, cx, cy = camera
-    window = (look.rows.stop - look.rows.start, look.columns.stop - look.columns.start)
-    cut = (fx, fy, cx - look.columns.start, cy - look.rows.start)
-    resized = resized_intrinsics(cut, window, look.size, look.zoom)
-    assert resized is not None
-    fx, fy, cx, cy = resized
-    return (fx, fy, look.size[1] - 1 - cx, cy) if look.flip else resized

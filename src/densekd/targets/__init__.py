@@ -1,28 +1,35 @@
-"""What is known about one image, a file a kind of truth."""
+"""What is known about one image: a class for each kind of truth, and `TargetKind`, which says what a kind can do."""
 
-from __future__ import annotations
-
-import numpy as np
-
-from densekd.targets.boxes import BoxTarget, box_areas, to_boxes
-from densekd.targets.depth import DepthTarget, Intrinsics, resized_intrinsics, to_depth_maps
+from densekd.targets.boxes import BoxReport, BoxTarget, box_areas, to_boxes
+from densekd.targets.depth import (
+    DepthReport,
+    DepthTarget,
+    Intrinsics,
+    resized_intrinsics,
+    to_depth_maps,
+)
+from densekd.targets.kind import TargetKind, check_kind, kind_of, kind_of_set, task_of
+from densekd.targets.labels import ClassMap, LabelReport
+from densekd.targets.report import CheckReport
+from densekd.targets.window import Window
 
 __all__ = [
+    "BoxReport",
     "BoxTarget",
+    "CheckReport",
+    "ClassMap",
+    "DepthReport",
     "DepthTarget",
     "Intrinsics",
+    "LabelReport",
+    "TargetKind",
+    "Window",
     "box_areas",
-    "empty_target",
+    "check_kind",
+    "kind_of",
+    "kind_of_set",
     "resized_intrinsics",
+    "task_of",
     "to_boxes",
     "to_depth_maps",
 ]
-
-
-def empty_target(task: str, size: tuple[int, int], ignore_index: int) -> object:
-    """The target of an image (height, width) of which nothing is known: all ignored, no objects, no depth."""
-    if task == "detection":
-        return BoxTarget.empty()
-    if task == "depth":
-        return DepthTarget.empty(size)
-    return np.full(size, ignore_index, dtype=np.uint8 if 0 <= ignore_index <= 255 else np.int16)

@@ -6,15 +6,80 @@ points of the plane in which pixel j covers [j, j + 1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from densekd.targets.report import CheckReport, absent_classes, class_table
 from densekd.types import Boxes
 
 LEAST_SIDE = 1e-3  # pixels; float32 knows coordinates of large images to a few ten-thousandths
 LEAST_VISIBLE = 0.25  # of a box's area, for the object to be still worth finding
+
+
+@dataclass
+class BoxReport(CheckReport):
+    """Of boxes.
+
+    Attributes:
+        objects, images: per class, objects that count, and images it occurs in.
+        ignored: crowds and difficult objects, beside those.
+        empty: images without an object that counts.
+        sides: the square root of each counted box's area, in pixels.
+    """
+
+    objects: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    ignored: int = 0
+    empty: int = 0
+    sides: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.objects = self.objects or [0] * len(self.classes)
+        self.images = self.images or [0] * len(self.classes)
+
+    @property
+    def side_range(self) -> tuple[float, float, float] | None:
+        """Smallest, median and largest of `sides`."""
+        if not self.sides:
+            return None
+        return min(self.sides), float(np.median(self.sides)), max(self.sides)
+
+    def add_target(self, name: str, facts: dict[str, Any]) -> None:
+        counts = facts["counts"]
+        self.ignored += facts["ignored"]
+        self.empty += not facts["sides"]
+        self.sides += facts["sides"]
+        self.objects = [a + int(b) for a, b in zip(self.objects, counts, strict=True)]
+        self.images = [a + int(b > 0) for a, b in zip(self.images, counts, strict=True)]
+
+    def remarks(self) -> list[str]:
+        if self.labelled > 1 and not self.sides:
+            return [
+                f"none of {self.labelled} samples tried has an object ({self.ignored} ignored ones): are these the "
+                "annotations of these images?"
+            ]
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        del content["sides"]
+        absent = absent_classes(self.classes, self.images)
+        return {**content, "side_range": self.side_range, "absent": absent}
+
+    def target_lines(self) -> list[str]:
+        sides = "none"
+        if self.side_range is not None:
+            sides = "{:.1f} smallest, {:.1f} median, {:.1f} largest".format(*self.side_range)
+        return [
+            f"objects      {sum(self.objects)} and {self.ignored} ignored; {self.empty} images without",
+            f"box sides    {sides} (square root of the area, pixels)",
+            *class_table(self.classes, "objects", self.objects, self.images),
+        ]
 
 
 @dataclass
@@ -31,6 +96,9 @@ class BoxTarget:
     Raises:
         ValueError: arrays of different length.
     """
+
+    name: ClassVar = "boxes"
+    report: ClassVar = BoxReport
 
     boxes: np.ndarray
     labels: np.ndarray
@@ -50,8 +118,10 @@ class BoxTarget:
             )
 
     @classmethod
-    def empty(cls, image_id: int = -1) -> BoxTarget:
-        """An image without objects."""
+    def empty(
+        cls, size: tuple[int, int] | None = None, ignore_index: int = -1, *, image_id: int = -1
+    ) -> BoxTarget:
+        """An image without objects, whatever its size."""
         return cls(np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0), image_id)
 
     def __len__(self) -> int:
@@ -100,9 +170,44 @@ class BoxTarget:
         x0, y0, x1, y1 = self.boxes.T
         return replace(self, boxes=np.stack([width - x1, y0, width - x0, y1], axis=1))
 
-    def pad(self, size: tuple[int, int]) -> BoxTarget:
+    def pad(self, size: tuple[int, int], ignore_index: int = -1) -> BoxTarget:
         """Unchanged: images are padded at the bottom and on the right."""
         return self
+
+    @staticmethod
+    def stack(targets: Sequence[BoxTarget]) -> list[BoxTarget]:
+        """As they are: tensors out of workers are open files, and four an image would soon be too many of them."""
+        return list(targets)
+
+    @staticmethod
+    def to_batch(stacked: Sequence[BoxTarget], inside: Tensor) -> list[Boxes]:
+        """One `Boxes` an image, with its size without the batch's padding."""
+        return [to_boxes(t, _extent(image)) for t, image in zip(stacked, inside, strict=True)]
+
+    @staticmethod
+    def numbered(targets: Sequence[Boxes], first: int) -> list[Boxes]:
+        """`Batch.targets` of images with ids of their own, counted from `first`: scores know images by their id."""
+        return [replace(target, image_id=first + i) for i, target in enumerate(targets)]
+
+    def pack(self) -> tuple[list[np.ndarray], int]:
+        """Four arrays, and the image's id."""
+        return [self.boxes, self.labels, self.ignored, self.areas], int(self.image_id)
+
+    @classmethod
+    def unpack(cls, arrays: list[np.ndarray], extra: int) -> BoxTarget:
+        """Copies of a few numbers, since torch takes no read-only arrays."""
+        boxes, labels, ignored, areas = (array.copy() for array in arrays)
+        return cls(boxes, labels, ignored, areas, extra)
+
+    def facts(self, num_classes: int, ignore_index: int) -> dict[str, Any]:
+        """See `BoxReport`."""
+        counted = ~self.ignored
+        sides = _sides(self.boxes)[counted].astype(np.float64)
+        return {
+            "counts": np.bincount(self.labels[counted], minlength=num_classes),
+            "ignored": int(self.ignored.sum()),
+            "sides": np.sqrt(sides.prod(axis=1)).tolist(),
+        }
 
 
 def to_boxes(target: BoxTarget, size: tuple[int, int]) -> Boxes:
@@ -120,6 +225,11 @@ def to_boxes(target: BoxTarget, size: tuple[int, int]) -> Boxes:
 def box_areas(boxes: np.ndarray) -> np.ndarray:
     """(n, 4) XYXY -> (n,); 0 for a box that is inside out."""
     return np.maximum(_sides(boxes), 0).prod(axis=1)
+
+
+def _extent(inside: Tensor) -> tuple[int, int]:
+    """(H, W) bool -> (height, width) of the image without the padding, which lies at the bottom and on the right."""
+    return int(inside.any(1).sum()), int(inside.any(0).sum())
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:

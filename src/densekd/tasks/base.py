@@ -26,7 +26,8 @@ class Task(Protocol):
     """One dense task.
 
     Attributes:
-        name: ``"segmentation"``, ``"detection"`` or ``"depth"``.
+        name: ``"segmentation"``, ``"detection"``, ``"depth"`` or that of a task of yours.
+        target: the kind of truth that it takes, a `densekd.targets.TargetKind`.
         classes: names in index order; empty where there are none (depth).
         metric_names: keys of the scores that runs may be chosen by; the first is the task's main one.
         smaller_is_better: those of them that are errors.
@@ -39,6 +40,7 @@ class Task(Protocol):
     """
 
     name: str
+    target: type
     classes: list[str]
     metric_names: tuple[str, ...]
     smaller_is_better: frozenset[str]

@@ -21,6 +21,7 @@ from densekd.metrics.depth import DepthMetrics
 from densekd.ops.depth_bins import bins_to_depth, check_range
 from densekd.ops.resize import resize_labels, resize_map
 from densekd.ops.tiling import Views, predict_dense
+from densekd.targets import DepthTarget
 from densekd.tasks.base import Column
 from densekd.types import Batch, DenseOutput, DepthMaps
 
@@ -50,6 +51,7 @@ class Depth:
     """
 
     name = "depth"
+    target = DepthTarget
     metric_names = ("abs_rel", "rmse", "silog", "delta1")
     smaller_is_better = frozenset({"abs_rel", "rmse", "silog"})
     quick_metric = "delta1"

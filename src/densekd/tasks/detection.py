@@ -17,6 +17,7 @@ from densekd.errors import UserError
 from densekd.metrics.average_precision import AveragePrecision
 from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
+from densekd.targets import BoxTarget
 from densekd.tasks.base import Column
 from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
 
@@ -55,6 +56,7 @@ class Detection:
     """
 
     name = "detection"
+    target = BoxTarget
     metric_names = ("ap", "ap50", "ap75")
     smaller_is_better: frozenset[str] = frozenset()
     quick_metric = "ap50"

@@ -14,6 +14,7 @@ from densekd.losses import CrossEntropy, OhemCrossEntropy
 from densekd.metrics import ConfusionMatrix
 from densekd.ops.argmax import argmax_map
 from densekd.ops.tiling import Views, predict_classes
+from densekd.targets import ClassMap
 from densekd.tasks.base import Column
 from densekd.types import Batch, DenseOutput
 
@@ -33,6 +34,7 @@ class Segmentation:
     """
 
     name = "segmentation"
+    target = ClassMap
     metric_names = ("miou", "pixel_accuracy")
     smaller_is_better: frozenset[str] = frozenset()
     quick_metric = "pixel_accuracy"

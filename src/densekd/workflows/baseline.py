@@ -1,4 +1,4 @@
-"""The score of an answer that looks at no image: what any network must beat."""
+"""The score of an answer that does not depend on the image: what any network must beat."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def constant_guess_scores(config: Config) -> dict[str, Any]:
     here = Process(rank=0, world_size=1, device=torch.device("cpu"))
     metric = task.metric()
     channels = config.model.in_channels
-    spec = InputSpec(mean=(0.5,) * channels, std=(0.25,) * channels)  # no image is looked at
+    spec = InputSpec(mean=(0.5,) * channels, std=(0.25,) * channels)  # no network sees an image
     for batch in build_eval_loader(config, val, spec, here):
         metric.update(task.guess(constant, batch), batch)
     return metric.compute()

@@ -11,16 +11,24 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from densekd.build.settings import naming_settings
 from densekd.config.schema import Config, Data
 from densekd.data.cache.store import cached
 from densekd.engine.launch import Process, available_cores
 from densekd.ops.files import cache_folder
 
+# Argument -> setting, for messages.
+_NAMES = {
+    "budget_gb": "data.cache_gb",
+    "folder": "DENSEKD_CACHE",
+    "folder=None": "data.cache: ram",
+}
+
 
 def cached_readers(
     config: Config, train: Any, val: Any, process: Process, stop: Callable[[], Any] | Any
 ) -> tuple[Any, Any]:
-    """Training and validation set, decoded where the recipe says so.
+    """Training and validation set, decoded into memory or onto the disk, as the recipe says.
 
     On disk the processes of a run, and runs side by side, need no word with each other: one fills and the others wait.
 
@@ -45,15 +53,16 @@ def cached_readers(
                     bars[name] = progress.add_task(f"decode {name}", total=total)
                 progress.update(bars[name], completed=done)
 
-        sets = cached(
-            dict(zip(names, (train, val), strict=True)),
-            folder=None if in_memory else cache_folder("images"),
-            budget_gb=data.cache_gb,
-            workers=available_cores() // (process.world_size if in_memory else 1),
-            say=say,
-            progress=show,
-            stopped=lambda: stop,
-        )
+        with naming_settings(_NAMES, "data.cache"):
+            sets = cached(
+                dict(zip(names, (train, val), strict=True)),
+                folder=None if in_memory else cache_folder("images"),
+                budget_gb=data.cache_gb,
+                workers=available_cores() // (process.world_size if in_memory else 1),
+                say=say,
+                progress=show,
+                stopped=lambda: stop,
+            )
     return sets[names[0]], sets[names[1]]
 
 

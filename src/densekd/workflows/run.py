@@ -47,6 +47,7 @@ from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
+from densekd.targets import kind_of_set
 from densekd.tasks import Task
 from densekd.types import Batch
 from densekd.workflows.cache import cached_readers
@@ -199,8 +200,10 @@ def run(
             f"threads: {threads}"
         )
         make_loader = build_device_loader if config.data.cache == "device" else build_train_loader
-        loader = make_loader(config, train_reader, augment, process, training.done)
-        loader.skipped = training.skipped  # one record, over all starts of the run
+        # One record of skipped files, over all starts of the run.
+        loader = make_loader(
+            config, train_reader, augment, process, training.done, training.skipped
+        )
         try:
             if distiller.teacher is not None and training.done == 0:
                 batch = first_batch(config, train_reader, augment, process)
@@ -250,10 +253,10 @@ def first_batch(config: Config, reader: Any, augment: Augment, process: Process)
     data = replace(config.data, workers=0)
     loader = build_train_loader(replace(config, data=data), reader, augment, process, 0)
     batch = next(iter(loader)).to(process.device)
-    if isinstance(batch.targets, list):
+    kind = kind_of_set(reader)
+    if hasattr(kind, "numbered"):
         # A small set's image may come twice, cut differently: to a detector's score it is another image.
-        first = process.rank * len(batch)
-        batch.targets = [replace(t, image_id=first + i) for i, t in enumerate(batch.targets)]
+        batch.targets = kind.numbered(batch.targets, process.rank * len(batch))
     return batch
 
 
@@ -280,7 +283,7 @@ def _score(
     network: nn.Module,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    loader = build_eval_loader(config, reader, spec, process, limit=limit)
+    loader = build_eval_loader(config, reader, spec, process, limit=limit, skipped=skipped)
     scores = evaluate(
         Taps(network, {}, spec),
         loader,
@@ -289,7 +292,6 @@ def _score(
         views=build_views(config.evaluate),
         amp=AMP[config.train.amp],
     )
-    skipped.update(loader.skipped)
     return scores
 
 

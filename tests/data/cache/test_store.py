@@ -25,6 +25,7 @@ from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, DepthTarget
 
 from ..conftest import make_image, make_labels, truncate
+from ..made import Mixed
 
 
 class Counting:
@@ -69,44 +70,6 @@ def plain(sample: Sample) -> list:
         type(target),
         *(((a.dtype, a.shape, a.tobytes()) if isinstance(a, np.ndarray) else a) for a in arrays),
     ]
-
-
-class Mixed:
-    """Samples of one task in several sizes, the last without a target; nothing but arguments decide."""
-
-    classes = ("a", "b")
-    palette = ((0, 0, 0), (9, 9, 9))
-    ignore_index = 255
-
-    def __init__(self, task: str, length: int = 5, channels: int = 3) -> None:
-        self.task = task
-        self.length = length
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, index: int) -> str:
-        return f"mixed/{index}"
-
-    def sources(self, index: int) -> list[Path]:
-        return []
-
-    def read(self, index: int) -> Sample:
-        generator = np.random.default_rng(index)
-        size = (12 + index, 17)
-        target = None
-        if index < self.length - 1:
-            boxes = np.float32([[2.25, 3, 14, 9.5]] * index).reshape(-1, 4)
-            target = {
-                "segmentation": generator.integers(0, 2, size, dtype=np.int16),
-                "depth": DepthTarget(
-                    generator.random(size, dtype=np.float32), (9.1, 1 / 3, 8, 6) if index else None
-                ),
-                "detection": BoxTarget(boxes, [1] * index, [True] * index, [50] * index, 7),
-            }[self.task]
-        image = generator.integers(0, 256, (*size, self.channels), dtype=np.uint8)
-        return Sample(image, target, self.name(index))
 
 
 def scenes(target):
@@ -328,7 +291,7 @@ def test_beyond_the_budget_nothing_is_done(camvid, tmp_path):
     folder = tmp_path / "cache"
     told = []
     for place in (folder, None):
-        with pytest.raises(UserError, match=r"e-0\d GB decoded and data\.cache_gb is 1e-06"):
+        with pytest.raises(UserError, match=r"kB decoded and `budget_gb` is 1e-06"):
             cached({"train": reader}, folder=place, budget_gb=1e-6, say=told.append)
     assert not folder.exists()
     assert len(told) == 2
@@ -338,7 +301,7 @@ def test_the_budget_is_of_all_sets_together(tmp_path):
     sets = {"train": Mixed("depth", 40), "val": Mixed("segmentation", 40)}
     one, two = (keep(reader, tmp_path / name).size / 1e9 for name, reader in sets.items())
     cached(sets, folder=tmp_path / "both", budget_gb=1.1 * (one + two))
-    with pytest.raises(UserError, match=r"data\.cache_gb is"):
+    with pytest.raises(UserError, match="`budget_gb` is"):
         cached(sets, folder=tmp_path / "again", budget_gb=0.6 * (one + two))
 
 
@@ -360,14 +323,14 @@ def test_what_was_not_foreseen_is_no_excuse(tmp_path):
 
 def test_a_full_disk_is_said_before(camvid, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"has 1e-07 GB free. Set DENSEKD_CACHE"):
+    with pytest.raises(UserError, match=r"has 100 bytes free. Set `folder`"):
         keep(CamVid(camvid()), tmp_path / "cache")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "train").write_text("a file")
     for folder in (tmp_path, tmp_path / "train" / "below"):
-        with pytest.raises(UserError, match=r"cannot be used: .*Set DENSEKD_CACHE"):
+        with pytest.raises(UserError, match=r"cannot be used: .*Set `folder`"):
             keep(Mixed("depth"), folder)
 
 

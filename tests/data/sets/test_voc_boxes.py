@@ -59,7 +59,7 @@ def test_where_the_set_may_be(tmp_path):
     build(tmp_path / "VOCdevkit/VOC2007")
     assert len(VOCBoxes(tmp_path)) == len(VOCBoxes(tmp_path / "VOCdevkit")) == 2
     build(tmp_path / "VOCdevkit/VOC2012")
-    with pytest.raises(DataError, match=r"VOC2007, .*VOC2012; set data\.root to one"):
+    with pytest.raises(DataError, match=r"VOC2007, .*VOC2012; set `root` to one"):
         VOCBoxes(tmp_path)
 
 

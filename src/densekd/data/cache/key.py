@@ -20,36 +20,25 @@ import numpy as np
 import PIL
 
 import densekd
-from densekd.data.base import DenseSet
+from densekd.data.base import DenseSet, sources_of
 from densekd.errors import UserError
 
-FORMAT = 1  # of keys and records; a new one finds none of the old
+FORMAT = 2  # of keys and records; a new one finds none of the old
 
 
 def sample_key(
     reader: DenseSet, common: str, index: int, stat: Callable[[Path], tuple[int, ...] | None]
 ) -> str:
     """It changes with the sample's files, the reader's settings and the code that reads."""
-    files = [(str(path), stat(path)) for path in sources_of(reader, index)]
+    paths = sources_of(reader, index)
+    if not paths and not hasattr(reader, "sources"):
+        raise UserError(
+            f"{type(reader).__name__} does not say which files its samples are made of, so that a change would not "
+            "be noticed. Give it a method sources(index) that lists them, or take `folder=None` (memory)"
+        )
+    files = [(str(path), stat(path)) for path in paths]
     text = repr((common, index if not files else None, reader.name(index), files))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def sources_of(reader: Any, index: int) -> list[Path]:
-    """The files that a sample is made of."""
-    if hasattr(reader, "sources"):
-        return list(reader.sources(index))
-    files = (
-        [path for path in reader.paths(index) if path is not None]
-        if hasattr(reader, "paths")
-        else []
-    )
-    if not files:
-        raise UserError(
-            f"data.cache: {type(reader).__name__} does not say which files its samples are made of, so that a change "
-            "would not be noticed. Give it a method sources(index) that lists them, or take data.cache: ram"
-        )
-    return files
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
@@ -123,8 +112,8 @@ def _parts(value: Any) -> list[Any]:
         reduced = reduce(value) if reduce else value.__reduce_ex__(4)
     except (TypeError, AttributeError) as error:
         raise UserError(
-            f"data.cache: the data set holds a {type(value).__name__}, whose content cannot be told ({error}). Take "
-            "data.cache: ram, or make that part of its pickled state"
+            f"the data set holds a {type(value).__name__}, whose content cannot be told ({error}), so that a change "
+            "would not be noticed. Take `folder=None` (memory), or make that part of its pickled state"
         ) from None
     if isinstance(reduced, str):
         return [type(value), reduced]
@@ -143,8 +132,10 @@ def _code(module: str) -> str:
 
 @cache
 def _own_code() -> str:
-    """Digest of all that readers of ours are made of."""
+    """Digest of all that readers of ours are made of: their code, the kinds of truth, and the scenes."""
     digest = hashlib.blake2b()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    package = Path(densekd.__file__).parent
+    for room in ("data", "targets", "scenes"):
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()

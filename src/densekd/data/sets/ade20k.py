@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densekd.data.base import PairedFiles, require_folder, unknown_name
+from densekd.data.files import require_folder, unknown_name
+from densekd.data.paired_files import PairedFiles
 from densekd.errors import DataError
 
 _NAMES = """
@@ -56,7 +57,7 @@ class ADE20K(PairedFiles):
             raise unknown_name("ADE20K split", split, {*_SPLITS, *splits}, images)
         files = sorted((images / folder).glob("*.jpg"))
         if not files:
-            raise DataError(f"{images / folder} holds no .jpg files. Check data.root.")
+            raise DataError(f"{images / folder} holds no .jpg files. Check `root`.")
         labels = root / "annotations" / folder
         super().__init__(
             [(file, labels / f"{file.stem}.png") for file in files],

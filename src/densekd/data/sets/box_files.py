@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from densekd.data.base import PIL_MODES, Sample, read_image
+from densekd.data.base import Sample
+from densekd.data.files import PIL_MODES, read_image
 from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, box_areas
 

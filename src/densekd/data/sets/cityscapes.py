@@ -12,13 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    PairedFiles,
-    read_list,
-    require_folder,
-    unknown_name,
-)
+from densekd.data.base import IGNORE_INDEX
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import PairedFiles
 from densekd.errors import DataError
 
 
@@ -144,7 +140,7 @@ def _scanned(root: Path, split: str, suffix: str) -> list[tuple[Path, Path | Non
     ending = "_leftImg8bit.png"
     files = sorted(images.glob(f"*/*{ending}"))
     if not files:
-        raise DataError(f"{images} holds no */*{ending} files. Check data.root.")
+        raise DataError(f"{images} holds no */*{ending} files. Check `root`.")
     labels = root / "gtFine" / split
     return [
         (file, labels / file.parent.name / (file.name.removesuffix(ending) + suffix))

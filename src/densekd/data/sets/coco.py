@@ -10,13 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    Sample,
-    distinct_colours,
-    require_folder,
-    unknown_name,
-)
+from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
+from densekd.data.files import require_folder, unknown_name
 from densekd.data.sets.box_files import box_text, boxed_sample, check_channels, fit_boxes
 from densekd.errors import DataError
 from densekd.ops.names import first_few
@@ -193,7 +188,7 @@ class Coco:
                 self._faults[int(images[i])] = (
                     f"{self._path}: annotation {ids[i]} has the box {box_text(boxes[i])} (x0, y0, x1, y1) in "
                     f"{self._files[images[i]]} of {width}x{height} pixels: it has no area or sticks out. Mend the "
-                    "file, or set the option repair to clip such boxes and leave out what is nothing then."
+                    "file, or set `repair` to clip such boxes and leave out what is nothing then."
                 )
         order = np.flatnonzero(keep)[np.argsort(images[keep], kind="stable")]
         self._boxes = clipped[order]
@@ -208,7 +203,7 @@ class Coco:
         kept = [i for i in range(len(self._image_ids)) if learned[i] or i in self._faults]
         if not kept:
             raise DataError(
-                f"{self._path}: no image has an object; set keep_empty to use them anyway"
+                f"{self._path}: no image has an object; set `keep_empty` to use them anyway"
             )
         self._files = [self._files[i] for i in kept]
         self._image_of = np.array(kept)
@@ -222,7 +217,7 @@ class Coco:
         if missing:
             raise DataError(
                 f"{len(missing)} of {len(self)} images of {self._path} are not in {self._folder}: "
-                f"{first_few(missing)}. Check data.root, or give the folder with the option images."
+                f"{first_few(missing)}. Check `root`, or give the folder with `images`."
             )
 
     def _column(self, rows: list[dict], part: str, key: str, form: Any) -> list:
@@ -258,7 +253,7 @@ def _read_json(path: Path) -> Mapping[str, list[dict]]:
             content = json.load(file)
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist; expected COCO annotations. Check data.root, or set the option annotations."
+            f"{path} does not exist; expected COCO annotations. Check `root`, or set `annotations`."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from None

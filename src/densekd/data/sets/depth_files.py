@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    FilePairs,
-    Sample,
-    decoded,
-    opened,
-)
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.files import decoded, opened
+from densekd.data.paired_files import FilePairs
 from densekd.errors import DataError, UserError
 from densekd.targets import DepthTarget, Intrinsics, resized_intrinsics
 

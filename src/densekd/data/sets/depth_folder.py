@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densekd.data.base import read_list, require_folder
+from densekd.data.files import read_list, require_folder
 from densekd.data.sets.depth_files import DepthFiles, camera_of
 from densekd.data.sets.folder import IMAGE_ENDINGS, layout
 from densekd.errors import DataError, UserError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import PairedFiles
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
@@ -80,7 +81,7 @@ class Folder(PairedFiles):
 def _class_names(root: Path) -> list[str]:
     path = root / "classes.txt"
     if not path.is_file():
-        raise DataError(f"{path} does not exist; write one class name a line, or set data.classes")
+        raise DataError(f"{path} does not exist; write one class name a line, or set `classes`")
     return [" ".join(words) for words in read_list(path)]
 
 
@@ -100,7 +101,7 @@ def layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path,
     if not known:
         raise DataError(
             f"{root} has neither {split}/{images}/ nor {images}/; expected {images} and {masks} of the same "
-            "file stems. Check data.root."
+            "file stems. Check `root`."
         )
     raise unknown_name("split", split, known, root)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from densekd.data.base import read_list, require_folder, unknown_name
+from densekd.data.files import read_list, require_folder, unknown_name
 from densekd.data.sets.depth_files import DepthFiles, camera_of
 from densekd.errors import DataError
 from densekd.targets import Intrinsics

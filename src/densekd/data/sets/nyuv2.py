@@ -7,13 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    Sample,
-    read_list,
-    require_folder,
-    unknown_name,
-)
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.files import read_list, require_folder, unknown_name
 from densekd.data.sets.depth_folder import DepthFolder
 from densekd.data.sets.matfile import read_mat_arrays
 from densekd.errors import DataError, UserError

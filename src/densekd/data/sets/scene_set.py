@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from densekd.data.base import IGNORE_INDEX, Sample, unknown_name
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.files import unknown_name
 from densekd.errors import UserError
 from densekd.scenes import BOX_CLASSES, CLASSES, PALETTE, Scene, render_scene
 from densekd.targets import BoxTarget, DepthTarget

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import PairedFiles
 from densekd.errors import DataError
 
 CLASSES = [

@@ -1,0 +1,33 @@
+"""A command's user is told settings where a library's user is told arguments."""
+
+from __future__ import annotations
+
+import pytest
+
+from densekd.build.data import build_reader, check_reader
+from densekd.config.load import make_config
+from densekd.config.schema import Data
+from densekd.data.sets.scene_set import SceneSet
+from densekd.errors import DataError, UserError
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("camvid", r"Check data\.root"),
+        ("folder", r"set data\.options\.classes"),
+        ("coco", r"Check data\.root, or set data\.options\.annotations"),
+    ],
+)
+def test_what_a_reader_misses_is_a_setting(tmp_path, dataset, words):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=words):
+        build_reader(Data(dataset=dataset, root=str(tmp_path)), "train", training=True)
+
+
+def test_task_and_data_set_must_have_one_kind_of_truth(tiny_tree):
+    config = make_config(tiny_tree, "test")
+    assert check_reader(SceneSet(length=2), config) == []
+    message = r"task is segmentation, which takes class maps, .* gives depth maps; set one to fit"
+    with pytest.raises(UserError, match=message):
+        check_reader(SceneSet(length=2, target="depth"), config)
