@@ -15,6 +15,7 @@ from densekd.data.sets.cityscapes import Cityscapes, to_label_ids
 from densekd.data.sets.coco import Coco
 from densekd.data.sets.depth_folder import DepthFolder
 from densekd.data.sets.folder import Folder
+from densekd.data.sets.idd_lite import IDDLite
 from densekd.data.sets.kitti import Kitti
 from densekd.data.sets.nyuv2 import NYUv2
 from densekd.data.sets.scene_set import SceneSet
@@ -38,6 +39,7 @@ __all__ = [
     "DeviceLoader",
     "EvalLoader",
     "Folder",
+    "IDDLite",
     "Item",
     "Kitti",
     "NYUv2",
