@@ -7,8 +7,7 @@ import pytest
 
 from densekd.data import IDDLite
 from densekd.errors import DataError, UserError
-
-from ..conftest import make_image, make_labels
+from tests.data.conftest import make_image, make_labels
 
 VALUES = [*range(7), 255]
 
