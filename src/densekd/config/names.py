@@ -28,7 +28,7 @@ DATASETS = {
     "idd_lite": "densekd.data.IDDLite",
     "kitti": "densekd.data.Kitti",
     "nyuv2": "densekd.data.NYUv2",
-    "scenes": "densekd.data.sets.scene_set.SceneSet",
+    "scenes": "densekd.data.SceneSet",
     "voc": "densekd.data.VOC",
     "voc_boxes": "densekd.data.VOCBoxes",
 }

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from densekd.data.base import IGNORE_INDEX
-from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.base import (
+    IGNORE_INDEX,
+    PairedFiles,
+    read_list,
+    require_folder,
+    unknown_name,
+)
+from densekd.data.file_options import FileOptions
 from densekd.errors import DataError
 
 
@@ -63,8 +68,7 @@ class Cityscapes(PairedFiles):
         list_file: an ``.lst`` file with image and label path a line, relative to `root` (or its own
             path relative to `root`); then `split` is not looked at. `labels` says what its files hold.
         classes: names of the classes to keep, in this order; the others become ignore_index.
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
         DataError: missing root, split, list or files.
@@ -78,8 +82,7 @@ class Cityscapes(PairedFiles):
         labels: str = "labelids",
         list_file: str | Path | None = None,
         classes: Sequence[str] | None = None,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), _LAYOUT)
         labels = labels.lower()
@@ -87,6 +90,8 @@ class Cityscapes(PairedFiles):
             raise unknown_name("kind of Cityscapes labels", labels, _SUFFIX)
         listed = list_file is not None
         pairs = _listed(root, Path(list_file)) if listed else _scanned(root, split, _SUFFIX[labels])
+        if split == "test" and not listed:
+            files["allow_unlabelled"] = True
         kept = _kept(classes)
         # In label files, -1 (licence plate) is stored as 255.
         ids = [row.label_id for row in LABELS] if labels == "labelids" else list(range(19))
@@ -99,8 +104,7 @@ class Cityscapes(PairedFiles):
             table=table,
             ignored=legal - set(table),
             root=root,
-            allow_unlabelled=allow_unlabelled or (split == "test" and not listed),
-            verify_files=verify_files,
+            **files,
         )
 
 
@@ -140,7 +144,7 @@ def _scanned(root: Path, split: str, suffix: str) -> list[tuple[Path, Path | Non
     ending = "_leftImg8bit.png"
     files = sorted(images.glob(f"*/*{ending}"))
     if not files:
-        raise DataError(f"{images} holds no */*{ending} files. Check `root`.")
+        raise DataError(f"{images} holds no */*{ending} files. Check root.")
     labels = root / "gtFine" / split
     return [
         (file, labels / file.parent.name / (file.name.removesuffix(ending) + suffix))

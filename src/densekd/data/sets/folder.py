@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
+from densekd.data.file_options import FileOptions
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
@@ -31,10 +32,8 @@ class Folder(PairedFiles):
         palette: RGB colours by class, to draw with.
         ignore_index: the number in the masks that is not scored; None means 255, or none at all where
             there are more than 255 classes.
-        channels: 1, 3 or 4.
         images, masks: other names for those two folders.
-        allow_unlabelled: take images without a mask.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
         DataError: missing root, split, class list or files; two images of one stem.
@@ -48,11 +47,9 @@ class Folder(PairedFiles):
         classes: Sequence[str] | None = None,
         palette: Sequence[tuple[int, int, int]] | None = None,
         ignore_index: int | None = None,
-        channels: int = 3,
         images: str = "images",
         masks: str = "masks",
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), f"a folder with {images}/ and {masks}/")
         names = list(classes) if classes is not None else _class_names(root)
@@ -72,16 +69,14 @@ class Folder(PairedFiles):
             palette=[(int(r), int(g), int(b)) for r, g, b in palette] if palette else None,
             ignored=ignored,
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 
 def _class_names(root: Path) -> list[str]:
     path = root / "classes.txt"
     if not path.is_file():
-        raise DataError(f"{path} does not exist; write one class name a line, or set `classes`")
+        raise DataError(f"{path} does not exist; write one class name a line, or set classes")
     return [" ".join(words) for words in read_list(path)]
 
 
@@ -101,7 +96,7 @@ def layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path,
     if not known:
         raise DataError(
             f"{root} has neither {split}/{images}/ nor {images}/; expected {images} and {masks} of the same "
-            "file stems. Check `root`."
+            "file stems. Check root."
         )
     raise unknown_name("split", split, known, root)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.base import PairedFiles, require_folder, unknown_name
+from densekd.data.file_options import FileOptions
 from densekd.errors import DataError, UserError
 
 CLASSES = [
@@ -28,8 +30,7 @@ class IDDLite(PairedFiles):
             their names, beginning with the first. The images of the other drives become unlabelled ones with
             `allow_unlabelled`, and are left out without it. Frames of one drive resemble each other, so a
             set with few labels is chosen by whole drives: 16 gives 88 of the 1403 training images.
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
         DataError: missing root, split or files.
@@ -42,8 +43,7 @@ class IDDLite(PairedFiles):
         split: str = "train",
         *,
         labelled_every: int = 1,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         if labelled_every < 1:
             raise UserError(f"labelled_every is {labelled_every}; expected 1 (all drives) or more")
@@ -56,7 +56,8 @@ class IDDLite(PairedFiles):
             raise unknown_name("IDD Lite split", split, splits, images.parent)
         drives = sorted(path for path in images.iterdir() if path.is_dir())
         labelled = set(drives[::labelled_every])
-        unlabelled_too = allow_unlabelled or split == "test"
+        if split == "test":
+            files["allow_unlabelled"] = True
         pairs: list[tuple[Path, Path | None]] = []
         for drive in drives:
             labels = root / "gtFine" / split / drive.name
@@ -64,16 +65,15 @@ class IDDLite(PairedFiles):
                 label = labels / (image.name.removesuffix(_IMAGE) + _LABEL)
                 if drive in labelled:
                     pairs.append((image, label))
-                elif unlabelled_too:
+                elif files.get("allow_unlabelled"):
                     pairs.append((image, None))
         if not pairs:
-            raise DataError(f"{images} holds no */*{_IMAGE} files. Check data.root.")
+            raise DataError(f"{images} holds no */*{_IMAGE} files. Check root.")
         super().__init__(
             pairs,
             classes=CLASSES,
             palette=PALETTE,
             ignored=[255],
             root=root,
-            allow_unlabelled=unlabelled_too,
-            verify_files=verify_files,
+            **files,
         )

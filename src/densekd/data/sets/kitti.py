@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.sets.depth_files import DepthFiles, camera_of
+from densekd.data.base import read_list, require_folder, unknown_name
+from densekd.data.file_options import FileOptions
+from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.errors import DataError
 from densekd.targets import Intrinsics
 
@@ -38,7 +40,7 @@ class Kitti(DepthFiles):
         list_file: relative to root.
         images, depth: the folders of raw images and of depth, relative to root, where they are others.
         cameras: which of the two colour cameras, of the official folders.
-        channels, allow_unlabelled, verify_files: see `DepthFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
         DataError: missing root, split or files; a list of another form.
@@ -53,9 +55,7 @@ class Kitti(DepthFiles):
         images: str | None = None,
         depth: str | None = None,
         cameras: tuple[int, ...] = (2, 3),
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), "KITTI's raw images and annotated depth")
         listed = root / (list_file or f"{split}.txt")
@@ -63,7 +63,7 @@ class Kitti(DepthFiles):
         truth = _one_of(root, depth, ["depth", "data_depth_annotated"])
         calibration = cache(_date_camera)  # one file a date, asked for by each of its images
         if list_file is not None or listed.is_file():
-            pairs = _listed(listed, raw, truth, allow_unlabelled)
+            pairs = _listed(listed, raw, truth, files.get("allow_unlabelled", False))
             intrinsics = [_calibrated(image, calibration) for image, _ in pairs]
         elif split == SELECTION:
             pairs, intrinsics = _selection(root)
@@ -75,9 +75,7 @@ class Kitti(DepthFiles):
             unit="m/256",
             intrinsics=intrinsics,
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from densekd.data.base import IGNORE_INDEX, Sample
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.base import (
+    IGNORE_INDEX,
+    Sample,
+    read_list,
+    require_folder,
+    unknown_name,
+)
+from densekd.data.file_options import FileOptions
+from densekd.data.sets._matfile import read_mat_arrays
 from densekd.data.sets.depth_folder import DepthFolder
-from densekd.data.sets.matfile import read_mat_arrays
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 from densekd.targets import DepthTarget, Intrinsics
@@ -37,16 +43,15 @@ class NYUv2:
         raw: the sensor's own depth, with holes, in place of the filled-in one that the field trains and scores
             on. Only for the .mat file.
         unit: of depth files in folders.
-        allow_unlabelled, verify_files: for folders, see `DepthFolder`.
+        files: the options of every reader of file pairs, see `FileOptions`; for folders only.
 
     Raises:
         DataError: missing or damaged files; frame numbers that are not there.
-        UserError: h5py is not installed.
+        UserError: h5py is not installed; an option of folders is given for the .mat file, or the other way round.
     """
 
     task = "depth"
     ignore_index = IGNORE_INDEX
-    channels = 3
 
     def __init__(
         self,
@@ -55,8 +60,7 @@ class NYUv2:
         *,
         raw: bool = False,
         unit: str | float = "mm",
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), f"a folder with {MAT}, or with images/ and depth/")
         self.classes: list[str] = []
@@ -65,8 +69,12 @@ class NYUv2:
         self._depth = "rawDepths" if raw else "depths"
         self._files: DepthFolder | None = None
         if not Path(self._mat).is_file():
-            self._files = _folders(root, split, raw, unit, allow_unlabelled, verify_files)
+            self._files = _folders(root, split, raw, unit, files)
+            self.channels = self._files.channels
             return
+        if files.get("channels", 3) != 3 or files.get("labelled") is not None:
+            raise UserError(f"channels and labelled are for folders, and {root} holds {MAT}")
+        self.channels = 3
         self._frames = _frame_numbers(root, split, self._check_file())
 
     def __len__(self) -> int:
@@ -126,12 +134,7 @@ class NYUv2:
 
 
 def _folders(
-    root: Path,
-    split: str,
-    raw: bool,
-    unit: str | float,
-    allow_unlabelled: bool,
-    verify_files: bool,
+    root: Path, split: str, raw: bool, unit: str | float, files: FileOptions
 ) -> DepthFolder:
     if raw:
         raise UserError(f"raw chooses between the depths of {MAT}, which is not in {root}")
@@ -142,8 +145,7 @@ def _folders(
             unit=unit,
             intrinsics=INTRINSICS,
             intrinsics_size=SIZE,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
     except DataError as error:
         raise DataError(f"{root} has no {MAT}, so folders are looked for: {error}") from None

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from densekd.data.base import IGNORE_INDEX, Sample
-from densekd.data.files import decoded, opened
-from densekd.data.paired_files import FilePairs
+from densekd.data.base import (
+    IGNORE_INDEX,
+    FilePairs,
+    Sample,
+    decoded,
+    opened,
+)
+from densekd.data.file_options import FileOptions
 from densekd.errors import DataError, UserError
 from densekd.targets import DepthTarget, Intrinsics, resized_intrinsics
 
@@ -36,9 +41,7 @@ class DepthFiles:
         intrinsics: per sample: fx, fy, cx, cy, or a JSON file with these keys, or None.
         intrinsics_size: (height, width) of the images that the intrinsics are of; None means each image's own.
         root: names are image paths relative to it.
-        channels: 1, 3 or 4.
-        allow_unlabelled: samples without a depth file become unlabelled ones (target None).
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
         UserError: an unknown unit, or intrinsics of another form.
@@ -56,23 +59,20 @@ class DepthFiles:
         intrinsics: Sequence[Intrinsics | Path | None] | None = None,
         intrinsics_size: Sequence[int] | None = None,
         root: Path,
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         self.metres = metres_a_step(unit)
         self._pairs = FilePairs(
             pairs,
             what="depth",
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
         self.classes: list[str] = []
         self.palette: list[tuple[int, int, int]] = []
-        self.channels = channels
-        self._intrinsics = list(intrinsics) if intrinsics is not None else [None] * len(pairs)
+        self.channels = self._pairs.channels
+        given = intrinsics if intrinsics is not None else [None] * len(pairs)
+        self._intrinsics = [given[index] for index in self._pairs.kept]
         self._intrinsics_size = _size(intrinsics_size)
 
     def __len__(self) -> int:

@@ -118,7 +118,7 @@ def test_depth(cache):
 
 
 def test_more_objects_than_the_cache_has_room_for(monkeypatch):
-    monkeypatch.setattr("densekd.data.sets.scene_set._ROOM", 1)
+    monkeypatch.setattr("densekd.data.sets.scenes._ROOM", 1)
     reader = SceneSet(target="boxes", **SMALL)
     plain = SceneSet(target="boxes", cache=False, **SMALL)
     counts = [len(plain.read(i).target) for i in range(3)]
