@@ -6,8 +6,9 @@ from densekd.data.cache import CachedSet, cached
 from densekd.data.check import check_all, sample_check
 from densekd.data.collate import Item, collate
 from densekd.data.device import DeviceLoader
-from densekd.data.file_options import FileOptions
-from densekd.data.loader import EvalLoader, Item, TrainLoader, collate
+from densekd.data.files import read_image, read_labels
+from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.data.sets._depth_files import DepthFiles
 from densekd.data.sets.ade20k import ADE20K
 from densekd.data.sets.camvid import CamVid

@@ -60,7 +60,7 @@ def test_labels_of_every_second_drive(idd_lite):
     assert mixed.read(2).target is None
     assert mixed.read(0).target is not None
     assert labelled(IDDLite(idd_lite, labelled_every=100)) == ["0", "0"]
-    with pytest.raises(UserError, match="labelled_every is 0; expected 1"):
+    with pytest.raises(UserError, match="`labelled_every` is 0; expected 1"):
         IDDLite(idd_lite, labelled_every=0)
 
 

@@ -53,7 +53,7 @@ def boxed_sample(
 
 def check_channels(channels: int) -> None:
     if channels not in PIL_MODES:
-        raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        raise UserError(f"`channels` is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
 
 
 def box_text(box: np.ndarray) -> str:

@@ -9,14 +9,9 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    FilePairs,
-    Sample,
-    decoded,
-    opened,
-)
-from densekd.data.file_options import FileOptions
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.files import decoded, opened
+from densekd.data.paired_files import FileOptions, FilePairs
 from densekd.errors import DataError, UserError
 from densekd.targets import DepthTarget, Intrinsics, resized_intrinsics
 
@@ -117,7 +112,8 @@ def metres_a_step(unit: str | float) -> float:
         metres = 0.0
     if not 0 < metres < float("inf"):
         raise UserError(
-            f"unit is {unit!r}; expected what one step of the depth files is: {', '.join(UNITS)}, or a number of metres"
+            f"`unit` is {unit!r}; expected what one step of the depth files is: {', '.join(UNITS)}, or a number of "
+            "metres"
         )
     return metres
 
@@ -185,5 +181,5 @@ def _size(value: Sequence[int] | None) -> tuple[int, int] | None:
     if value is None:
         return None
     if len(value) != 2 or min(value) < 1:
-        raise UserError(f"intrinsics_size is {value}; expected (height, width) in pixels")
+        raise UserError(f"`intrinsics_size` is {value}; expected (height, width) in pixels")
     return int(value[0]), int(value[1])

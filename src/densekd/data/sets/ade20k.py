@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import PairedFiles, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 _NAMES = """
@@ -55,7 +55,7 @@ class ADE20K(PairedFiles):
             raise unknown_name("ADE20K split", split, {*_SPLITS, *splits}, images)
         found = sorted((images / folder).glob("*.jpg"))
         if not found:
-            raise DataError(f"{images / folder} holds no .jpg files. Check root.")
+            raise DataError(f"{images / folder} holds no .jpg files. Check `root`.")
         labels = root / "annotations" / folder
         super().__init__(
             [(file, labels / f"{file.stem}.png") for file in found],

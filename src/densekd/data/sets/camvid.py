@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 CLASSES = [
@@ -49,7 +49,7 @@ class CamVid(PairedFiles):
             if not lists:
                 raise DataError(
                     f"{root} has no {split}.txt; expected the SegNet layout of CamVid: {split}.txt with an "
-                    "image path and a label path a line. Check root."
+                    "image path and a label path a line. Check `root`."
                 )
             raise unknown_name("CamVid split", split, lists, root)
         super().__init__(

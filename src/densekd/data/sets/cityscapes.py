@@ -12,14 +12,9 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    PairedFiles,
-    read_list,
-    require_folder,
-    unknown_name,
-)
-from densekd.data.file_options import FileOptions
+from densekd.data.base import IGNORE_INDEX
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 
@@ -132,7 +127,7 @@ def _kept(classes: Sequence[str] | None) -> list[int]:
         if name not in CLASSES:
             raise unknown_name("Cityscapes class", name, CLASSES)
     if len(set(classes)) != len(classes) or not classes:
-        raise DataError(f"classes must be a list of different names, got {list(classes)}")
+        raise DataError(f"`classes` must be a list of different names, got {list(classes)}")
     return [CLASSES.index(name) for name in classes]
 
 
@@ -144,7 +139,7 @@ def _scanned(root: Path, split: str, suffix: str) -> list[tuple[Path, Path | Non
     ending = "_leftImg8bit.png"
     files = sorted(images.glob(f"*/*{ending}"))
     if not files:
-        raise DataError(f"{images} holds no */*{ending} files. Check root.")
+        raise DataError(f"{images} holds no */*{ending} files. Check `root`.")
     labels = root / "gtFine" / split
     return [
         (file, labels / file.parent.name / (file.name.removesuffix(ending) + suffix))

@@ -10,13 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    Sample,
-    distinct_colours,
-    require_folder,
-    unknown_name,
-)
+from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
+from densekd.data.files import require_folder, unknown_name
 from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
 from densekd.errors import DataError
 from densekd.ops.names import first_few
@@ -222,7 +217,7 @@ class Coco:
         if missing:
             raise DataError(
                 f"{len(missing)} of {len(self)} images of {self._path} are not in {self._folder}: "
-                f"{first_few(missing)}. Check root, or give the folder with the option images."
+                f"{first_few(missing)}. Check `root`, or give the folder with `images`."
             )
 
     def _column(self, rows: list[dict], part: str, key: str, form: Any) -> list:
@@ -258,7 +253,7 @@ def _read_json(path: Path) -> Mapping[str, list[dict]]:
             content = json.load(file)
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist; expected COCO annotations. Check root, or set the option annotations."
+            f"{path} does not exist; expected COCO annotations. Check `root`, or set `annotations`."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import read_list, require_folder
-from densekd.data.file_options import FileOptions
+from densekd.data.files import read_list, require_folder
+from densekd.data.paired_files import FileOptions
 from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.data.sets.folder import IMAGE_ENDINGS, layout
 from densekd.errors import DataError, UserError
@@ -123,7 +123,7 @@ def _camera(given: Sequence[float] | Mapping[str, Sequence[float]], image: Path)
     fitting = [prefix for prefix in given if image.name.startswith(prefix)]
     if not fitting:
         raise UserError(
-            f"intrinsics has nothing for {image.name}; its names begin with {', '.join(map(repr, given))}. "
+            f"`intrinsics` has nothing for {image.name}; its names begin with {', '.join(map(repr, given))}. "
             "Add one; the empty name '' fits all."
         )
     prefix = max(fitting, key=len)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
@@ -54,7 +54,7 @@ class Folder(PairedFiles):
         root = require_folder(Path(root), f"a folder with {images}/ and {masks}/")
         names = list(classes) if classes is not None else _class_names(root)
         if palette is not None and len(palette) != len(names):
-            raise UserError(f"palette has {len(palette)} colours for {len(names)} classes")
+            raise UserError(f"`palette` has {len(palette)} colours for {len(names)} classes")
         image_folder, mask_folder, listed = layout(root, split, images, masks)
         found = _by_stem(image_folder)
         if not found:
@@ -76,7 +76,7 @@ class Folder(PairedFiles):
 def _class_names(root: Path) -> list[str]:
     path = root / "classes.txt"
     if not path.is_file():
-        raise DataError(f"{path} does not exist; write one class name a line, or set classes")
+        raise DataError(f"{path} does not exist; write one class name a line, or set `classes`")
     return [" ".join(words) for words in read_list(path)]
 
 
@@ -96,7 +96,7 @@ def layout(root: Path, split: str, images: str, masks: str) -> tuple[Path, Path,
     if not known:
         raise DataError(
             f"{root} has neither {split}/{images}/ nor {images}/; expected {images} and {masks} of the same "
-            "file stems. Check root."
+            "file stems. Check `root`."
         )
     raise unknown_name("split", split, known, root)
 

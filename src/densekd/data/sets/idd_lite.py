@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import PairedFiles, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError, UserError
 
 CLASSES = [
@@ -46,7 +46,9 @@ class IDDLite(PairedFiles):
         **files: Unpack[FileOptions],
     ) -> None:
         if labelled_every < 1:
-            raise UserError(f"labelled_every is {labelled_every}; expected 1 (all drives) or more")
+            raise UserError(
+                f"`labelled_every` is {labelled_every}; expected 1 (all drives) or more"
+            )
         root = require_folder(Path(root), _LAYOUT)
         if not (root / "leftImg8bit").is_dir() and (root / "idd_lite").is_dir():
             root = root / "idd_lite"
@@ -68,7 +70,7 @@ class IDDLite(PairedFiles):
                 elif files.get("allow_unlabelled"):
                     pairs.append((image, None))
         if not pairs:
-            raise DataError(f"{images} holds no */*{_IMAGE} files. Check root.")
+            raise DataError(f"{images} holds no */*{_IMAGE} files. Check `root`.")
         super().__init__(
             pairs,
             classes=CLASSES,

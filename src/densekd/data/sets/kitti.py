@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import read_list, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions
 from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.errors import DataError
 from densekd.targets import Intrinsics

@@ -7,14 +7,9 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    Sample,
-    read_list,
-    require_folder,
-    unknown_name,
-)
-from densekd.data.file_options import FileOptions
+from densekd.data.base import IGNORE_INDEX, Sample
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions
 from densekd.data.sets._matfile import read_mat_arrays
 from densekd.data.sets.depth_folder import DepthFolder
 from densekd.errors import DataError, UserError
@@ -43,7 +38,8 @@ class NYUv2:
         raw: the sensor's own depth, with holes, in place of the filled-in one that the field trains and scores
             on. Only for the .mat file.
         unit: of depth files in folders.
-        files: the options of every reader of file pairs, see `FileOptions`; for folders only.
+        files: the options of every reader of file pairs, see `FileOptions`. The .mat file
+            has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect.
 
     Raises:
         DataError: missing or damaged files; frame numbers that are not there.
@@ -72,8 +68,11 @@ class NYUv2:
             self._files = _folders(root, split, raw, unit, files)
             self.channels = self._files.channels
             return
-        if files.get("channels", 3) != 3 or files.get("labelled") is not None:
-            raise UserError(f"channels and labelled are for folders, and {root} holds {MAT}")
+        unused = sorted(set(files) - {"allow_unlabelled", "verify_files"})
+        if unused:
+            raise UserError(
+                f"`{unused[0]}` is no option of {MAT}, which is in {root}; leave it out"
+            )
         self.channels = 3
         self._frames = _frame_numbers(root, split, self._check_file())
 
@@ -137,7 +136,7 @@ def _folders(
     root: Path, split: str, raw: bool, unit: str | float, files: FileOptions
 ) -> DepthFolder:
     if raw:
-        raise UserError(f"raw chooses between the depths of {MAT}, which is not in {root}")
+        raise UserError(f"`raw` chooses between the depths of {MAT}, which is not in {root}")
     try:
         return DepthFolder(
             root,

@@ -62,13 +62,15 @@ class SceneSet:
             raise unknown_name("target of the scenes", target, _TASKS)
         length = _LENGTH[split] if length is None else length
         if not 1 <= length <= 100_000_000:
-            raise UserError(f"length is {length}; expected 1 to 100 million scenes")
+            raise UserError(f"`length` is {length}; expected 1 to 100 million scenes")
         if labelled is not None and not 1 <= labelled <= length:
-            raise UserError(f"labelled is {labelled}; expected 1 to {length}, the number of scenes")
+            raise UserError(
+                f"`labelled` is {labelled}; expected 1 to {length}, the number of scenes"
+            )
         if labelled is None and allow_unlabelled:
             raise UserError(
-                "allow_unlabelled is on, and every scene has a label; leave it out, or give labelled, the number of "
-                "scenes that keep theirs"
+                "`allow_unlabelled` is on, and every scene has a label; leave it out, or set `labelled` to the number "
+                "of scenes that keep theirs"
             )
         self.task = _TASKS[target]
         shown = {"labels": CLASSES, "boxes": BOX_CLASSES, "depth": ()}[target]

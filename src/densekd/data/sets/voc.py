@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.base import PairedFiles, read_list, require_folder, unknown_name
-from densekd.data.file_options import FileOptions
+from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 CLASSES = [

@@ -7,14 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from densekd.data.base import (
-    IGNORE_INDEX,
-    Sample,
-    distinct_colours,
-    read_list,
-    require_folder,
-    unknown_name,
-)
+from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
+from densekd.data.files import read_list, require_folder, unknown_name
 from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
 from densekd.data.sets.voc import CLASSES as WITH_BACKGROUND
 from densekd.errors import DataError
@@ -59,7 +53,7 @@ class VOCBoxes:
         root = require_folder(Path(root), "VOC2007 with JPEGImages/ and Annotations/")
         years = [root / year for year in _YEARS if (root / year / "ImageSets" / "Main").is_dir()]
         if len(years) > 1 and years[0] != root:
-            raise DataError(f"{root} holds {first_few(years)}; set root to one of them")
+            raise DataError(f"{root} holds {first_few(years)}; set `root` to one of them")
         root = years[0] if years else root
         require_folder(root / "JPEGImages", "the images of VOC")
         require_folder(root / "Annotations", "the XML files of VOC")
