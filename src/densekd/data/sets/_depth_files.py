@@ -29,18 +29,18 @@ class DepthFiles:
     """A `DenseSet` over pairs of image and depth file.
 
     Args:
-        pairs: image path and depth path (or None) per sample.
-        unit: of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2), ``"m/256"`` (KITTI),
+        pairs: the image path and depth path (or None) of each sample.
+        unit: the unit of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2), ``"m/256"`` (KITTI),
             ``"m/5000"`` (TUM RGB-D as published), ``"cm"``, ``"m"``, or the metres of one step. There is no default: a
             wrong one trains without complaint.
-        intrinsics: per sample: fx, fy, cx, cy, or a JSON file with these keys, or None.
+        intrinsics: for each pair fx, fy, cx, cy, or a JSON file with these keys, or None.
         intrinsics_size: (height, width) of the images that the intrinsics are of; None means each image's own.
         root: names are image paths relative to it.
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        UserError: an unknown unit, or intrinsics of another form.
-        DataError: no pairs at all, or files missing.
+        UserError: the unit is unknown, or intrinsics have another form.
+        DataError: there are no pairs at all, or files are missing.
     """
 
     task = "depth"
@@ -102,7 +102,7 @@ def metres_a_step(unit: str | float) -> float:
     """What one step of a depth file's numbers is in metres.
 
     Raises:
-        UserError: a unit that is none.
+        UserError: the unit is unknown.
     """
     if isinstance(unit, str) and unit in UNITS:
         return UNITS[unit]
@@ -122,7 +122,7 @@ def read_depth(path: str | Path, metres: float) -> np.ndarray:
     """Decode a 16-bit grey PNG (or TIFF) to (H, W) float32 metres, 0 where unknown, which may be everywhere.
 
     Raises:
-        DataError: missing, damaged, of another kind, or with negative numbers.
+        DataError: the file is missing, damaged or of another kind, or holds negative numbers.
     """
     with opened(path) as file:
         if file.mode not in ("I", "I;16", "I;16B", "I;16L"):
@@ -143,7 +143,7 @@ def read_camera(path: Path) -> Intrinsics:
     """fx, fy, cx, cy in pixels, from a JSON file with these keys.
 
     Raises:
-        DataError: a file that is missing or lacks one of them.
+        DataError: the file is missing or lacks one of them.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def camera_of(values: Any, where: object) -> Intrinsics:
     """Four numbers as fx, fy, cx, cy.
 
     Raises:
-        UserError: not four numbers, or a focal length that is not positive.
+        UserError: there are not four numbers, or a focal length is not positive.
     """
     try:
         fx, fy, cx, cy = (float(value) for value in values)

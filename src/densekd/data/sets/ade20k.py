@@ -36,7 +36,7 @@ class ADE20K(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split or files.
+        DataError: the root, the split or files are missing.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class CamVid(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, list or files.
+        DataError: the root, the list or files are missing.
     """
 
     def __init__(

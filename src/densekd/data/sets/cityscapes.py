@@ -66,7 +66,7 @@ class Cityscapes(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split, list or files.
+        DataError: the root, the split, the list or files are missing.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ class DepthFolder(DepthFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        UserError: an unknown unit; intrinsics of another form.
-        DataError: missing root, split or files; two images of one name; an image that no intrinsics are given for.
+        UserError: the unit is unknown; intrinsics have another form.
+        DataError: the root, the split or files are missing; two images share a name; an image has no intrinsics.
     """
 
     def __init__(

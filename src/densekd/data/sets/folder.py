@@ -36,7 +36,7 @@ class Folder(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split, class list or files; two images of one stem.
+        DataError: the root, the split, the class list or files are missing; two images share a stem.
     """
 
     def __init__(

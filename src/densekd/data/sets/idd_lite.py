@@ -33,7 +33,7 @@ class IDDLite(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split or files.
+        DataError: the root, the split or files are missing.
         UserError: `labelled_every` is below 1.
     """
 

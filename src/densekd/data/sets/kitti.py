@@ -38,12 +38,12 @@ class Kitti(DepthFiles):
         root: the folder.
         split: see above.
         list_file: relative to root.
-        images, depth: the folders of raw images and of depth, relative to root, where they are others.
-        cameras: which of the two colour cameras, of the official folders.
+        images, depth: the folders of raw images and of depth, relative to root, where they have other names.
+        cameras: which of the two colour cameras to read, in the official folders.
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split or files; a list of another form.
+        DataError: the root, the split or files are missing; a list has another form.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ def _listed(path: Path, raw: Path, truth: Path, allow_unlabelled: bool) -> Pairs
     for words in read_list(path):
         if not 2 <= len(words) <= 3:
             raise DataError(
-                f"{path} has a line of {len(words)} words; expected image, depth and perhaps a focal length"
+                f"{path} has a line of {len(words)} words; expected image, depth and, if wanted, a focal length"
             )
         image, depth = words[0].lstrip("/"), words[1].lstrip("/")
         if depth != "None":
@@ -150,7 +150,7 @@ def _selection(root: Path) -> tuple[Pairs, list[Intrinsics | None]]:
 def _calibrated(
     image: Path, calibration: Callable[[Path, str], Intrinsics | None]
 ) -> Intrinsics | None:
-    """Of a raw image, ``DATE/DRIVE/image_02/data/NAME``, by its date's calibration."""
+    """The intrinsics of a raw image, ``DATE/DRIVE/image_02/data/NAME``, by its date's calibration."""
     if len(image.parents) < 4:
         return None
     camera, date = image.parents[1].name, image.parents[3]

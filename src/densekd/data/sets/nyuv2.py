@@ -30,19 +30,19 @@ class NYUv2:
     * ``root/nyu_depth_v2_labeled.mat`` (HDF5; needs h5py: ``pip install 'densekd[depth]'``), with the official
       split in ``root/splits.mat``, or in ``root/{split}.txt`` with one frame number a line, from 1 as there. The
       split ``all`` needs neither. The frames' white border is left to the metric's crop.
-    * where that file is not: the layouts of `DepthFolder`, with 16-bit depth in ``unit``.
+    * where that file is missing: the layouts of `DepthFolder`, with 16-bit depth in ``unit``.
 
     Args:
         root: the folder.
         split: train, test, all, or the name of a list or folder.
         raw: the sensor's own depth, with holes, in place of the filled-in one that the field trains and scores
             on. Only for the .mat file.
-        unit: of depth files in folders.
+        unit: the unit of depth files in folders.
         files: the options of every reader of file pairs, see `FileOptions`. The .mat file
             has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect.
 
     Raises:
-        DataError: missing or damaged files; frame numbers that are not there.
+        DataError: files are missing or damaged; a frame number is not there.
         UserError: h5py is not installed; an option of folders is given for the .mat file, or the other way round.
     """
 
@@ -151,7 +151,7 @@ def _folders(
 
 
 def _frame_numbers(root: Path, split: str, count: int) -> list[int]:
-    """From 1, as in the toolbox."""
+    """The numbers of a split's frames, counted from 1 as in the toolbox."""
     listed, mat = root / f"{split}.txt", root / "splits.mat"
     if split == "all":
         return list(range(1, count + 1))

@@ -1,4 +1,4 @@
-"""The embedded scenes as a data set: rendered when asked for, exact labels, boxes or depth, nothing on disk."""
+"""The embedded scenes as a data set: rendered when asked for, with exact labels, boxes or depth."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class SceneSet:
         length: the number of scenes; None means 400 for train and 100 for the others.
         target: ``"labels"`` gives class maps; ``"boxes"`` cars, persons and signs around what is seen of them, with the
             pixels seen as areas; ``"depth"`` metres along the optical axis (0 in the sky) and the camera.
-        seed: of the scenes.
-        height, width: of the images.
+        seed: the seed of the scenes' random numbers.
+        height, width: the size of an image in pixels.
         labelled: only so many scenes, the first ones, keep their target. The others become unlabelled samples (target
             None) with `allow_unlabelled`, and are left out without it. None keeps all targets.
         allow_unlabelled: see `labelled`, without which every scene has a target.
         cache: keep rendered scenes in memory (4 bytes a pixel, 7 with depth), shared with forked loader workers.
 
     Raises:
-        UserError: an unknown split or target; a length below 1; `labelled` outside 1 to length, or missing where
-            unlabelled scenes are allowed.
+        UserError: the split or target is unknown; the length is below 1; `labelled` is outside 1 to length, or is
+            missing where unlabelled scenes are allowed.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class SceneSet:
         return f"{self.split}/scene_{index:06d}"
 
     def paths(self, index: int) -> tuple[Path | None, Path | None]:
-        """There are no files."""
+        """None twice: a scene has no files."""
         return None, None
 
     def sources(self, index: int) -> list[Path]:
-        """None: the arguments alone decide."""
+        """No file: the arguments alone decide what a scene is."""
         return []
 
     def read(self, index: int) -> Sample:

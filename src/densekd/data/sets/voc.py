@@ -27,7 +27,7 @@ class VOC(PairedFiles):
         files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, list or files.
+        DataError: the root, the list or files are missing.
     """
 
     def __init__(
