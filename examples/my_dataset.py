@@ -20,7 +20,7 @@ class SideBySide(PairedFiles):
         folder = Path(root) / split
         images = sorted(p for p in folder.glob("*.png") if not p.stem.endswith("_mask"))
         if not images:
-            raise DataError(f"{folder} holds no NAME.png; check data.root and the split")
+            raise DataError(f"{folder} holds no NAME.png; check `root` and the split")
         super().__init__(
             [(image, image.with_name(f"{image.stem}_mask.png")) for image in images],
             classes=["ground", "building", "sky"],

@@ -66,7 +66,42 @@ def test_missing_files_are_counted_before_training(tmp_path):
 
 
 def test_wrong_channels_and_no_pairs(tmp_path):
-    with pytest.raises(UserError, match="channels is 2"):
+    with pytest.raises(UserError, match="`channels` is 2"):
         paired(tmp_path, channels=2, verify_files=False)
     with pytest.raises(DataError, match="no images found"):
         PairedFiles([], classes=["a"], root=tmp_path)
+
+
+def shuffled(tmp_path: Path) -> list[tuple[Path, Path | None]]:
+    """c, a, d and b, of which a has no label."""
+    for name in "abcd":
+        make_image(tmp_path / f"{name}.png")
+        make_labels(tmp_path / f"{name}_label.png", [0])
+    return [
+        (tmp_path / f"{name}.png", None if name == "a" else tmp_path / f"{name}_label.png")
+        for name in "cadb"
+    ]
+
+
+def test_labels_of_the_first_images_alone(tmp_path):
+    pairs = shuffled(tmp_path)
+    mixed = PairedFiles(pairs, classes=["x"], root=tmp_path, allow_unlabelled=True, labelled=2)
+    assert [mixed.name(i) for i in range(len(mixed))] == ["c.png", "a.png", "d.png", "b.png"]
+    assert [mixed.read(i).target is not None for i in range(4)] == [True, False, False, True]
+    few = PairedFiles([pairs[i] for i in (0, 2, 3)], classes=["x"], root=tmp_path, labelled=2)
+    assert [few.name(i) for i in range(len(few))] == ["c.png", "b.png"]
+    assert few.read(1).target is not None
+
+
+@pytest.mark.parametrize("labelled", [0, -1, 4])
+def test_more_labels_than_there_are(tmp_path, labelled):
+    pairs = shuffled(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"`labelled` is {labelled}; expected 1 to 3, the number of"
+    ):
+        PairedFiles(pairs, classes=["x"], root=tmp_path, allow_unlabelled=True, labelled=labelled)
+
+
+def test_an_unknown_option_is_named(tmp_path):
+    with pytest.raises(TypeError, match="chanels"):
+        paired(tmp_path, chanels=3)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densekd.data import Augment, DeviceLoader, TrainLoader
-from densekd.data.sets.scene_set import SceneSet
+from densekd.data import Augment, DeviceLoader, SceneSet, TrainLoader
 from densekd.layers import ABN
 from densekd.losses import cross_entropy, ohem_cross_entropy, pixel_wise
 from densekd.models import pspnet_resnet18

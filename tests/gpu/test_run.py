@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from densekd.config.load import make_config
+from densekd.data import SceneSet
 from densekd.data.loader import TrainLoader
-from densekd.data.sets.scene_set import SceneSet
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 from densekd.workflows.evaluate import evaluate_weights

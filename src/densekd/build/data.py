@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from densekd.build.resolve import accepts, call, resolve
+from densekd.build.resolve import accepts, call, parameters, resolve
 from densekd.build.settings import in_settings, naming_settings
 from densekd.config import schema
 from densekd.config.names import DATASETS, TASKS
@@ -70,7 +70,7 @@ def needs_root(builder: Callable[..., Any]) -> bool:
 
 def setting_names(builder: Callable[..., Any]) -> Mapping[str, str]:
     """Argument of a data set's constructor -> setting."""
-    own = {name: f"data.options.{name}" for name in inspect.signature(builder).parameters}
+    own = {name: f"data.options.{name}" for name in parameters(builder)}
     return {**own, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
 
 

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
@@ -36,16 +36,30 @@ def resolve(name: str, table: Mapping[str, str], where: str) -> Callable[..., An
     raise UserError(f"{where}: {name!r} is unknown; {did_you_mean(name, table)}")
 
 
+def parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a builder takes, by name; ``**files: Unpack[FileOptions]`` stands for the keys of that TypedDict."""
+    found = dict(inspect.signature(builder).parameters)
+    for rest in [p for p in found.values() if p.kind is p.VAR_KEYWORD]:
+        try:
+            hints = get_type_hints(builder.__init__ if isinstance(builder, type) else builder)
+        except (NameError, TypeError):  # annotations of a user's own that cannot be evaluated
+            continue
+        if get_origin(hints.get(rest.name)) is Unpack:
+            del found[rest.name]
+            for key in get_type_hints(*get_args(hints[rest.name])):
+                found[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
+    return found
+
+
 def accepts(builder: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(builder).parameters.values()
-    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters(builder).values())
 
 
 def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **given: Any) -> Any:
     """Call with checked option names; `given` is passed where the builder takes it."""
     possible = [
         p.name
-        for p in inspect.signature(builder).parameters.values()
+        for p in parameters(builder).values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
     ]
     for key in options:

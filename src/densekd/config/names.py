@@ -25,9 +25,10 @@ DATASETS = {
     "coco": "densekd.data.Coco",
     "depth_folder": "densekd.data.DepthFolder",
     "folder": "densekd.data.Folder",
+    "idd_lite": "densekd.data.IDDLite",
     "kitti": "densekd.data.Kitti",
     "nyuv2": "densekd.data.NYUv2",
-    "scenes": "densekd.data.sets.scene_set.SceneSet",
+    "scenes": "densekd.data.SceneSet",
     "voc": "densekd.data.VOC",
     "voc_boxes": "densekd.data.VOCBoxes",
 }

@@ -8,16 +8,18 @@ from densekd.data.collate import Item, collate
 from densekd.data.device import DeviceLoader
 from densekd.data.files import read_image, read_labels
 from densekd.data.loader import EvalLoader, TrainLoader
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
+from densekd.data.sets._depth_files import DepthFiles
 from densekd.data.sets.ade20k import ADE20K
 from densekd.data.sets.camvid import CamVid
 from densekd.data.sets.cityscapes import Cityscapes, to_label_ids
 from densekd.data.sets.coco import Coco
 from densekd.data.sets.depth_folder import DepthFolder
 from densekd.data.sets.folder import Folder
+from densekd.data.sets.idd_lite import IDDLite
 from densekd.data.sets.kitti import Kitti
 from densekd.data.sets.nyuv2 import NYUv2
-from densekd.data.sets.scene_set import SceneSet
+from densekd.data.sets.scenes import SceneSet
 from densekd.data.sets.voc import VOC
 from densekd.data.sets.voc_boxes import VOCBoxes
 from densekd.targets import BoxTarget, CheckReport, DepthTarget, task_of
@@ -33,11 +35,14 @@ __all__ = [
     "Cityscapes",
     "Coco",
     "DenseSet",
+    "DepthFiles",
     "DepthFolder",
     "DepthTarget",
     "DeviceLoader",
     "EvalLoader",
+    "FileOptions",
     "Folder",
+    "IDDLite",
     "Item",
     "Kitti",
     "NYUv2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -14,16 +15,40 @@ from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
 
+class FileOptions(TypedDict, total=False):
+    """How a reader treats its files. A reader takes them as ``**files: Unpack[FileOptions]`` and passes them on.
+
+    Attributes:
+        channels: the channels of a decoded image: 1 (grey), 3 (RGB, the default) or 4 (RGBA).
+        allow_unlabelled: images without a label file become unlabelled samples, whose target is None; by default
+            they are errors.
+        verify_files: whether the constructor makes sure that every file exists, as it does by default. `data check`
+            switches this off, to list what is missing instead of stopping at it.
+        labelled: only so many images keep their label: the first by name, of those that have one. The others become
+            unlabelled samples with `allow_unlabelled` and are left out without it. None, the default, keeps all.
+    """
+
+    channels: int
+    allow_unlabelled: bool
+    verify_files: bool
+    labelled: int | None
+
+
 class FilePairs:
     """Images and the file that belongs to each: what readers of such pairs have in common.
 
     Args:
         pairs: image path and path of its partner (or None) per sample.
         what: the partner is called in messages.
-        root, channels, allow_unlabelled, verify_files: as in `PairedFiles`.
+        root: names are image paths relative to it.
+        channels, allow_unlabelled, verify_files, labelled: see `FileOptions`.
+
+    Attributes:
+        kept: the index in `pairs` of each sample; `labelled` may leave some out.
 
     Raises:
         DataError: no pairs at all, or files missing (the first few and the count).
+        UserError: `channels` or `labelled` is out of range.
     """
 
     def __init__(
@@ -32,18 +57,23 @@ class FilePairs:
         *,
         what: str,
         root: Path,
-        channels: int,
-        allow_unlabelled: bool,
-        verify_files: bool,
+        channels: int = 3,
+        allow_unlabelled: bool = False,
+        verify_files: bool = True,
+        labelled: int | None = None,
     ) -> None:
         if channels not in PIL_MODES:
-            raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+            raise UserError(f"`channels` is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
         if not pairs:
             raise DataError(f"no images found under {root}. Check `root` and the split's name.")
         if verify_files:
             pairs = verified(pairs, allow_unlabelled)
         elif allow_unlabelled:
             pairs = [(image, mate if mate and mate.is_file() else None) for image, mate in pairs]
+        self.kept = list(range(len(pairs)))
+        if labelled is not None:
+            chosen = few_labels(pairs, labelled, allow_unlabelled)
+            self.kept, pairs = list(chosen), list(chosen.values())
         self.channels = channels
         self._what = what
         self._root = Path(root)
@@ -78,7 +108,7 @@ class FilePairs:
         if mate_path is None:
             if not self._unlabelled_ok:
                 raise DataError(
-                    f"{image_path} has no {self._what} file. Add one, or allow unlabelled images."
+                    f"{image_path} has no {self._what} file. Add one, or set `allow_unlabelled`."
                 )
             return image, None
         mate = decode(mate_path)
@@ -100,13 +130,11 @@ class PairedFiles:
         table: number in the label files -> class index; numbers it lacks are errors.
         ignored: numbers in the label files that are not scored, even where `table` has them.
         root: names are image paths relative to it.
-        channels: 1, 3 or 4.
-        allow_unlabelled: samples without a label file become unlabelled ones (target None).
-        verify_files: make sure now that every file is there. `data check` switches this off, to
-            list what is missing instead of stopping at it.
+        files: `channels`, `allow_unlabelled`, `verify_files` and `labelled`, see `FileOptions`.
 
     Raises:
         DataError: no pairs at all, or files missing (the first few and the count).
+        UserError: `channels` or `labelled` is out of range.
     """
 
     task = "segmentation"
@@ -120,19 +148,10 @@ class PairedFiles:
         table: Mapping[int, int] | None = None,
         ignored: Iterable[int] = (),
         root: Path,
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
-        self._pairs = FilePairs(
-            pairs,
-            what="label",
-            root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
-        )
-        self.channels = channels
+        self._pairs = FilePairs(pairs, what="label", root=root, **files)
+        self.channels = self._pairs.channels
         self.classes = list(classes)
         self.palette = list(palette) if palette is not None else distinct_colours(len(classes))
         # 255 is a class of its own in sets of more than 255 classes.
@@ -200,6 +219,28 @@ def verified(
             "files, or set `allow_unlabelled` to use these images without."
         )
     return checked
+
+
+def few_labels(
+    pairs: Sequence[tuple[Path, Path | None]], labelled: int, allow_unlabelled: bool
+) -> dict[int, tuple[Path, Path | None]]:
+    """The pairs of a set in which `labelled` images have a label, by their index in `pairs` (see `FileOptions`).
+
+    Raises:
+        UserError: there are not so many images with a label.
+    """
+    with_label = [index for index, (_, label) in enumerate(pairs) if label is not None]
+    if not 1 <= labelled <= len(with_label):
+        raise UserError(
+            f"`labelled` is {labelled}; expected 1 to {len(with_label)}, the number of images with a label"
+        )
+    chosen = set(sorted(with_label, key=lambda index: pairs[index][0].as_posix())[:labelled])
+    if not allow_unlabelled:
+        return {index: pairs[index] for index in sorted(chosen)}
+    return {
+        index: (image, label if index in chosen else None)
+        for index, (image, label) in enumerate(pairs)
+    }
 
 
 def _lookup(

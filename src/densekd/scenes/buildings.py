@@ -42,8 +42,8 @@ def make_facade(rng: np.random.Generator, light: Light) -> Facade:
     curtain_wall = rng.random() < 0.2
     wall = _WALLS[rng.integers(len(_WALLS))] * (1 + rng.normal(0, 0.07, 3))
     # Glass shows the sky, a dark room, or a lit one.
-    look = rng.random()
-    glass = 0.5 * light.horizon + 20 if look < 0.45 else np.array([46, 52, 60]) + 40 * look
+    drawn = rng.random()
+    glass = 0.5 * light.horizon + 20 if drawn < 0.45 else np.array([46, 52, 60]) + 40 * drawn
     return Facade(
         wall=wall * rng.uniform(0.75, 1.1),
         seed=int(rng.integers(2**62)),
@@ -84,14 +84,14 @@ def paint_facade(facade: Facade, wide: float, tall: float, per_metre: float) -> 
     for storey in range(storeys):
         ground_floor = storey == 0
         for column in range(bays):
-            look, blind = sizes[storey][column]
+            drawn, blind = sizes[storey][column]
             left = (column + 0.5 - share_x / 2) * bay
             low = storey * facade.storey + (0.45 - share_y / 2 + 0.1) * facade.storey
             right, high = left + share_x * bay, low + share_y * facade.storey
-            if ground_floor and look < 0.3:
+            if ground_floor and drawn < 0.3:
                 box(left, min(left + 1.0, right), 0.0, 2.1, facade.wall * (0.35 + 0.5 * blind))
                 continue
-            pane = glass[int(8 * look)]
+            pane = glass[int(8 * drawn)]
             if per_metre <= 6:  # too far for frames
                 first = int(left * per_metre), int((tall - high) * per_metre)
                 last = int(right * per_metre), int((tall - low) * per_metre)
@@ -130,7 +130,7 @@ def _paint_shop(box, rng: np.random.Generator, facade: Facade, wide: float) -> N
 
 
 def _paint_poster(box, rng: np.random.Generator, wide: float) -> None:
-    """A poster with a person, a car or a landscape: building by place, not by look."""
+    """A poster with a person, a car or a landscape: building by place, not by appearance."""
     size = rng.uniform(1.2, 2.8)
     x, y = rng.uniform(0, max(wide - size, 0.1)), rng.uniform(0.6, 2.4)
     box(x, x + size, y, y + 1.3 * size, rng.uniform(120, 250, 3))

@@ -103,7 +103,7 @@ def make_camera(rng: np.random.Generator, height: int, width: int, x: float) -> 
     sin, cos = np.sin(pitch), np.cos(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     sin, cos = np.sin(yaw), np.cos(yaw)
-    turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
+    yaw_rotation = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
     sin, cos = np.sin(roll), np.cos(roll)
     lean = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return Camera(
@@ -112,6 +112,6 @@ def make_camera(rng: np.random.Generator, height: int, width: int, x: float) -> 
         focal=width / 2 / np.tan(view / 2),
         cx=(width - 1) / 2,
         cy=(height - 1) / 2 + shift * height,
-        rotation=lean @ tilt @ np.diag([1.0, -1.0, 1.0]) @ turn,
+        rotation=lean @ tilt @ np.diag([1.0, -1.0, 1.0]) @ yaw_rotation,
         position=np.array([x, above, 0.0]),
     )

@@ -168,8 +168,8 @@ def _draw_sign_plan(rng: np.random.Generator) -> tuple[int, float, float]:
     return int(rng.integers(7)), float(rng.uniform(0.65, 1.05)), float(rng.random())
 
 
-def _polygon(corners: int, turn: float) -> np.ndarray:
-    angle = np.arange(corners) * (2 * np.pi / corners) + turn
+def _polygon(corners: int, rotation: float) -> np.ndarray:
+    angle = np.arange(corners) * (2 * np.pi / corners) + rotation
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 

@@ -174,9 +174,9 @@ def _place_parked(
     """Cars along the kerb with gaps."""
     density = rng.random() * 0.9 - 0.15
     for z in np.arange(rng.uniform(6.0, 12.0), reach, 5.6):
-        drawn, off, turn = rng.random(3)
+        drawn, off, drift = rng.random(3)
         if drawn < density and clear(z - 2) and clear(z + 2) and street.half_width > 3.4:
-            heading = street.bend * z + (0.0 if sign > 0 else np.pi) + 0.08 * (turn - 0.5)
+            heading = street.bend * z + (0.0 if sign > 0 else np.pi) + 0.08 * (drift - 0.5)
             add("car", sign * (street.half_width - 1.0 - 0.25 * off), z, heading)
 
 

@@ -156,7 +156,7 @@ _SKIN = ((232, 190, 164), (206, 152, 118), (150, 102, 74), (96, 64, 48))
 def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random.Generator) -> None:
     """A person standing or walking at ground (x, z): limbs, clothes, hair, perhaps a bag."""
     tall = rng.uniform(1.55, 1.92) if rng.random() < 0.85 else rng.uniform(1.0, 1.4)
-    stride, swing, look = rng.uniform(-1, 1, 3)
+    stride, swing, facing = rng.uniform(-1, 1, 3)
     skin = np.array(_SKIN[rng.integers(4)])
     # Clothes are mostly dull, as walls and roads are; few people stand out by colour.
     vivid = rng.random() < 0.5
@@ -187,14 +187,14 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
     hip, neck = 0.50 * tall, 0.82 * tall
     for sign in (-1, 1):
         foot = sign * (step + 0.35 * wide)
-        knee = 0.6 * foot + 0.03 * tall * look
+        knee = 0.6 * foot + 0.03 * tall * facing
         tone = legs * (0.85 if sign < 0 else 1.0)
         if board.coarse:
             limb(sign * 0.4 * wide, hip, foot, 0.0, 0.4 * wide, tone)
             continue
         limb(sign * 0.4 * wide, hip, knee, 0.26 * tall, 0.42 * wide, tone)
         limb(knee, 0.28 * tall, foot, 0.03 * tall, 0.34 * wide, tone)
-        limb(foot, 0.04 * tall, foot + 0.03 * tall * look, 0.0, 0.4 * wide, np.full(3, 34))
+        limb(foot, 0.04 * tall, foot + 0.03 * tall * facing, 0.0, 0.4 * wide, np.full(3, 34))
     for sign in (-1, 1):
         if board.coarse:
             break
@@ -221,7 +221,7 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
     if not board.coarse:
         board.detail(lower, shade(shirt, lit * 0.84))
     if bag < 0.35:
-        at = wide * (1.0 if look > 0 else -1.0)
+        at = wide * (1.0 if facing > 0 else -1.0)
         limb(at, 0.74 * tall, at * 1.1, 0.52 * tall, 0.5 * wide, np.array([60, 40, 36]) + 120 * bag)
     angle = np.arange(10) * (2 * np.pi / 10)
     ring = np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -231,7 +231,7 @@ def draw_person(canvas: Canvas, x: float, z: float, light: Light, rng: np.random
     back = ring[ring[:, 1] > -0.2] if hat > 0.3 else ring
     cap = shirt if hat < 0.1 else hair
     board.part(
-        head + (0.008 * tall * look, 0.016 * tall) + back * (0.054 * tall, 0.066 * tall),
+        head + (0.008 * tall * facing, 0.016 * tall) + back * (0.054 * tall, 0.066 * tall),
         shade(cap, lit),
     )
     board.paste(board.depth, PERSON, canvas.new_instance(PERSON))

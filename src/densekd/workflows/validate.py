@@ -13,7 +13,7 @@ import torch
 from densekd.build.data import build_augment, build_reader, needs_root
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
-from densekd.build.resolve import accepts, resolve
+from densekd.build.resolve import accepts, parameters, resolve
 from densekd.build.step import build_optimizer
 from densekd.build.task import best_metric, build_task, check_extras
 from densekd.config.names import DATASETS
@@ -101,7 +101,7 @@ def _without_backbone_weights(options: dict[str, Any]) -> dict[str, Any]:
 def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
     """Their names alone: what they do needs the files."""
     ours = {"root", "split", "verify_files", "allow_unlabelled"}
-    possible = sorted(set(inspect.signature(builder).parameters) - ours)
+    possible = sorted(set(parameters(builder)) - ours)
     for section in ("options", "train_options", "val_options"):
         for key in getattr(data, section):
             if key in ours or not accepts(builder, key):

@@ -124,7 +124,7 @@ def test_bad_files(tmp_path):
         Coco(tmp_path, "val2071")
     with pytest.raises(DataError, match="Did you mean 'bottle'"):
         Coco(tmp_path, "val2017", classes=["botle"])
-    with pytest.raises(UserError, match="channels is 2"):
+    with pytest.raises(UserError, match="`channels` is 2"):
         Coco(tmp_path, "val2017", channels=2)
     make_image(tmp_path / "val2017/009.jpg", size=(HEIGHT, WIDTH + 1))
     with pytest.raises(DataError, match=r"009\.jpg is 17x12 .* says 16x12"):

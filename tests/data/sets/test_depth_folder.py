@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekd.data import DepthFolder
+from densekd.data import DepthFiles, DepthFolder
 from densekd.errors import DataError, UserError
 
 from ..conftest import SIZE, make_image, truncate
@@ -64,7 +64,7 @@ def test_a_unit_is_required(tmp_path):
     with pytest.raises(TypeError, match="unit"):
         DepthFolder(tmp_path)
     for unit in ("inch", 0, -1, None, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="unit is"):
+        with pytest.raises(UserError, match="`unit` is"):
             DepthFolder(tmp_path, unit=unit)
 
 
@@ -170,3 +170,27 @@ def test_the_real_rooms(shared):
         assert 0.5 < known.min() < np.median(known) < 6
         assert known.size > 0.5 * target.depth.size
         assert target.intrinsics[0] in (585, 517.3)
+
+
+@pytest.mark.parametrize("allow_unlabelled", [False, True])
+def test_intrinsics_stay_with_their_images_where_few_have_labels(tmp_path, allow_unlabelled):
+    build(tmp_path)
+    cameras = {"a_0": (1, 1, 0, 0), "a_1": (2, 2, 0, 0), "b": (3, 3, 0, 0)}
+    reader = DepthFolder(
+        tmp_path, unit="mm", intrinsics=cameras, labelled=2, allow_unlabelled=allow_unlabelled
+    )
+    assert len(reader) == (3 if allow_unlabelled else 2)
+    assert [reader.read(i).target.intrinsics[0] for i in range(2)] == [1, 2]
+    assert not allow_unlabelled or reader.read(2).target is None
+
+
+def test_intrinsics_follow_what_is_kept(tmp_path):
+    build(tmp_path)
+    pairs = [
+        (tmp_path / f"train/images/{name}.jpg", tmp_path / f"train/depth/{name}.png")
+        for name in ("b_0", "a_0")
+    ]
+    cameras = [(1.0, 1.0, 0.0, 0.0), (2.0, 2.0, 0.0, 0.0)]
+    reader = DepthFiles(pairs, unit="mm", intrinsics=cameras, root=tmp_path, labelled=1)
+    assert reader.name(0) == "train/images/a_0.jpg"
+    assert reader.read(0).target.intrinsics[0] == 2

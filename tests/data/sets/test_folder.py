@@ -67,7 +67,7 @@ def test_bad_input(tmp_path):
         file.unlink()
     with pytest.raises(DataError, match="holds no images"):
         Folder(tmp_path)
-    with pytest.raises(UserError, match="palette has 1 colours for 3"):
+    with pytest.raises(UserError, match="`palette` has 1 colours for 3"):
         Folder(tmp_path, palette=[(0, 0, 0)])
 
 

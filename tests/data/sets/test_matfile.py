@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densekd.data.sets.matfile import read_mat_arrays
+from densekd.data.sets._matfile import read_mat_arrays
 from densekd.errors import DataError
 
 io = pytest.importorskip("scipy.io")

@@ -46,6 +46,12 @@ def test_frames(root):
     np.testing.assert_array_equal(NYUv2(root, "all", raw=True).read(3).target.depth, raw.T)
 
 
+def test_options_of_folders_are_none_of_the_file(root):
+    assert NYUv2(root, "all", allow_unlabelled=True, verify_files=False).channels == 3
+    with pytest.raises(UserError, match="`labelled` is no option of nyu_depth_v2_labeled"):
+        NYUv2(root, "all", labelled=2)
+
+
 def test_splits(root):
     io = pytest.importorskip("scipy.io")
     (root / "mine.txt").write_text("5\n1\n")

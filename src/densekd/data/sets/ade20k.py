@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 _NAMES = """
@@ -32,20 +33,17 @@ class ADE20K(PairedFiles):
     Args:
         root: ``ADEChallengeData2016`` or the folder that holds it.
         split: train or val (or the folders' own names, training and validation).
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split or files.
+        DataError: the root, the split or files are missing.
     """
 
     def __init__(
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), "ADEChallengeData2016 with images/ and annotations/")
         if not (root / "images").is_dir() and (root / "ADEChallengeData2016").is_dir():
@@ -55,16 +53,15 @@ class ADE20K(PairedFiles):
         if not (images / folder).is_dir():
             splits = [path.name for path in images.iterdir() if path.is_dir()]
             raise unknown_name("ADE20K split", split, {*_SPLITS, *splits}, images)
-        files = sorted((images / folder).glob("*.jpg"))
-        if not files:
+        found = sorted((images / folder).glob("*.jpg"))
+        if not found:
             raise DataError(f"{images / folder} holds no .jpg files. Check `root`.")
         labels = root / "annotations" / folder
         super().__init__(
-            [(file, labels / f"{file.stem}.png") for file in files],
+            [(file, labels / f"{file.stem}.png") for file in found],
             classes=CLASSES,
             table={index + 1: index for index in range(len(CLASSES))},
             ignored=[0],
             root=root,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 CLASSES = [
@@ -27,20 +28,17 @@ class CamVid(PairedFiles):
         split: the name of a list file. Each line has an image path and a label path, published as
             ``/SegNet/CamVid/train/x.png``: only the last two parts count and are looked up in `root`.
             A line with an image alone is an unlabelled image.
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, list or files.
+        DataError: the root, the list or files are missing.
     """
 
     def __init__(
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(
             Path(root), "the CamVid folder with train.txt, train/ and trainannot/"
@@ -60,8 +58,7 @@ class CamVid(PairedFiles):
             palette=PALETTE,
             ignored=[UNLABELLED, 255],
             root=root,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 

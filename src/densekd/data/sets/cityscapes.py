@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 
@@ -63,11 +63,10 @@ class Cityscapes(PairedFiles):
         list_file: an ``.lst`` file with image and label path a line, relative to `root` (or its own
             path relative to `root`); then `split` is not looked at. `labels` says what its files hold.
         classes: names of the classes to keep, in this order; the others become ignore_index.
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split, list or files.
+        DataError: the root, the split, the list or files are missing.
     """
 
     def __init__(
@@ -78,8 +77,7 @@ class Cityscapes(PairedFiles):
         labels: str = "labelids",
         list_file: str | Path | None = None,
         classes: Sequence[str] | None = None,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), _LAYOUT)
         labels = labels.lower()
@@ -87,6 +85,8 @@ class Cityscapes(PairedFiles):
             raise unknown_name("kind of Cityscapes labels", labels, _SUFFIX)
         listed = list_file is not None
         pairs = _listed(root, Path(list_file)) if listed else _scanned(root, split, _SUFFIX[labels])
+        if split == "test" and not listed:
+            files["allow_unlabelled"] = True
         kept = _kept(classes)
         # In label files, -1 (licence plate) is stored as 255.
         ids = [row.label_id for row in LABELS] if labels == "labelids" else list(range(19))
@@ -99,8 +99,7 @@ class Cityscapes(PairedFiles):
             table=table,
             ignored=legal - set(table),
             root=root,
-            allow_unlabelled=allow_unlabelled or (split == "test" and not listed),
-            verify_files=verify_files,
+            **files,
         )
 
 
@@ -128,7 +127,7 @@ def _kept(classes: Sequence[str] | None) -> list[int]:
         if name not in CLASSES:
             raise unknown_name("Cityscapes class", name, CLASSES)
     if len(set(classes)) != len(classes) or not classes:
-        raise DataError(f"classes must be a list of different names, got {list(classes)}")
+        raise DataError(f"`classes` must be a list of different names, got {list(classes)}")
     return [CLASSES.index(name) for name in classes]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
 from densekd.data.files import require_folder, unknown_name
-from densekd.data.sets.box_files import box_text, boxed_sample, check_channels, fit_boxes
+from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
 from densekd.errors import DataError
 from densekd.ops.names import first_few
 from densekd.targets import BoxTarget
@@ -35,15 +35,15 @@ class Coco:
         repair: clip boxes that stick out of their image and drop those without area, which are errors otherwise.
             COCO's own train2017 needs it: a few of its boxes have no height. Two pixels outside are always clipped.
         channels: 1, 3 or 4.
-        verify_files: look now whether every image is there and every box is good; `data check` switches this off,
+        verify_files: make sure now that every image is there and every box is good; `data check` switches this off,
             to list what is wrong.
 
     Attributes:
         category_ids: the file's id of each class index, as ``results.json`` wants them.
 
     Raises:
-        DataError: no such folder, file or category; a file that is no COCO annotation; doubled ids; annotations
-            of images or categories that are not there; bad boxes.
+        DataError: a folder, file or category is missing; a file is no COCO annotation; ids are doubled; annotations
+            name images or categories that are not there; boxes are bad.
     """
 
     task = "detection"
@@ -188,7 +188,7 @@ class Coco:
                 self._faults[int(images[i])] = (
                     f"{self._path}: annotation {ids[i]} has the box {box_text(boxes[i])} (x0, y0, x1, y1) in "
                     f"{self._files[images[i]]} of {width}x{height} pixels: it has no area or sticks out. Mend the "
-                    "file, or set `repair` to clip such boxes and leave out what is nothing then."
+                    "file, or set `repair` to clip such boxes and leave out those of which nothing remains."
                 )
         order = np.flatnonzero(keep)[np.argsort(images[keep], kind="stable")]
         self._boxes = clipped[order]

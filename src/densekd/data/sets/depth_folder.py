@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import read_list, require_folder
-from densekd.data.sets.depth_files import DepthFiles, camera_of
+from densekd.data.paired_files import FileOptions
+from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.data.sets.folder import IMAGE_ENDINGS, layout
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
@@ -34,13 +36,11 @@ class DepthFolder(DepthFiles):
         image_ending, depth_ending: how file names end beyond what a pair shares; None means any image's suffix, and
             ``.png``.
         camera_ending: the same for the JSON files.
-        channels: 1, 3 or 4.
-        allow_unlabelled: take images without depth.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        UserError: an unknown unit; intrinsics of another form.
-        DataError: missing root, split or files; two images of one name; an image that no intrinsics are given for.
+        UserError: the unit is unknown; intrinsics have another form.
+        DataError: the root, the split or files are missing; two images share a name; an image has no intrinsics.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class DepthFolder(DepthFiles):
         image_ending: str | None = None,
         depth_ending: str = ".png",
         camera_ending: str = "_camera.json",
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), f"a folder with {images}/ and {depth}/")
         image_folder, depth_folder, listed = layout(root, split, images, depth)
@@ -72,7 +70,7 @@ class DepthFolder(DepthFiles):
             folder = layout(root, split, images, intrinsics)[1]
             cameras = [folder / f"{key}{camera_ending}" for key in keys]
             missing = [path for path in cameras if isinstance(path, Path) and not path.is_file()]
-            if missing and verify_files:
+            if missing and files.get("verify_files", True):
                 raise DataError(f"{len(missing)} camera files do not exist: {first_few(missing)}")
         elif intrinsics is not None:
             cameras = [_camera(intrinsics, found[key]) for key in keys]
@@ -82,9 +80,7 @@ class DepthFolder(DepthFiles):
             intrinsics=cameras,
             intrinsics_size=intrinsics_size,
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 
@@ -127,7 +123,7 @@ def _camera(given: Sequence[float] | Mapping[str, Sequence[float]], image: Path)
     fitting = [prefix for prefix in given if image.name.startswith(prefix)]
     if not fitting:
         raise UserError(
-            f"intrinsics has nothing for {image.name}; its names begin with {', '.join(map(repr, given))}. "
+            f"`intrinsics` has nothing for {image.name}; its names begin with {', '.join(map(repr, given))}. "
             "Add one; the empty name '' fits all."
         )
     prefix = max(fitting, key=len)

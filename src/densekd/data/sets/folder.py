@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
@@ -31,13 +32,11 @@ class Folder(PairedFiles):
         palette: RGB colours by class, to draw with.
         ignore_index: the number in the masks that is not scored; None means 255, or none at all where
             there are more than 255 classes.
-        channels: 1, 3 or 4.
         images, masks: other names for those two folders.
-        allow_unlabelled: take images without a mask.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split, class list or files; two images of one stem.
+        DataError: the root, the split, the class list or files are missing; two images share a stem.
     """
 
     def __init__(
@@ -48,16 +47,14 @@ class Folder(PairedFiles):
         classes: Sequence[str] | None = None,
         palette: Sequence[tuple[int, int, int]] | None = None,
         ignore_index: int | None = None,
-        channels: int = 3,
         images: str = "images",
         masks: str = "masks",
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), f"a folder with {images}/ and {masks}/")
         names = list(classes) if classes is not None else _class_names(root)
         if palette is not None and len(palette) != len(names):
-            raise UserError(f"palette has {len(palette)} colours for {len(names)} classes")
+            raise UserError(f"`palette` has {len(palette)} colours for {len(names)} classes")
         image_folder, mask_folder, listed = layout(root, split, images, masks)
         found = _by_stem(image_folder)
         if not found:
@@ -72,9 +69,7 @@ class Folder(PairedFiles):
             palette=[(int(r), int(g), int(b)) for r, g, b in palette] if palette else None,
             ignored=ignored,
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.sets.depth_files import DepthFiles, camera_of
+from densekd.data.paired_files import FileOptions
+from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.errors import DataError
 from densekd.targets import Intrinsics
 
@@ -36,12 +38,12 @@ class Kitti(DepthFiles):
         root: the folder.
         split: see above.
         list_file: relative to root.
-        images, depth: the folders of raw images and of depth, relative to root, where they are others.
-        cameras: which of the two colour cameras, of the official folders.
-        channels, allow_unlabelled, verify_files: see `DepthFiles`.
+        images, depth: the folders of raw images and of depth, relative to root, where they have other names.
+        cameras: which of the two colour cameras to read, in the official folders.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, split or files; a list of another form.
+        DataError: the root, the split or files are missing; a list has another form.
     """
 
     def __init__(
@@ -53,9 +55,7 @@ class Kitti(DepthFiles):
         images: str | None = None,
         depth: str | None = None,
         cameras: tuple[int, ...] = (2, 3),
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), "KITTI's raw images and annotated depth")
         listed = root / (list_file or f"{split}.txt")
@@ -63,7 +63,7 @@ class Kitti(DepthFiles):
         truth = _one_of(root, depth, ["depth", "data_depth_annotated"])
         calibration = cache(_date_camera)  # one file a date, asked for by each of its images
         if list_file is not None or listed.is_file():
-            pairs = _listed(listed, raw, truth, allow_unlabelled)
+            pairs = _listed(listed, raw, truth, files.get("allow_unlabelled", False))
             intrinsics = [_calibrated(image, calibration) for image, _ in pairs]
         elif split == SELECTION:
             pairs, intrinsics = _selection(root)
@@ -75,9 +75,7 @@ class Kitti(DepthFiles):
             unit="m/256",
             intrinsics=intrinsics,
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 
@@ -95,7 +93,7 @@ def _listed(path: Path, raw: Path, truth: Path, allow_unlabelled: bool) -> Pairs
     for words in read_list(path):
         if not 2 <= len(words) <= 3:
             raise DataError(
-                f"{path} has a line of {len(words)} words; expected image, depth and perhaps a focal length"
+                f"{path} has a line of {len(words)} words; expected image, depth and, if wanted, a focal length"
             )
         image, depth = words[0].lstrip("/"), words[1].lstrip("/")
         if depth != "None":
@@ -152,7 +150,7 @@ def _selection(root: Path) -> tuple[Pairs, list[Intrinsics | None]]:
 def _calibrated(
     image: Path, calibration: Callable[[Path, str], Intrinsics | None]
 ) -> Intrinsics | None:
-    """Of a raw image, ``DATE/DRIVE/image_02/data/NAME``, by its date's calibration."""
+    """The intrinsics of a raw image, ``DATE/DRIVE/image_02/data/NAME``, by its date's calibration."""
     if len(image.parents) < 4:
         return None
     camera, date = image.parents[1].name, image.parents[3]

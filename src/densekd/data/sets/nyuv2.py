@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
 from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.paired_files import FileOptions
+from densekd.data.sets._matfile import read_mat_arrays
 from densekd.data.sets.depth_folder import DepthFolder
-from densekd.data.sets.matfile import read_mat_arrays
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 from densekd.targets import DepthTarget, Intrinsics
@@ -29,24 +30,24 @@ class NYUv2:
     * ``root/nyu_depth_v2_labeled.mat`` (HDF5; needs h5py: ``pip install 'densekd[depth]'``), with the official
       split in ``root/splits.mat``, or in ``root/{split}.txt`` with one frame number a line, from 1 as there. The
       split ``all`` needs neither. The frames' white border is left to the metric's crop.
-    * where that file is not: the layouts of `DepthFolder`, with 16-bit depth in ``unit``.
+    * where that file is missing: the layouts of `DepthFolder`, with 16-bit depth in ``unit``.
 
     Args:
         root: the folder.
         split: train, test, all, or the name of a list or folder.
         raw: the sensor's own depth, with holes, in place of the filled-in one that the field trains and scores
             on. Only for the .mat file.
-        unit: of depth files in folders.
-        allow_unlabelled, verify_files: for folders, see `DepthFolder`.
+        unit: the unit of depth files in folders.
+        files: the options of every reader of file pairs, see `FileOptions`. The .mat file
+            has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect.
 
     Raises:
-        DataError: missing or damaged files; frame numbers that are not there.
-        UserError: h5py is not installed.
+        DataError: files are missing or damaged; a frame number is not there.
+        UserError: h5py is not installed; an option of folders is given for the .mat file, or the other way round.
     """
 
     task = "depth"
     ignore_index = IGNORE_INDEX
-    channels = 3
 
     def __init__(
         self,
@@ -55,8 +56,7 @@ class NYUv2:
         *,
         raw: bool = False,
         unit: str | float = "mm",
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), f"a folder with {MAT}, or with images/ and depth/")
         self.classes: list[str] = []
@@ -65,8 +65,15 @@ class NYUv2:
         self._depth = "rawDepths" if raw else "depths"
         self._files: DepthFolder | None = None
         if not Path(self._mat).is_file():
-            self._files = _folders(root, split, raw, unit, allow_unlabelled, verify_files)
+            self._files = _folders(root, split, raw, unit, files)
+            self.channels = self._files.channels
             return
+        unused = sorted(set(files) - {"allow_unlabelled", "verify_files"})
+        if unused:
+            raise UserError(
+                f"`{unused[0]}` is no option of {MAT}, which is in {root}; leave it out"
+            )
+        self.channels = 3
         self._frames = _frame_numbers(root, split, self._check_file())
 
     def __len__(self) -> int:
@@ -126,15 +133,10 @@ class NYUv2:
 
 
 def _folders(
-    root: Path,
-    split: str,
-    raw: bool,
-    unit: str | float,
-    allow_unlabelled: bool,
-    verify_files: bool,
+    root: Path, split: str, raw: bool, unit: str | float, files: FileOptions
 ) -> DepthFolder:
     if raw:
-        raise UserError(f"raw chooses between the depths of {MAT}, which is not in {root}")
+        raise UserError(f"`raw` chooses between the depths of {MAT}, which is not in {root}")
     try:
         return DepthFolder(
             root,
@@ -142,15 +144,14 @@ def _folders(
             unit=unit,
             intrinsics=INTRINSICS,
             intrinsics_size=SIZE,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
     except DataError as error:
         raise DataError(f"{root} has no {MAT}, so folders are looked for: {error}") from None
 
 
 def _frame_numbers(root: Path, split: str, count: int) -> list[int]:
-    """From 1, as in the toolbox."""
+    """The numbers of a split's frames, counted from 1 as in the toolbox."""
     listed, mat = root / f"{split}.txt", root / "splits.mat"
     if split == "all":
         return list(range(1, count + 1))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.paired_files import PairedFiles
+from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
 CLASSES = [
@@ -23,20 +24,17 @@ class VOC(PairedFiles):
         split: a list in ``ImageSets/Segmentation``: train, val, trainval, or trainaug, which takes its
             labels from ``SegmentationClassAug``. A line is an image id, or image and label path
             (relative to VOC2012) as DeepLab's lists have them.
-        allow_unlabelled: take images without a label file.
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        DataError: missing root, list or files.
+        DataError: the root, the list or files are missing.
     """
 
     def __init__(
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         root = require_folder(Path(root), "VOC2012 with JPEGImages/ and SegmentationClass/")
         for inner in ("VOC2012", "VOCdevkit/VOC2012"):
@@ -57,8 +55,7 @@ class VOC(PairedFiles):
             classes=CLASSES,
             ignored=[255],
             root=root,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
 from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.sets.box_files import box_text, boxed_sample, check_channels, fit_boxes
+from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
 from densekd.data.sets.voc import CLASSES as WITH_BACKGROUND
 from densekd.errors import DataError
 from densekd.ops.names import first_few

@@ -1,8 +1,9 @@
-"""The embedded scenes as a data set: rendered when asked for, exact labels, boxes or depth, nothing on disk."""
+"""The embedded scenes as a data set: rendered when asked for, with exact labels, boxes or depth."""
 
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ class SceneSet:
 
     Args:
         split: train, val or test; disjoint at any length.
-        length: scenes; None means 400 for train and 100 for the others.
+        length: the number of scenes; None means 400 for train and 100 for the others.
         target: ``"labels"`` gives class maps; ``"boxes"`` cars, persons and signs around what is seen of them, with the
             pixels seen as areas; ``"depth"`` metres along the optical axis (0 in the sky) and the camera.
-        seed: of the scenes.
-        height, width: of the images.
+        seed: the seed of the scenes' random numbers.
+        height, width: the size of an image in pixels.
+        labelled: only so many scenes, the first ones, keep their target. The others become unlabelled samples (target
+            None) with `allow_unlabelled`, and are left out without it. None keeps all targets.
+        allow_unlabelled: see `labelled`, without which every scene has a target.
         cache: keep rendered scenes in memory (4 bytes a pixel, 7 with depth), shared with forked loader workers.
 
     Raises:
-        UserError: an unknown split or target, or a length below 1.
+        UserError: the split or target is unknown; the length is below 1; `labelled` is outside 1 to length, or is
+            missing where unlabelled scenes are allowed.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class SceneSet:
         seed: int = 0,
         height: int = 128,
         width: int = 256,
+        labelled: int | None = None,
+        allow_unlabelled: bool = False,
         cache: bool = True,
     ) -> None:
         if split not in _FIRST:
@@ -55,7 +62,16 @@ class SceneSet:
             raise unknown_name("target of the scenes", target, _TASKS)
         length = _LENGTH[split] if length is None else length
         if not 1 <= length <= 100_000_000:
-            raise UserError(f"length is {length}; expected 1 to 100 million scenes")
+            raise UserError(f"`length` is {length}; expected 1 to 100 million scenes")
+        if labelled is not None and not 1 <= labelled <= length:
+            raise UserError(
+                f"`labelled` is {labelled}; expected 1 to {length}, the number of scenes"
+            )
+        if labelled is None and allow_unlabelled:
+            raise UserError(
+                "`allow_unlabelled` is on, and every scene has a label; leave it out, or set `labelled` to the number "
+                "of scenes that keep theirs"
+            )
         self.task = _TASKS[target]
         shown = {"labels": CLASSES, "boxes": BOX_CLASSES, "depth": ()}[target]
         self.classes = list(shown)
@@ -66,7 +82,8 @@ class SceneSet:
         self.ignore_index = IGNORE_INDEX
         self.channels = 3
         self.split = split
-        self._length = length
+        self._labelled = length if labelled is None else labelled
+        self._length = length if allow_unlabelled else self._labelled
         self._seed = seed
         self._size = (height, width)
         self._keep = cache
@@ -83,17 +100,21 @@ class SceneSet:
         return f"{self.split}/scene_{index:06d}"
 
     def paths(self, index: int) -> tuple[Path | None, Path | None]:
-        """There are no files."""
+        """None twice: a scene has no files."""
         return None, None
 
     def sources(self, index: int) -> list[Path]:
-        """None: the arguments alone decide."""
+        """No file: the arguments alone decide what a scene is."""
         return []
 
     def read(self, index: int) -> Sample:
-        """Image (height, width, 3) uint8, and labels (height, width) uint8, a `BoxTarget` or a `DepthTarget`."""
+        """The image is (height, width, 3) uint8, the target (height, width) uint8, a `BoxTarget` or a `DepthTarget`."""
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")
+        sample = self._with_target(index)
+        return sample if index < self._labelled else replace(sample, target=None)
+
+    def _with_target(self, index: int) -> Sample:
         if self._cache is None:
             return self._sample(self._render(index), index)
         if not self._ready[index]:

@@ -24,7 +24,7 @@ def read_mat_arrays(path: Path) -> dict[str, np.ndarray]:
     """Real numeric arrays by name; cells, structs and text are passed over.
 
     Raises:
-        DataError: missing, damaged, or no such file (version 7.3 is HDF5).
+        DataError: the file is missing or damaged, or is no such file (version 7.3 is HDF5).
     """
     try:
         data = path.read_bytes()

@@ -37,23 +37,23 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
 def boxed_sample(
     path: Path, channels: int, target: BoxTarget, size: tuple[int, int], name: str
 ) -> Sample:
-    """Image and target, which says that the image is so large (height, width).
+    """A sample of the image at `path` and its target; the annotation gives the image's `size` (height, width).
 
     Raises:
-        DataError: a file that is missing or damaged, or of another size.
+        DataError: the file is missing or damaged, or the image has another size.
     """
     image = read_image(path, channels)
     if image.shape[:2] != size:
         raise DataError(
             f"{path} is {image.shape[1]}x{image.shape[0]} (width x height) and its annotation says "
-            f"{size[1]}x{size[0]}; boxes would not fit. Was the image turned or scaled?"
+            f"{size[1]}x{size[0]}; the boxes would not fit. Was the image rotated or scaled?"
         )
     return Sample(image, target, name)
 
 
 def check_channels(channels: int) -> None:
     if channels not in PIL_MODES:
-        raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        raise UserError(f"`channels` is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
 
 
 def box_text(box: np.ndarray) -> str:

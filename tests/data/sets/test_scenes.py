@@ -68,8 +68,31 @@ def test_workers_fill_the_cache_of_all():
 def test_wrong_settings():
     with pytest.raises(UserError, match="Did you mean 'val'"):
         SceneSet("vall")
-    with pytest.raises(UserError, match="length is 0"):
+    with pytest.raises(UserError, match="`length` is 0"):
         SceneSet(length=0)
+    with pytest.raises(UserError, match="`labelled` is 3; expected 1 to 2"):
+        SceneSet(length=2, labelled=3)
+    with pytest.raises(UserError, match="every scene has a label; leave it out, or set `labelled`"):
+        SceneSet(allow_unlabelled=True)
+
+
+@pytest.mark.parametrize("target", ["labels", "boxes", "depth"])
+def test_labels_of_the_first_scenes_alone(target):
+    settings = {**SMALL, "length": 3, "target": target}
+    whole, few = SceneSet(**settings), SceneSet(**settings, labelled=2)
+    mixed = SceneSet(**settings, labelled=2, allow_unlabelled=True)
+    assert (len(whole), len(few), len(mixed)) == (3, 2, 3)
+    for reader in (few, mixed):
+        for index in range(len(reader)):
+            assert np.array_equal(reader.read(index).image, whole.read(index).image)
+            assert (reader.read(index).target is None) == (index == 2)
+
+
+@pytest.mark.parametrize("target", ["labels", "boxes", "depth"])
+def test_unlabelled_scenes_are_said_to_be_so_in_a_batch(target):
+    reader = SceneSet(**{**SMALL, "length": 4}, target=target, labelled=1, allow_unlabelled=True)
+    batch = next(iter(TrainLoader(reader, batch_size=4, workers=0)))
+    assert int(batch.labelled.sum()) == 1
 
 
 def test_written_as_cityscapes_they_read_the_same(tmp_path):
@@ -118,7 +141,7 @@ def test_depth(cache):
 
 
 def test_more_objects_than_the_cache_has_room_for(monkeypatch):
-    monkeypatch.setattr("densekd.data.sets.scene_set._ROOM", 1)
+    monkeypatch.setattr("densekd.data.sets.scenes._ROOM", 1)
     reader = SceneSet(target="boxes", **SMALL)
     plain = SceneSet(target="boxes", cache=False, **SMALL)
     counts = [len(plain.read(i).target) for i in range(3)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
 from densekd.data.files import decoded, opened
-from densekd.data.paired_files import FilePairs
+from densekd.data.paired_files import FileOptions, FilePairs
 from densekd.errors import DataError, UserError
 from densekd.targets import DepthTarget, Intrinsics, resized_intrinsics
 
@@ -29,20 +29,18 @@ class DepthFiles:
     """A `DenseSet` over pairs of image and depth file.
 
     Args:
-        pairs: image path and depth path (or None) per sample.
-        unit: of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2), ``"m/256"`` (KITTI),
+        pairs: the image path and depth path (or None) of each sample.
+        unit: the unit of the depth files' numbers: ``"mm"`` (or ``"m/1000"``: Kinect, NYUv2), ``"m/256"`` (KITTI),
             ``"m/5000"`` (TUM RGB-D as published), ``"cm"``, ``"m"``, or the metres of one step. There is no default: a
             wrong one trains without complaint.
-        intrinsics: per sample: fx, fy, cx, cy, or a JSON file with these keys, or None.
+        intrinsics: for each pair fx, fy, cx, cy, or a JSON file with these keys, or None.
         intrinsics_size: (height, width) of the images that the intrinsics are of; None means each image's own.
         root: names are image paths relative to it.
-        channels: 1, 3 or 4.
-        allow_unlabelled: samples without a depth file become unlabelled ones (target None).
-        verify_files: see `PairedFiles`.
+        files: the options of every reader of file pairs, see `FileOptions`.
 
     Raises:
-        UserError: an unknown unit, or intrinsics of another form.
-        DataError: no pairs at all, or files missing.
+        UserError: the unit is unknown, or intrinsics have another form.
+        DataError: there are no pairs at all, or files are missing.
     """
 
     task = "depth"
@@ -56,23 +54,20 @@ class DepthFiles:
         intrinsics: Sequence[Intrinsics | Path | None] | None = None,
         intrinsics_size: Sequence[int] | None = None,
         root: Path,
-        channels: int = 3,
-        allow_unlabelled: bool = False,
-        verify_files: bool = True,
+        **files: Unpack[FileOptions],
     ) -> None:
         self.metres = metres_a_step(unit)
         self._pairs = FilePairs(
             pairs,
             what="depth",
             root=root,
-            channels=channels,
-            allow_unlabelled=allow_unlabelled,
-            verify_files=verify_files,
+            **files,
         )
         self.classes: list[str] = []
         self.palette: list[tuple[int, int, int]] = []
-        self.channels = channels
-        self._intrinsics = list(intrinsics) if intrinsics is not None else [None] * len(pairs)
+        self.channels = self._pairs.channels
+        given = intrinsics if intrinsics is not None else [None] * len(pairs)
+        self._intrinsics = [given[index] for index in self._pairs.kept]
         self._intrinsics_size = _size(intrinsics_size)
 
     def __len__(self) -> int:
@@ -107,7 +102,7 @@ def metres_a_step(unit: str | float) -> float:
     """What one step of a depth file's numbers is in metres.
 
     Raises:
-        UserError: a unit that is none.
+        UserError: the unit is unknown.
     """
     if isinstance(unit, str) and unit in UNITS:
         return UNITS[unit]
@@ -117,7 +112,8 @@ def metres_a_step(unit: str | float) -> float:
         metres = 0.0
     if not 0 < metres < float("inf"):
         raise UserError(
-            f"unit is {unit!r}; expected what one step of the depth files is: {', '.join(UNITS)}, or a number of metres"
+            f"`unit` is {unit!r}; expected what one step of the depth files is: {', '.join(UNITS)}, or a number of "
+            "metres"
         )
     return metres
 
@@ -126,7 +122,7 @@ def read_depth(path: str | Path, metres: float) -> np.ndarray:
     """Decode a 16-bit grey PNG (or TIFF) to (H, W) float32 metres, 0 where unknown, which may be everywhere.
 
     Raises:
-        DataError: missing, damaged, of another kind, or with negative numbers.
+        DataError: the file is missing, damaged or of another kind, or holds negative numbers.
     """
     with opened(path) as file:
         if file.mode not in ("I", "I;16", "I;16B", "I;16L"):
@@ -147,7 +143,7 @@ def read_camera(path: Path) -> Intrinsics:
     """fx, fy, cx, cy in pixels, from a JSON file with these keys.
 
     Raises:
-        DataError: a file that is missing or lacks one of them.
+        DataError: the file is missing or lacks one of them.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +162,7 @@ def camera_of(values: Any, where: object) -> Intrinsics:
     """Four numbers as fx, fy, cx, cy.
 
     Raises:
-        UserError: not four numbers, or a focal length that is not positive.
+        UserError: there are not four numbers, or a focal length is not positive.
     """
     try:
         fx, fy, cx, cy = (float(value) for value in values)
@@ -185,5 +181,5 @@ def _size(value: Sequence[int] | None) -> tuple[int, int] | None:
     if value is None:
         return None
     if len(value) != 2 or min(value) < 1:
-        raise UserError(f"intrinsics_size is {value}; expected (height, width) in pixels")
+        raise UserError(f"`intrinsics_size` is {value}; expected (height, width) in pixels")
     return int(value[0]), int(value[1])
