@@ -3,15 +3,8 @@
 import pytest
 import yaml
 
-from densekd.config.load import (
-    apply_overrides,
-    dump_config,
-    find_config,
-    list_configs,
-    load_config,
-    make_config,
-    read_overrides,
-)
+from densekd.config.load import dump_config, find_config, list_configs, load_config, make_config
+from densekd.config.tree import apply_overrides, read_overrides
 from densekd.errors import UserError
 
 MINIMAL = {"model": {"name": "espnet_c"}, "data": {"dataset": "scenes"}}
