@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from densekd.build.resolve import accepts, call, resolve
+from densekd.build.task import task_name
 from densekd.config import schema
 from densekd.config.names import DATASETS
 from densekd.data.augment import Augment
@@ -66,10 +67,11 @@ def needs_root(builder: Callable[..., Any]) -> bool:
 
 def check_reader(reader: Any, config: schema.Config) -> list[str]:
     """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
-    channels = config.model.in_channels
-    if task_of(reader) != config.task:
+    channels, task = config.model.in_channels, task_name(config.task)
+    check_data_settings(config)
+    if task_of(reader) != task:
         raise UserError(
-            f"task is {config.task} and data.dataset {config.data.dataset!r} is for {task_of(reader)}; set one "
+            f"task is {task} and data.dataset {config.data.dataset!r} is for {task_of(reader)}; set one "
             "to fit the other (`densekd list datasets`)"
         )
     if reader.channels != channels:
@@ -78,6 +80,15 @@ def check_reader(reader: Any, config: schema.Config) -> list[str]:
             "(a folder is read with --data.options.channels 1, 3 or 4)"
         )
     return sample_check(reader)
+
+
+def check_data_settings(config: schema.Config) -> None:
+    """UserError for a setting of the data that the task's targets cannot have."""
+    task = task_name(config.task)
+    if config.data.cache == "device" and task == "detection":
+        raise UserError("data.cache: device knows no boxes; take disk or ram")
+    if config.data.cat_max_ratio is not None and task != "segmentation":
+        raise UserError(f"data.cat_max_ratio: is of class maps; leave it out with {task}")
 
 
 def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:

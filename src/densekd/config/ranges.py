@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, GroupedMetadata, Interval, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
 from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import Doc
 
