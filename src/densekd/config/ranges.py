@@ -48,7 +48,7 @@ Between = Annotated[float, Interval(gt=0, lt=1)]
 Betas = Annotated[
     tuple[float, float], Rule("two numbers in [0, 1)", lambda v: min(v) >= 0 and max(v) < 1)
 ]
-Size = Annotated[tuple[int, int], Rule("two positive numbers", lambda v: min(v) >= 1)]
+Size = Annotated[tuple[int, int], Rule("two positive whole numbers", lambda v: min(v) >= 1)]
 Scales = Annotated[
     list[float], Rule("one or more positive numbers", lambda v: bool(v) and min(v) > 0)
 ]

@@ -64,7 +64,7 @@ class Model:
             "channels of the images; for other than 3 give input.mean and input.std (ours fall back to 0.5, 0.25)"
         ),
     ] = 3
-    input: Input = field(default_factory=Input)
+    input: Annotated[Input, Doc("what the network wants to see")] = field(default_factory=Input)
 
 
 @dataclass

@@ -80,7 +80,9 @@ class Folder(PairedFiles):
 def _class_names(root: Path) -> list[str]:
     path = root / "classes.txt"
     if not path.is_file():
-        raise DataError(f"{path} does not exist; write one class name a line, or set data.classes")
+        raise DataError(
+            f"{path} does not exist; write one class name a line, or set data.options.classes"
+        )
     return [" ".join(words) for words in read_list(path)]
 
 
