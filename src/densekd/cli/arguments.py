@@ -69,6 +69,8 @@ def _point_to_settings(function: Callable[..., Any], name: str, arguments: list[
 
 
 def _settings_called(key: str) -> list[str]:
+    if key == "task":
+        return ["task.name"]
     near = [dotted for dotted in setting_names() if dotted.rpartition(".")[2] == key]
     if near or key == "help":
         return near

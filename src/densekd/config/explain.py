@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from densekd.config.ranges import annotation_at, keys_of, range_text
+from densekd.config.ranges import annotation_at, keys_of, parts_of, range_text
 from densekd.ops.names import did_you_mean
 
 # pydantic's error types; the rest keep pydantic's message.
@@ -53,11 +53,19 @@ def explain(error: ValidationError, kind: Any, *above: str) -> list[str]:
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{key}: missing; this setting has no default")
         else:
-            said = _EXPECTED.get(item["type"], item["msg"])
-            if item["type"] in _OUT_OF_RANGE:
-                said = f"must be {range_text(annotation_at(kind, path))}"
+            said = _said(item, annotation_at(kind, path))
             lines.append(f"{key}: {said}; got {item['input']!r}")
     return lines
+
+
+def _said(item: Any, annotation: Any) -> str:
+    if item["type"] in _OUT_OF_RANGE:
+        if not isinstance(item["input"], bool):
+            return f"must be {range_text(annotation)}"
+        return f"expected {'a whole number' if int in parts_of(annotation)[0] else 'a number'}"
+    if item["type"] == "is_instance_of" and item["ctx"]["class"] == "Sequence":
+        return "expected a list"
+    return _EXPECTED.get(item["type"], item["msg"])
 
 
 def stray_booleans(given: Any, got: Any, *path: str | int) -> list[str]:
