@@ -3,15 +3,8 @@
 import pytest
 import yaml
 
-from densekd.config.load import (
-    apply_overrides,
-    dump_config,
-    find_config,
-    list_configs,
-    load_config,
-    make_config,
-    read_overrides,
-)
+from densekd.config.load import dump_config, find_config, list_configs, load_config, make_config
+from densekd.config.tree import apply_overrides, read_overrides
 from densekd.errors import UserError
 
 MINIMAL = {"model": {"name": "espnet_c"}, "data": {"dataset": "scenes"}}
@@ -105,10 +98,8 @@ def test_a_wrong_setting_names_file_key_and_cure(tmp_path, change, words):
         ("data.scales", [], "one or more positive"),
         ("data.scales", [1.0, 0.0], "one or more positive"),
         ("data.cat_max_ratio", 0, r"\(0, 1\]"),
-        ("loss.threshold", 1, "between 0 and 1"),
-        ("loss.min_kept", 1.1, r"\[0, 1\]"),
-        ("loss.label_smoothing", 1, r"\[0, 1\)"),
-        ("loss.aux_weight", -1, "0 or more"),
+        ("data.hflip", 1.1, r"\[0, 1\]"),
+        ("train.ema", 1, "between 0 and 1"),
         ("optim.lr", float("nan"), "finite"),
         ("optim.clip", float("inf"), "finite"),
     ],
@@ -122,13 +113,59 @@ def test_a_value_out_of_range_names_key_and_rule(key, value, rule):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_key_under_task_is_an_option_and_a_task_may_be_its_name_alone():
+    short = make_config({**MINIMAL, "task": "depth"}, "x").task
+    assert (short.name, short.options) == ("depth", {})
+    long = make_config({**MINIMAL, "task": {"name": "depth", "bins": 32}}, "x")
+    assert (long.task.name, long.task.options) == ("depth", {"bins": 32})
+    assert yaml.safe_load(dump_config(long))["task"] == {"name": "depth", "bins": 32}
+    assert make_config(yaml.safe_load(dump_config(long)), "y") == long
+    default = make_config({**MINIMAL, "task": {"loss": "ohem"}}, "x").task
+    assert (default.name, default.options) == ("segmentation", {"loss": "ohem"})
+
+
+def test_an_override_enters_the_short_form_of_a_task():
+    tree = {**MINIMAL, "task": "depth"}
+    apply_overrides(tree, {"task.min_depth": 1, "task.losses.silog": 2})
+    assert tree["task"] == {"name": "depth", "min_depth": 1, "losses": {"silog": 2}}
+    apply_overrides(tree, {"task": "detection"})
+    assert make_config(tree, "x").task.options == {}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("class_weights", [1.0, 2.0]), ("label_smoothing", 0.1)]
+    ("given", "said"),
+    [
+        (
+            {"task": "depth", "depth": {"bins": 32}},
+            "here: depth.bins: the settings of a task now stand in its own section: write "
+            "task: {name: depth, bins: 32}, or --task.bins 32",
+        ),
+        (
+            {"loss": {"name": "ohem", "threshold": 0.6}},
+            "here: loss: the settings of a task now stand in its own section: write "
+            "task: {name: segmentation, loss: ohem, threshold: 0.6}, or --task.loss ohem --task.threshold 0.6",
+        ),
+        (
+            {"loss": {"class_weights": [1, 2]}},
+            "here: loss.class_weights: the settings of a task now stand in its own section: write "
+            "task: {name: segmentation, class_weights: [1, 2]}, or --task.class_weights '[1, 2]'",
+        ),
+        (
+            {"task": {"name": "depth", "bins": 8}, "detection": {"nms_threshold": 0.3}},
+            "here: detection.nms_threshold: the section detection is of the task detection; the task here is depth: "
+            "leave it out",
+        ),
+        (
+            {"task": "detection", "detection": {}},
+            "here: detection: there is no such section; the settings of a task stand in its own, as in "
+            "task: {name: detection}: leave it out",
+        ),
+    ],
 )
-def test_ohem_refuses_what_it_would_ignore(key, value):
-    assert make_config({**MINIMAL, "loss": {key: value}}, "x")
-    with pytest.raises(UserError, match=rf"loss\.{key}.*ohem"):
-        make_config({**MINIMAL, "loss": {"name": "ohem", key: value}}, "x")
+def test_an_old_section_is_answered_with_the_new_spelling(given, said):
+    with pytest.raises(UserError) as caught:
+        make_config({**MINIMAL, **given}, "here")
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from densekd.config.load import apply_overrides, find_config, list_configs, make_config
+from densekd.config.load import find_config, list_configs, make_config
+from densekd.config.tree import apply_overrides
 from densekd.data.sets.nyuv2 import MAT
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -181,7 +182,7 @@ def test_every_shipped_recipe_runs(name, tmp_path):
             "segmentation": ("miou", 1),
             "detection": ("ap", 1),
             "depth": ("abs_rel", np.inf),
-        }[config.task]
+        }[config.task.name]
         assert 0 <= scores[main] <= highest
         assert folder.student.stat().st_size > 0
     finally:

@@ -20,10 +20,8 @@ RECIPE_COMMANDS = ("train", "distill", "evaluate", "ablate", "check", "show", "v
 
 def test_the_reference_of_settings_is_up_to_date():
     script = runpy.run_path(str(ROOT / "docs" / "make_config_reference.py"))
-    made = script["render"](script["SCHEMA"].read_text(encoding="utf-8"))
-    assert script["PAGE"].read_text(encoding="utf-8") == made, (
-        "run python docs/make_config_reference.py"
-    )
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert page == script["render"](), "run python docs/make_config_reference.py"
 
 
 @pytest.mark.parametrize("page", ["own_loop.md", "extending.md"])

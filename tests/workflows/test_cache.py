@@ -2,6 +2,7 @@
 
 import pytest
 
+from densekd.build.data import check_data_settings
 from densekd.config.load import make_config
 from densekd.config.schema import Data
 from densekd.engine.folder import RunFolder
@@ -79,7 +80,7 @@ def test_wrong_settings(tiny_tree):
         make_config(tree, "test")
     tree = {**tiny_tree, "task": "detection", "data": {**tiny_tree["data"], "cache": "device"}}
     with pytest.raises(UserError, match=r"data\.cache: device knows no boxes"):
-        make_config(tree, "test")
+        check_data_settings(make_config(tree, "test"))
 
 
 def test_splits_have_folders_of_their_own():

@@ -225,7 +225,7 @@ def test_published_checkpoints_are_known_to_have_seen_val(shared):
         ({"distill": {}}, ["distill", "pixel_wise"]),
         ({"optim": {"groups": [{"prefix": "backbone"}]}}, ["optim.groups", "backbone"]),
         ({"train": {"best": "mAP"}}, ["train.best", "miou"]),
-        ({"loss": {"class_weights": [1.0]}}, ["class_weights", "9 classes"]),
+        ({"task": {"class_weights": [1.0]}}, ["class_weights", "9 classes"]),
         ({"model": {"name": "espnet_c", "in_channels": 4}}, ["in_channels"]),
     ],
 )

@@ -52,8 +52,8 @@ def trees(tiny_tree) -> dict[str, dict]:
         tree["data"]["options"]["target"] = "boxes" if task == "detection" else "depth"
         tree["distill"]["feature_mimic"] = {"weight": 1}
         tree["optim"] = {"name": "adam", "lr": 1e-3}
-    depth["depth"] = {"min_depth": 1, "max_depth": 80}
-    bins["depth"] = {"min_depth": 1, "max_depth": 80, "bins": 8}
+    depth["task"] = {"name": "depth", "min_depth": 1, "max_depth": 80}
+    bins["task"] = {"name": "depth", "min_depth": 1, "max_depth": 80, "bins": 8}
     bins["distill"]["metres"] = {
         "loss": "pixel_wise", "form": "regression", "weight": 1, "student": "depth", "teacher": "depth",
     }  # fmt: skip
@@ -250,9 +250,15 @@ def test_the_constant_guess_has_a_score(trees, kind):
         ("detection", {"train": {"best": "miou"}}, ["train.best", "ap50"]),
         ("detection", {"evaluate": {"flip": True}}, ["evaluate.flip"]),
         ("depth", {"model": {"name": "espnet_c", "options": {"p": 1, "q": 1}}}, ["metres", "depth_timm"]),
-        ("depth", {"depth": {"min_depth": 5, "max_depth": 2}}, ["depth", "5"]),
-        ("depth", {"depth": {"losses": {"silogg": 1}}}, ["silogg", "silog"]),
-        ("depth", {"depth": {"losses": {"cross_entropy": 1}}}, ["cross_entropy", "bins"]),
+        ("depth", {"task": {"min_depth": 5, "max_depth": 2}}, ["depth", "5"]),
+        ("depth", {"task": {"losses": {"silogg": 1}}}, ["silogg", "silog"]),
+        ("depth", {"task": {"losses": {"cross_entropy": 1}}}, ["cross_entropy", "bins"]),
+        ("depth", {"task": {"nms_threshold": 0.3}}, ["task.nms_threshold", "of the task depth"]),
+        ("depth", {"task": {"min_dept": 1}}, ["task.min_dept", "did you mean 'min_depth'"]),
+        ("depth", {"task": {"min_depth": -1}}, ["task.min_depth: must be above 0; got -1"]),
+        ("depth", {"task": {"losses": {"silog": -1}}}, ["task.losses.silog: must be 0 or more; got -1"]),
+        ("depth", {"task": {"bins": True}}, ["task.bins: expected a whole number; got True"]),
+        ("detection", {"data": {"cache": "device"}}, ["data.cache: device knows no boxes"]),
         ("depth", {"detection": {"nms_threshold": 0.3}}, ["detection.nms_threshold", "depth"]),
         ("depth", {"data": {"cat_max_ratio": 0.75}}, ["cat_max_ratio"]),
     ],
@@ -281,7 +287,7 @@ def test_weights_of_another_task_or_range_are_named(trees, tmp_path):
         go(other, tmp_path / "s")
     farther = trees["depth"]
     farther["model"]["weights"] = weights
-    farther["depth"]["max_depth"] = 100
+    farther["task"]["max_depth"] = 100
     with pytest.raises(UserError, match=r"80\.0.*100"):
         go(farther, tmp_path / "s")
 
@@ -339,7 +345,7 @@ def test_virtual_normals_without_cameras_end_before_a_folder_is_made(blind, tmp_
 
 
 def test_a_range_without_any_truth_is_remarked_and_no_score(blind, tmp_path, capsys):
-    blind["depth"] = {"min_depth": 300, "max_depth": 400}  # the unit allows 256 m
+    blind["task"].update(min_depth=300, max_depth=400)  # the unit allows 256 m
     blind["distill"] = {"pixel_wise": {"weight": 1}}
     assert go(blind, tmp_path / "r") == 0
     assert "the supervised loss of a first batch" in capsys.readouterr().out

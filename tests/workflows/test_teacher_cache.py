@@ -203,13 +203,14 @@ def detection(tree):
                "head_convs": 1, "extra_levels": 0}}  # fmt: skip
     tree["data"]["options"].update(target="boxes", height=64, width=128)
     tree["data"]["crop"] = [64, 128]
+    tree["task"] = "detection"
     return network
 
 
 def depth(tree):
     tree["data"]["options"].update(target="depth", height=64, width=128)
     tree["data"]["crop"] = [64, 128]
-    tree["depth"] = {"min_depth": 1, "max_depth": 80}
+    tree["task"] = {"name": "depth", "min_depth": 1, "max_depth": 80}
     return {"name": "depth_timm", "options": {"backbone": "test_resnet", "pyramid_channels": 16}}
 
 
@@ -217,7 +218,7 @@ def depth(tree):
 def test_levels_of_a_detector_and_depth_are_stored(tree, tmp_path, task, capsys):
     """Every term of these tasks: pyramid levels, confidence, the discriminator's own map."""
     network = task(tree)
-    tree.update(task=task.__name__, model=network, teacher={**network, "allow_untrained": True})
+    tree.update(model=network, teacher={**network, "allow_untrained": True})
     tree["distill"]["feature_mimic"] = {"weight": 1}
     tree["data"].update(augment_epochs=1, train_options={"length": 2}, val_options={"length": 1})
     tree["train"]["steps"] = 2

@@ -2,7 +2,8 @@
 
 import pytest
 
-from densekd.config.load import apply_overrides, make_config
+from densekd.config.load import make_config
+from densekd.config.tree import apply_overrides
 from densekd.errors import UserError
 from densekd.workflows.validate import validate
 
@@ -39,7 +40,7 @@ def test_a_recipe_without_teacher_is_a_network():
         ({"data.dataset": "scenes"}, 9),
         ({"data.dataset": "voc"}, 21),
         ({"data.dataset": "folder"}, 19),
-        ({"data.dataset": "folder", "loss.class_weights": [1.0, 2.0, 3.0]}, 3),
+        ({"data.dataset": "folder", "task.class_weights": [1.0, 2.0, 3.0]}, 3),
     ],
 )
 def test_classes_are_those_of_the_data_set_where_it_says_so(overrides, classes):
@@ -58,7 +59,7 @@ def test_classes_are_those_of_the_data_set_where_it_says_so(overrides, classes):
         ("data.dataset", "camvit", ["data.dataset", "camvid"]),
         ("data.options", {"lables": 1}, ["data.options.lables", "unknown option"]),
         ("data.val_options", {"split": "x"}, ["data.val_options.split", "unknown option"]),
-        ("loss.class_weights", [1.0, 2.0], ["class_weights has 2 values for 11 classes"]),
+        ("task.class_weights", [1.0, 2.0], ["class_weights has 2 values for 11 classes"]),
         ("model.options", {"pp": 1}, ["model.options.pp"]),
         ("teacher.name", "espnot", ["teacher.name", "espnet"]),
         ("teacher", None, ["teacher", "missing"]),

@@ -8,8 +8,9 @@ from typing import Any
 
 from densekd.build.resolve import accepts, call, parameters, resolve
 from densekd.build.settings import in_settings, naming_settings
+from densekd.build.task import task_class, task_name
 from densekd.config import schema
-from densekd.config.names import DATASETS, TASKS
+from densekd.config.names import DATASETS
 from densekd.data.augment import Augment
 from densekd.data.check import sample_check
 from densekd.data.device import DeviceLoader, check_device
@@ -76,11 +77,11 @@ def setting_names(builder: Callable[..., Any]) -> Mapping[str, str]:
 
 def kind_of_task(config: schema.Config) -> Any:
     """The kind of truth that the task takes; UserError where it does not say."""
-    kind = getattr(resolve(config.task, TASKS, "task"), "target", None)
+    kind = getattr(task_class(config.task), "target", None)
     if not isinstance(kind, type):
         raise UserError(
-            f"task: {config.task} does not say which kind of truth it takes; give it an attribute target, the class "
-            "(see densekd.tasks.Task)"
+            f"task: {config.task.name} does not say which kind of truth it takes; give it an attribute target, "
+            "the class (see densekd.tasks.Task)"
         )
     return kind
 
@@ -102,8 +103,8 @@ def check_reader(reader: Any, config: schema.Config) -> list[str]:
     wanted, given = kind_of_task(config), kind_of_set(reader)
     if not issubclass(given, wanted):
         raise UserError(
-            f"task is {config.task}, which takes {wanted.name}, and data.dataset {config.data.dataset!r} gives "
-            f"{given.name}; set one to fit the other (`densekd list datasets`)"
+            f"task is {task_name(config.task)}, which takes {wanted.name}, and data.dataset "
+            f"{config.data.dataset!r} gives {given.name}; set one to fit the other (`densekd list datasets`)"
         )
     if reader.channels != channels:
         raise UserError(

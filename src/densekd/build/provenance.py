@@ -31,7 +31,7 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
     model = config.model
     about = {
         "version": densekd.__version__,
-        "task": config.task,
+        "task": task.name,
         "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
         "input": spec.as_dict(),
         "classes": task.classes,
@@ -123,18 +123,17 @@ _NOT_OF_THE_SAMPLE = {
 
 
 def teacher_cache_identity(
-    config: schema.Config, teacher: nn.Module, reader: Any, augment: Any
+    config: schema.Config, task: Task, teacher: nn.Module, reader: Any, augment: Any
 ) -> dict[str, Any]:
     """All that a teacher's maps of the augmented samples depend on, in plain values."""
     assert config.teacher is not None
     tree = to_tree(config)
     data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
-    depth = {k: tree["depth"][k] for k in ("min_depth", "max_depth", "bins")}
     options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
     precision = config.teacher.precision
     return {
         "version": densekd.__version__,
-        "task": {"name": config.task, **(depth if config.task == "depth" else {})},
+        "task": {"name": task.name, **plain(task.network_arguments)},
         "teacher": {
             "name": config.teacher.name,
             "options": options,

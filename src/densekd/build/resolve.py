@@ -6,9 +6,12 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from densekd.config.explain import explain, stray_booleans
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
 
@@ -55,13 +58,75 @@ def accepts(builder: Callable[..., Any], name: str) -> bool:
     return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters(builder).values())
 
 
-def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Call with checked option names; `given` is passed where the builder takes it."""
-    possible = [
-        p.name
+def annotations_of(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Parameter -> its annotation; empty where a name in them is imported for type checks alone."""
+    function = builder.__init__ if isinstance(builder, type) else builder
+    try:
+        return get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def options_of(
+    builder: Callable[..., Any], given: Collection[str] = ()
+) -> dict[str, inspect.Parameter]:
+    """The parameters that a recipe may set: all but those that are `given` by us."""
+    return {
+        p.name: p
         for p in parameters(builder).values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
+    }
+
+
+def checked_options(
+    builder: Callable[..., Any],
+    options: Mapping[str, Any],
+    where: str,
+    given: Collection[str],
+    of: str = "",
+) -> dict[str, Any]:
+    """Options with the types that the builder's annotations name.
+
+    Args:
+        given: parameters that are passed by us; no option can set them.
+        of: follows "unknown option" in a message.
+
+    Raises:
+        UserError: a line for every option that is unknown, missing, of another type or out of range.
+    """
+    possible = options_of(builder, given)
+    annotations = annotations_of(builder)
+    lines = [
+        f"{where}.{name}: missing; this setting has no default"
+        for name, p in possible.items()
+        if p.default is p.empty and name not in options
     ]
+    checked: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in given or not accepts(builder, key):
+            hint = did_you_mean(key, possible)
+            lines.append(f"{where}.{key}: unknown option{of}; {hint}")
+            continue
+        annotation = annotations.get(key, Any)
+        checked[key] = value
+        try:
+            adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+        except PydanticUserError:  # a type that only the builder knows how to check
+            continue
+        try:
+            checked[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            lines += explain(error, annotation, where, key)
+        else:
+            lines += stray_booleans(value, checked[key], where, key)
+    if lines:
+        raise UserError("\n".join(lines))
+    return checked
+
+
+def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Call with checked option names; `given` is passed where the builder takes it."""
+    possible = options_of(builder, given)
     for key in options:
         if not accepts(builder, key) or key in given:
             raise UserError(f"{where}.{key}: unknown option; {did_you_mean(key, possible)}")

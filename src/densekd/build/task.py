@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
-from densekd.build.resolve import call, resolve
+from densekd.build.resolve import call, checked_options, options_of, resolve
 from densekd.config import schema
 from densekd.config.names import TASKS
 from densekd.errors import UserError
 from densekd.tasks import Task
 
+# What a task takes of the data set where its constructor has a parameter of that name; no recipe sets these.
+OF_THE_READER = ("classes", "palette", "ignore_index", "category_ids")
+
+
+def task_class(settings: schema.Task) -> Callable[..., Task]:
+    return resolve(settings.name, TASKS, "task")
+
+
+def task_name(settings: schema.Task) -> str:
+    """The task's own plain name, also where the recipe names it by a dotted path."""
+    return getattr(task_class(settings), "name", settings.name)
+
+
+def check_task(settings: schema.Task) -> dict[str, Any]:
+    """The task's options with the types of its constructor; UserError names those that are unknown or out of range."""
+    of = f" of the task {task_name(settings)}"
+    return checked_options(task_class(settings), settings.options, "task", OF_THE_READER, of)
+
+
+def task_setting_names() -> list[str]:
+    """Dotted name of every setting of the tasks that have a name: ``["task.loss", ..., "task.bins", ...]``."""
+    classes = [task_class(schema.Task(name)) for name in TASKS]
+    keys = {key: None for builder in classes for key in options_of(builder, OF_THE_READER)}
+    return [f"task.{key}" for key in keys]
+
 
 def build_task(config: schema.Config, reader: Any) -> Task:
     """The task with its settings; of the reader it takes names, colours and ids."""
-    if config.task == "segmentation":
-        given = {k: getattr(reader, k) for k in ("classes", "palette", "ignore_index")}
-        where, options = "loss", {**vars(config.loss)}
-        options["loss"] = options.pop("name")
-    elif config.task == "detection":
-        given = {k: getattr(reader, k, None) for k in ("classes", "palette", "category_ids")}
-        where, options = "detection", vars(config.detection)
-    else:
-        given, where, options = {}, "depth", vars(config.depth)
-    return call(resolve(config.task, TASKS, "task"), options, where, **given)
+    given = {key: getattr(reader, key) for key in OF_THE_READER if hasattr(reader, key)}
+    return call(task_class(config.task), check_task(config.task), "task", **given)
 
 
 def best_metric(config: schema.Config, task: Task) -> str:
@@ -37,7 +55,7 @@ def best_metric(config: schema.Config, task: Task) -> str:
 
 
 def check_extras(config: schema.Config) -> None:
-    if config.task == "detection" and importlib.util.find_spec("faster_coco_eval") is None:
+    if config.task.name == "detection" and importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("task detection is scored by faster-coco-eval: pip install 'densekd[det]'")
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the extra: pip install 'densekd[tensorboard]'")

@@ -104,7 +104,9 @@ def open_teacher_cache(
         distiller.task,
         plan,
         folder=Path(settings.folder).expanduser() if settings.folder else cache_folder("teacher"),
-        identity=provenance.teacher_cache_identity(config, distiller.teacher, reader, augment),
+        identity=provenance.teacher_cache_identity(
+            config, distiller.task, distiller.teacher, reader, augment
+        ),
         images=len(reader),
         epochs=epochs,
         disk_gb=settings.disk_gb,

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from densekd.config.load import load_config, read_overrides, setting_names
+from densekd.config.load import load_config, setting_names
+from densekd.config.names import TASKS
 from densekd.config.schema import Config
+from densekd.config.tree import read_overrides
 from densekd.errors import UserError
 
 
@@ -58,7 +60,7 @@ def _point_to_settings(function: Callable[..., Any], name: str, arguments: list[
         key = word.removeprefix("--").partition("=")[0].replace("-", "_")
         if not word.startswith("--") or key in own:
             continue
-        near = [dotted for dotted in setting_names() if dotted.rpartition(".")[2] == key]
+        near = _settings_called(key)
         if near:
             raise UserError(
                 f"{word.partition('=')[0]} is no option of densekd {name}; "
@@ -66,10 +68,27 @@ def _point_to_settings(function: Callable[..., Any], name: str, arguments: list[
             )
 
 
+def _settings_called(key: str) -> list[str]:
+    if key == "task":
+        return ["task.name"]
+    near = [dotted for dotted in setting_names() if dotted.rpartition(".")[2] == key]
+    if near or key == "help":
+        return near
+    from densekd.build.task import task_setting_names
+
+    return [dotted for dotted in task_setting_names() if dotted.rpartition(".")[2] == key]
+
+
 def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
     """A recipe with overrides; `given` are plain options that stand for a setting (None: not given)."""
     extra = {key.replace("__", "."): value for key, value in given.items() if value is not None}
-    return load_config(config, {**overrides, **extra})
+    settings = load_config(config, {**overrides, **extra})
+    if settings.task.options or settings.task.name not in TASKS:
+        # Every command says what is wrong with the task's settings, whether or not it builds the task.
+        from densekd.build.task import check_task
+
+        check_task(settings.task)
+    return settings
 
 
 def run_folder(out: Path, name: str | None, config: str, command: str) -> Path:

@@ -18,7 +18,7 @@ from densekd.cli.arguments import (
 
 SETTINGS = """
 Any setting of the recipe can be given too, as --section.key VALUE (--data.root FOLDER, --optim.lr 0.02,
---data.crop '[256, 256]', --train.steps 500); `densekd config show RECIPE` prints them all.
+--data.crop '[256, 256]', --train.steps 500); `densekd config show RECIPE` prints them, docs/config.md explains them.
 The run's folder OUT/NAME gets config.yaml, metrics.jsonl, result.json and checkpoints/."""
 
 SUMMARY = {

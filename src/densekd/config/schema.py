@@ -1,55 +1,95 @@
-"""Every setting, as plain dataclasses. The comments behind the fields become docs/config.md
-(docs/make_config_reference.py); ``densekd config show`` prints the values.
+"""Every setting, as plain dataclasses: its type, its range and its help (`Doc`).
 
-Unknown keys are errors. A key under ``distill`` that is no field of `Distill` names a loss term, so a new loss needs
-no line here; its own arguments are checked against its signature in `config.build`.
+docs/config.md is made from this file (docs/make_config_reference.py); ``densekd config show`` prints the values.
+
+Unknown keys are errors. A key under ``distill`` that is no field of `Distill` names a loss term, and a key under
+``task`` that is no field of `Task` is an argument of the task, so a new loss and a new task need no line here: their
+arguments are checked against their signatures in `densekd.build`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Interval
 from pydantic import ConfigDict
+from typing_extensions import Doc
+
+from densekd.config.ranges import (
+    BelowOne,
+    Betas,
+    Between,
+    Count,
+    LowHigh,
+    NotNegative,
+    Positive,
+    Scales,
+    Share,
+    Size,
+    Whole,
+)
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass
 class Input:
-    """What a network wants to see; unset fields keep the network's own."""
+    """What a network wants to see; a field that is not set keeps the network's own value."""
 
     __pydantic_config__ = STRICT
-    mean: list[float] | None = None  # in the network's channel order and range
-    std: list[float] | None = None  # as the mean
-    order: Literal["rgb", "bgr"] | None = None  # of three channels
-    range: float | None = None  # 1.0 or 255.0
+    mean: Annotated[
+        list[float] | None, Doc("one value a channel, in the network's channel order and range")
+    ] = None
+    std: Annotated[list[float] | None, Doc("the same for the standard deviation")] = None
+    order: Annotated[Literal["rgb", "bgr"] | None, Doc("order of three channels")] = None
+    range: Annotated[
+        float | None, Doc("the largest value of a pixel before mean and std: 1.0 or 255.0")
+    ] = None
 
 
 @dataclass
 class Model:
-    """A network by name (``densekd list models``) or dotted path, with the arguments of its builder."""
+    """A network by name (`densekd list models`) or dotted path, with the arguments of its builder."""
 
     __pydantic_config__ = STRICT
-    name: str  # see `densekd list models`
-    options: dict[str, Any] = field(default_factory=dict)  # arguments of its builder
-    weights: str | None = None  # .safetensors or .pth of this very network
-    in_channels: int = 3  # of the images; for other than 3 give input.mean and input.std (ours fall back to 0.5, 0.25)
-    input: Input = field(default_factory=Input)
+    name: Annotated[str, Doc("see `densekd list models`")]
+    options: Annotated[dict[str, Any], Doc("arguments of its builder")] = field(
+        default_factory=dict
+    )
+    weights: Annotated[str | None, Doc("a .safetensors or .pth file of this very network")] = None
+    in_channels: Annotated[
+        Count,
+        Doc(
+            "channels of the images; for other than 3 give input.mean and input.std (ours fall back to 0.5, 0.25)"
+        ),
+    ] = 3
+    input: Annotated[Input, Doc("what the network wants to see")] = field(default_factory=Input)
 
 
 @dataclass
 class Teacher(Model):
     """The frozen network. It needs weights: a random teacher teaches noise."""
 
-    allow_untrained: bool = False  # for tests only
-    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"  # same: as train.amp
-    fold_norms: bool = (
-        True  # batch norms into the convolutions before them: less work, equal up to rounding
+    allow_untrained: Annotated[bool, Doc("accept a teacher without weights; for tests only")] = (
+        False
     )
-    channels_last: bool | None = None  # its own memory format; none: as train.channels_last
-    compile: bool = False  # torch.compile it
-    batch_size: int | None = None  # sees at most so many images at a time; none: the whole batch
+    precision: Annotated[
+        Literal["same", "fp32", "bf16", "fp16"],
+        Doc("what the teacher computes in; same: as train.amp says"),
+    ] = "same"
+    fold_norms: Annotated[
+        bool,
+        Doc("fold batch norms into the convolutions before them: less work, equal up to rounding"),
+    ] = True
+    channels_last: Annotated[
+        bool | None, Doc("the teacher's own memory format; null: as train.channels_last says")
+    ] = None
+    compile: Annotated[bool, Doc("compile the teacher with torch.compile")] = False
+    batch_size: Annotated[
+        Count | None,
+        Doc("the teacher sees at most so many images at a time; null: the whole batch"),
+    ] = None
 
 
 @dataclass
@@ -57,78 +97,73 @@ class Data:
     """Where images and labels come from and how they are cut."""
 
     __pydantic_config__ = STRICT
-    dataset: str  # a name from `densekd list datasets`, or a dotted path
-    root: str | None = None  # folder of the data set
-    train_split: str = "train"  # name of the split to learn from
-    val_split: str = "val"  # name of the split to score on
-    options: dict[str, Any] = field(default_factory=dict)  # of the data set's reader
-    train_options: dict[str, Any] = field(default_factory=dict)  # of the training split only
-    val_options: dict[str, Any] = field(default_factory=dict)  # of the validation split only
-    batch_size: int = 8  # per process
-    workers: int = 2  # loader processes; 0 reads in the main process
-    crop: tuple[int, int] | None = None  # (height, width); none trains on whole images
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # (low, high), drawn uniformly
-    scales: list[float] | None = None  # instead of `scale`: draw one of these
-    short_side: int | None = (
-        None  # scale 1 means a shorter side of this length; none: the image's own size
+    dataset: Annotated[str, Doc("a name from `densekd list datasets`, or a dotted path")]
+    root: Annotated[str | None, Doc("the folder of the data set")] = None
+    train_split: Annotated[str, Doc("name of the split to learn from")] = "train"
+    val_split: Annotated[str, Doc("name of the split to score on")] = "val"
+    options: Annotated[dict[str, Any], Doc("arguments of the data set's reader")] = field(
+        default_factory=dict
     )
-    long_side: int | None = None  # but a longer side of at most this length
-    hflip: float = 0.5  # probability of mirroring
-    color_jitter: float = 0.0  # brightness, contrast and saturation in 1 ± this
-    cat_max_ratio: float | None = (
-        None  # redraw a crop in which one class covers more than this (segmentation)
+    train_options: Annotated[dict[str, Any], Doc("the same, for the training split only")] = field(
+        default_factory=dict
     )
-    cache: Literal["ram", "disk", "device"] | None = (
-        None  # decode once: for this run, for all runs, or as disk with the augmentation on the device; none: each time
+    val_options: Annotated[dict[str, Any], Doc("the same, for the validation split only")] = field(
+        default_factory=dict
     )
-    cache_gb: float = 16.0  # the most that the cache may take: training and validation, 10^9 bytes
-    augment_epochs: int | None = None  # augmentations repeat after so many epochs; none: never
-    allow_unlabelled: bool = False  # images without a label train the distillation terms only
-    on_bad_file: Literal["stop", "skip"] = "stop"  # an unreadable file met while training
+    batch_size: Annotated[Count, Doc("images in a batch of one process")] = 8
+    workers: Annotated[Whole, Doc("loader processes; 0 reads in the main process")] = 2
+    crop: Annotated[Size | None, Doc("(height, width); null trains on whole images")] = None
+    scale: Annotated[LowHigh, Doc("the image's scale is drawn uniformly between the two")] = field(
+        default_factory=lambda: [1.0, 1.0]
+    )
+    scales: Annotated[Scales | None, Doc("instead of `scale`: draw one of these")] = None
+    short_side: Annotated[
+        Count | None,
+        Doc("scale 1 means a shorter side of this length; null: the image's own size"),
+    ] = None
+    long_side: Annotated[Count | None, Doc("but a longer side of at most this length")] = None
+    hflip: Annotated[Share, Doc("probability of mirroring")] = 0.5
+    color_jitter: Annotated[
+        NotNegative, Doc("brightness, contrast and saturation are drawn in 1 ± this")
+    ] = 0.0
+    cat_max_ratio: Annotated[
+        Annotated[float, Interval(gt=0, le=1)] | None,
+        Doc("draw another crop while one class covers more than this share (segmentation)"),
+    ] = None
+    cache: Annotated[
+        Literal["ram", "disk", "device"] | None,
+        Doc(
+            "decode once: for this run, for all runs, or as disk with the augmentation on the device; null: each time"
+        ),
+    ] = None
+    cache_gb: Annotated[
+        Positive, Doc("the most that the cache may take for training and validation, in 10^9 bytes")
+    ] = 16.0
+    augment_epochs: Annotated[
+        Count | None, Doc("augmentations repeat after so many epochs; null: never")
+    ] = None
+    allow_unlabelled: Annotated[
+        bool, Doc("accept images without a label; they train the distillation terms only")
+    ] = False
+    on_bad_file: Annotated[
+        Literal["stop", "skip"], Doc("what happens when training meets an unreadable file")
+    ] = "stop"
 
 
 @dataclass
-class Loss:
-    """The supervised term of segmentation."""
+class Task:
+    """What is predicted, and the task's own settings, which are listed below task by task.
+
+    `task: depth` means `task: {name: depth}`.
+    """
 
     __pydantic_config__ = STRICT
-    name: Literal["cross_entropy", "ohem"] = "cross_entropy"  # ohem: hard pixels only
-    aux_weight: float = 0.4  # of the auxiliary head, where the network has one
-    class_weights: list[float] | None = None  # one a class (cross_entropy only)
-    label_smoothing: float = 0.0  # cross_entropy only
-    threshold: float = 0.7  # OHEM: keep pixels whose true class has less probability
-    min_kept: float = 0.0625  # OHEM: but at least this fraction of the valid pixels
-
-
-@dataclass
-class Detection:
-    """From a detector's raw output to boxes; its losses are the network's own (torchvision's)."""
-
-    __pydantic_config__ = STRICT
-    score_threshold: float = 0.05  # of the boxes kept
-    nms_threshold: float | None = (
-        None  # overlap above which the weaker of two boxes of one class goes; none: torchvision's
-    )
-    topk_candidates: int = 1000  # of each level, before NMS
-    detections_per_image: int = 100  # after NMS
-
-
-@dataclass
-class Depth:
-    """Range, form and supervised terms of depth."""
-
-    __pydantic_config__ = STRICT
-    min_depth: float = 0.1  # metres; truth outside the range counts nowhere
-    max_depth: float = 10.0  # metres; predictions are clamped to the range when scored
-    bins: int = 0  # depth as so many classes, evenly spaced in log depth; 0: regression
-    losses: dict[str, float] | None = (
-        None  # weights of cross_entropy, virtual_normal, silog, berhu, l1; none: the first two, or silog
-    )
-    virtual_normal_samples: float = (
-        0.15  # point triples an image: a share of its pixels, or a count
-    )
-    crop: Literal["nyu_eigen", "kitti_eigen", "garg"] | None = None  # region that is scored
-    align: Literal["median", "least_squares"] | None = None  # scale fitted to the truth when scored
+    name: Annotated[
+        str, Doc("a name from `densekd list tasks`, or a dotted path to a class of your own")
+    ] = "segmentation"
+    options: Annotated[
+        dict[str, Any], Doc("arguments of the task; written as task.KEY, without `options`")
+    ] = field(default_factory=dict)
 
 
 @dataclass
@@ -136,11 +171,17 @@ class Term:
     """One distillation term: a loss, its weight, and the tensors it compares."""
 
     __pydantic_config__ = STRICT
-    weight: float  # multiplies the loss
-    loss: str = ""  # a name from `densekd list losses` or a dotted path; empty: the term's own key
-    student: str = ""  # "prediction" or a module path; empty: what the network offers for this loss
-    teacher: str = ""  # the same, of the teacher
-    options: dict[str, Any] = field(default_factory=dict)  # arguments of the loss
+    weight: Annotated[NotNegative, Doc("the loss is multiplied by it")]
+    loss: Annotated[
+        str, Doc("a name from `densekd list losses` or a dotted path; empty: the term's own key")
+    ] = ""
+    student: Annotated[
+        str, Doc('"prediction" or a module path; empty: what the network offers for this loss')
+    ] = ""
+    teacher: Annotated[str, Doc("the same, for the teacher")] = ""
+    options: Annotated[
+        dict[str, Any], Doc("arguments of the loss; written as distill.TERM.KEY, without `options`")
+    ] = field(default_factory=dict)
 
 
 @dataclass
@@ -148,19 +189,29 @@ class Holistic:
     """The adversarial term with its discriminator and the discriminator's own optimizer."""
 
     __pydantic_config__ = STRICT
-    weight: float = 0.1  # of the student's term
-    mode: Literal["wgan-gp", "hinge"] = "wgan-gp"  # of both sides
-    penalty: float = 10.0  # weight of the gradient penalty (wgan-gp)
-    convention: Literal["paper", "authors"] = "paper"  # authors: raw logits only, batch norm
-    channels: int = 64  # of its first convolution; doubled three times
-    optimizer: Literal["adam", "sgd"] = "adam"  # of the discriminator
-    lr: float = 4e-4  # constant
-    betas: tuple[float, float] = (0.9, 0.99)  # adam only
-    momentum: float = 0.9  # sgd only
-    weight_decay: float = 0.0  # of the discriminator
-    start_step: int = (
-        0  # the student hears the discriminator from this step on; it learns from the first
-    )
+    weight: Annotated[NotNegative, Doc("weight of the student's term")] = 0.1
+    mode: Annotated[
+        Literal["wgan-gp", "hinge"], Doc("form of the student's and the discriminator's loss")
+    ] = "wgan-gp"
+    penalty: Annotated[NotNegative, Doc("weight of the gradient penalty (wgan-gp only)")] = 10.0
+    convention: Annotated[
+        Literal["paper", "authors"],
+        Doc("as in the paper, or as in the authors' code: raw logits only, batch norm"),
+    ] = "paper"
+    channels: Annotated[
+        Count, Doc("channels of the discriminator's first convolution; doubled three times")
+    ] = 64
+    optimizer: Annotated[Literal["adam", "sgd"], Doc("the discriminator's optimizer")] = "adam"
+    lr: Annotated[Positive, Doc("learning rate; it stays constant")] = 4e-4
+    betas: Annotated[Betas, Doc("adam only")] = (0.9, 0.99)
+    momentum: Annotated[BelowOne, Doc("sgd only")] = 0.9
+    weight_decay: Annotated[NotNegative, Doc("weight decay of the discriminator")] = 0.0
+    start_step: Annotated[
+        Whole,
+        Doc(
+            "the student hears the discriminator from this step on; the discriminator learns from the first"
+        ),
+    ] = 0
 
 
 @dataclass
@@ -168,10 +219,16 @@ class TeacherCache:
     """What the teacher says, stored over augmentations that repeat; needs `data.augment_epochs` and `data.crop`."""
 
     __pydantic_config__ = STRICT
-    storage: Literal["fp16", "int8", "top_k"] = "fp16"  # top_k: of class maps, the rest in int8
-    top_k: int = 4  # probabilities kept of each pixel (top_k)
-    disk_gb: float = 20.0  # a larger store is refused, before any work
-    folder: str | None = None  # of all stores; none: teacher in $DENSEKD_CACHE or the user's cache
+    storage: Annotated[
+        Literal["fp16", "int8", "top_k"],
+        Doc("form of the stored maps; top_k holds for class maps, all else is int8 then"),
+    ] = "fp16"
+    top_k: Annotated[Count, Doc("probabilities kept of each pixel (storage top_k only)")] = 4
+    disk_gb: Annotated[Positive, Doc("a larger store is refused, before any work")] = 20.0
+    folder: Annotated[
+        str | None,
+        Doc("folder of all stores; null: teacher in $DENSEKD_CACHE or in the user's cache"),
+    ] = None
 
 
 @dataclass
@@ -179,10 +236,16 @@ class Distill:
     """Distillation: the holistic term, the mask, and every other term under its own name."""
 
     __pydantic_config__ = STRICT
-    mask: Literal["label", "padding", "none"] = "label"  # which pixels the terms leave out
-    holistic: Holistic | None = None  # none: no discriminator
-    teacher_cache: TeacherCache | None = None  # none: the teacher runs in every step
-    terms: dict[str, Term] = field(default_factory=dict)  # written as distill.NAME: {weight: ...}
+    mask: Annotated[
+        Literal["label", "padding", "none"], Doc("which pixels the terms leave out")
+    ] = "label"
+    holistic: Annotated[Holistic | None, Doc("null: no discriminator")] = None
+    teacher_cache: Annotated[TeacherCache | None, Doc("null: the teacher runs in every step")] = (
+        None
+    )
+    terms: Annotated[dict[str, Term], Doc("written as distill.NAME: {weight: ...}")] = field(
+        default_factory=dict
+    )
 
 
 @dataclass
@@ -190,9 +253,9 @@ class Group:
     """Parameters whose name starts with `prefix` (or matches it with * wildcards) learn differently."""
 
     __pydantic_config__ = STRICT
-    prefix: str  # e.g. "backbone."
-    lr_scale: float = 1.0  # factor on optim.lr
-    weight_decay: float | None = None  # none: as optim.weight_decay
+    prefix: Annotated[str, Doc('for example "backbone."')]
+    lr_scale: Annotated[NotNegative, Doc("optim.lr is multiplied by it")] = 1.0
+    weight_decay: Annotated[NotNegative | None, Doc("null: as optim.weight_decay says")] = None
 
 
 @dataclass
@@ -200,42 +263,60 @@ class Optim:
     """The student's optimizer and learning rate."""
 
     __pydantic_config__ = STRICT
-    name: Literal["sgd", "adamw", "adam"] = "sgd"  # which optimizer
-    lr: float = 0.01  # never scaled by batch size or processes
-    momentum: float = 0.9  # sgd only
-    betas: tuple[float, float] = (0.9, 0.999)  # adam and adamw
-    weight_decay: float = 5e-4  # decoupled in adamw
-    decay_norms: bool = True  # False: no weight decay on norms and biases
-    schedule: Literal["poly", "cosine", "constant"] = "poly"  # of the learning rate
-    power: float = 0.9  # of poly
-    warmup_steps: int = 0  # linear
-    clip: float | None = None  # largest gradient norm
-    groups: list[Group] = field(default_factory=list)  # the first that matches a name holds
+    name: Annotated[Literal["sgd", "adamw", "adam"], Doc("which optimizer")] = "sgd"
+    lr: Annotated[
+        Positive, Doc("learning rate; it is never scaled by batch size or number of processes")
+    ] = 0.01
+    momentum: Annotated[BelowOne, Doc("sgd only")] = 0.9
+    betas: Annotated[Betas, Doc("adam and adamw")] = (0.9, 0.999)
+    weight_decay: Annotated[NotNegative, Doc("weight decay; decoupled in adamw")] = 5e-4
+    decay_norms: Annotated[bool, Doc("false: no weight decay on norms and biases")] = True
+    schedule: Annotated[
+        Literal["poly", "cosine", "constant"], Doc("how the learning rate falls")
+    ] = "poly"
+    power: Annotated[NotNegative, Doc("exponent of poly")] = 0.9
+    warmup_steps: Annotated[Whole, Doc("steps in which the learning rate rises linearly")] = 0
+    clip: Annotated[Positive | None, Doc("largest norm of the gradient; null: any")] = None
+    groups: Annotated[list[Group], Doc("the first that matches a parameter's name holds")] = field(
+        default_factory=list
+    )
 
 
 @dataclass
 class Train:
-    """The loop."""
+    """The training loop."""
 
     __pydantic_config__ = STRICT
-    steps: int = 1000  # of the optimizer
-    accumulate: int = 1  # batches a step
-    amp: Literal["none", "bf16", "fp16"] = "none"  # autocast; fp16 with loss scaling
-    channels_last: bool = False  # memory format of student and images
-    compile: bool = False  # torch.compile the student
-    ema: float | None = (
-        None  # decay of the averaged student, e.g. 0.999; evaluated and saved in its place
+    steps: Annotated[Count, Doc("steps of the optimizer")] = 1000
+    accumulate: Annotated[Count, Doc("batches in a step of the optimizer")] = 1
+    amp: Annotated[Literal["none", "bf16", "fp16"], Doc("autocast; fp16 with loss scaling")] = (
+        "none"
     )
-    sync_batchnorm: bool = False  # several processes: batch statistics over all of them
-    recompute_norms: bool = (
-        False  # less memory, more time: backward computes norms and activations again
-    )
-    deterministic: bool = False  # deterministic algorithms, slower on GPUs
-    log_every: int = 20  # steps a row of metrics.jsonl
-    save_every: int = 200  # steps a checkpoint
-    evaluate_every: int = 0  # 0: at the end only
-    best: str | None = None  # metric best.safetensors is chosen by; none: miou, ap or abs_rel
-    tensorboard: bool = False  # event files too (the extra tensorboard)
+    channels_last: Annotated[bool, Doc("memory format of student and images")] = False
+    compile: Annotated[bool, Doc("compile the student with torch.compile")] = False
+    ema: Annotated[
+        Between | None,
+        Doc(
+            "decay of the averaged student, for example 0.999; it is evaluated and saved in the student's place"
+        ),
+    ] = None
+    sync_batchnorm: Annotated[
+        bool, Doc("with several processes: batch statistics over all of them")
+    ] = False
+    recompute_norms: Annotated[
+        bool, Doc("less memory, more time: backward computes norms and activations again")
+    ] = False
+    deterministic: Annotated[bool, Doc("deterministic algorithms, slower on GPUs")] = False
+    log_every: Annotated[Count, Doc("steps between two rows of metrics.jsonl")] = 20
+    save_every: Annotated[Count, Doc("steps between two checkpoints")] = 200
+    evaluate_every: Annotated[Whole, Doc("steps between two evaluations; 0: at the end only")] = 0
+    best: Annotated[
+        str | None,
+        Doc(
+            "the metric that best.safetensors is chosen by; null: the task's main one (miou, ap, abs_rel)"
+        ),
+    ] = None
+    tensorboard: Annotated[bool, Doc("write event files too (needs the extra tensorboard)")] = False
 
 
 @dataclass
@@ -243,13 +324,22 @@ class Evaluate:
     """How a prediction is made when it is scored."""
 
     __pydantic_config__ = STRICT
-    scales: list[float] = field(default_factory=lambda: [1.0])  # of the image; several are averaged
-    short_side: int | None = None  # scale 1 means a shorter side of this length; none: as it is
-    long_side: int | None = None  # but a longer side of at most this length
-    flip: bool = False  # average with the mirrored image
-    window: tuple[int, int] | None = None  # sliding window (height, width); none: whole image
-    overlap: float = 1 / 3  # of neighbouring windows
-    batch_size: int = 1  # images of different size are padded above 1
+    scales: Annotated[
+        Scales, Doc("scales of the image; the predictions of several are averaged")
+    ] = field(default_factory=lambda: [1.0])
+    short_side: Annotated[
+        Count | None,
+        Doc("scale 1 means a shorter side of this length; null: the image's own size"),
+    ] = None
+    long_side: Annotated[Count | None, Doc("but a longer side of at most this length")] = None
+    flip: Annotated[bool, Doc("average with the mirrored image")] = False
+    window: Annotated[Size | None, Doc("sliding window (height, width); null: the whole image")] = (
+        None
+    )
+    overlap: Annotated[BelowOne, Doc("overlap of neighbouring windows, as a share")] = 1 / 3
+    batch_size: Annotated[
+        Count, Doc("images in a batch; above 1, images of different size are padded")
+    ] = 1
 
 
 @dataclass
@@ -257,16 +347,17 @@ class Config:
     """One recipe."""
 
     __pydantic_config__ = STRICT
-    model: Model  # the network that is trained; the student when there is a teacher
-    data: Data
-    task: Literal["segmentation", "detection", "depth"] = "segmentation"  # what is predicted
-    teacher: Teacher | None = None  # only `distill` and `ablate` need one
-    loss: Loss = field(default_factory=Loss)
-    detection: Detection = field(default_factory=Detection)
-    depth: Depth = field(default_factory=Depth)
-    distill: Distill = field(default_factory=Distill)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    seed: int = 0
-    note: str = ""  # shown beside every score, e.g. "teacher saw val"
+    model: Annotated[Model, Doc("the network that is trained; the student when there is a teacher")]
+    data: Annotated[Data, Doc("images and labels")]
+    task: Annotated[Task, Doc("what is predicted")] = field(default_factory=Task)
+    teacher: Annotated[Teacher | None, Doc("only `distill` and `ablate` need one")] = None
+    distill: Annotated[Distill, Doc("what the student learns from the teacher")] = field(
+        default_factory=Distill
+    )
+    optim: Annotated[Optim, Doc("optimizer and learning rate")] = field(default_factory=Optim)
+    train: Annotated[Train, Doc("the training loop")] = field(default_factory=Train)
+    evaluate: Annotated[Evaluate, Doc("how a prediction is made when it is scored")] = field(
+        default_factory=Evaluate
+    )
+    seed: Annotated[int, Ge(0), Doc("of initial weights, order of the images and augmentation")] = 0
+    note: Annotated[str, Doc('shown beside every score, for example "teacher saw val"')] = ""

@@ -74,5 +74,5 @@ def check_intrinsics(intrinsics: Tensor, prediction: Tensor, used: Tensor) -> No
         raise ValueError(
             f"image {int(bad[0])} of the batch has intrinsics {intrinsics[bad[0]].tolist()} (NaN: unknown); virtual "
             "normals need fx, fy, cx, cy: give the data set its camera (data.options.intrinsics), or leave "
-            "virtual_normal out of depth.losses"
+            "virtual_normal out of task.losses"
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from densekd.losses.berhu import BerHu
 from densekd.losses.depth_cross_entropy import DepthCrossEntropy
@@ -37,14 +39,8 @@ class Depth:
     looks. Maps are compared at the target's size: logits of bins are resized there for the cross-entropy; for every
     other loss and for scores the network's depth is (decoded, where there are bins, and then) resized.
 
-    Args:
-        min_depth, max_depth: metres; what the network can say, and what is scored.
-        bins: 0 for a network that gives metres, else the number of bins (equal in log depth) it gives logits of.
-        losses: name -> weight, of ``cross_entropy`` (bins only), ``virtual_normal`` (needs intrinsics), ``silog``,
-            ``berhu``, ``l1``; those of weight 0 are left out. None: with bins ``{cross_entropy: 1, virtual_normal: 6}``
-            as in the code of VNL, else ``{silog: 1}`` as in BTS.
-        crop, align: of the scores; see `DepthMetrics`.
-        virtual_normal_samples: triples an image: a number, or a float in (0, 1], the fraction of the pixels.
+    The signature says what the arguments are. Losses of weight 0 are left out; `crop` and `align` are those of
+    `DepthMetrics`.
 
     Raises:
         ValueError: a range that is none, unknown losses, or losses that do not go with the network's form.
@@ -67,13 +63,36 @@ class Depth:
     def __init__(
         self,
         *,
-        min_depth: float,
-        max_depth: float,
-        bins: int = 0,
-        losses: Mapping[str, float] | None = None,
-        crop: str | None = None,
-        align: str | None = None,
-        virtual_normal_samples: int | float = 0.15,
+        min_depth: Annotated[
+            float, Gt(0), Doc("metres; a true depth outside the range counts nowhere")
+        ] = 0.1,
+        max_depth: Annotated[
+            float, Gt(0), Doc("metres; predictions are clamped to the range when they are scored")
+        ] = 10.0,
+        bins: Annotated[
+            int,
+            Ge(0),
+            Doc("the network gives logits of so many bins, equal in log depth; 0: it gives metres"),
+        ] = 0,
+        losses: Annotated[
+            Mapping[str, Annotated[float, Ge(0)]] | None,
+            Doc(
+                "weights of cross_entropy (bins only), virtual_normal (needs intrinsics), silog, berhu and l1; null: "
+                "with bins {cross_entropy: 1, virtual_normal: 6} as in the code of VNL, else {silog: 1} as in BTS"
+            ),
+        ] = None,
+        crop: Annotated[
+            Literal["nyu_eigen", "kitti_eigen", "garg"] | None, Doc("the region that is scored")
+        ] = None,
+        align: Annotated[
+            Literal["median", "least_squares"] | None,
+            Doc("how a prediction is scaled to the truth when it is scored"),
+        ] = None,
+        virtual_normal_samples: Annotated[
+            float,
+            Gt(0),
+            Doc("point triples of an image: a share of its pixels in (0, 1], or a count"),
+        ] = 0.15,
     ) -> None:
         if losses is None:
             losses = {"cross_entropy": 1.0, "virtual_normal": 6.0} if bins else {"silog": 1.0}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import box_iou
+from typing_extensions import Doc
 
 from densekd.errors import UserError
 from densekd.metrics.average_precision import AveragePrecision
@@ -46,13 +48,8 @@ class Detection:
         classes: names in index order; there is no background class.
         palette: an RGB colour a class, for pictures.
         category_ids: the annotation file's own id of each class, for ``results.json``.
-        score_threshold: boxes below are dropped before NMS. Low, since average precision wants the unsure ones too;
-            torchvision's FCOS has 0.2 for use, its RetinaNet 0.05.
-        nms_threshold: IoU above which the weaker of two boxes of a class is dropped; None takes torchvision's (FCOS
-            0.6, RetinaNet 0.5).
-        topk_candidates: boxes a level that enter NMS.
-        detections_per_image: boxes an image that leave it; COCO counts 100.
-        shown_above: score from which a box is drawn.
+
+    The signature says what the other arguments are.
     """
 
     name = "detection"
@@ -72,11 +69,28 @@ class Detection:
         palette: Sequence[tuple[int, int, int]],
         *,
         category_ids: Sequence[int] | None = None,
-        score_threshold: float = 0.05,
-        nms_threshold: float | None = None,
-        topk_candidates: int = 1000,
-        detections_per_image: int = 100,
-        shown_above: float = 0.4,
+        score_threshold: Annotated[
+            float,
+            Interval(ge=0, le=1),
+            Doc(
+                "boxes with a lower score are dropped before NMS; low, since average precision wants the unsure ones "
+                "too (torchvision's FCOS has 0.2 for use, its RetinaNet 0.05)"
+            ),
+        ] = 0.05,
+        nms_threshold: Annotated[
+            Annotated[float, Interval(ge=0, le=1)] | None,
+            Doc(
+                "IoU above which the weaker of two boxes of a class is dropped; null takes torchvision's (FCOS 0.6, "
+                "RetinaNet 0.5)"
+            ),
+        ] = None,
+        topk_candidates: Annotated[int, Ge(1), Doc("boxes of each level that enter NMS")] = 1000,
+        detections_per_image: Annotated[
+            int, Ge(1), Doc("boxes of an image that leave NMS; COCO counts 100")
+        ] = 100,
+        shown_above: Annotated[
+            float, Interval(ge=0, le=1), Doc("score from which a box is drawn in pictures")
+        ] = 0.4,
     ) -> None:
         self.classes = list(classes)
         self.num_classes = len(self.classes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from densekd.losses import CrossEntropy, OhemCrossEntropy
 from densekd.metrics import ConfusionMatrix
@@ -26,11 +28,8 @@ class Segmentation:
         classes: names in index order.
         palette: an RGB colour a class, for pictures.
         ignore_index: label that counts nowhere.
-        loss: ``"cross_entropy"`` or ``"ohem"``.
-        aux_weight: weight of the auxiliary head's loss where the network has one (PSPNet: 0.4).
-        class_weights: one a class, or None (``cross_entropy`` only).
-        label_smoothing: of ``cross_entropy``.
-        threshold, min_kept: of ``ohem``.
+
+    The signature says what the other arguments are.
     """
 
     name = "segmentation"
@@ -49,13 +48,38 @@ class Segmentation:
         palette: Sequence[tuple[int, int, int]],
         *,
         ignore_index: int = 255,
-        loss: str = "cross_entropy",
-        aux_weight: float = 0.4,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        threshold: float = 0.7,
-        min_kept: float = 0.0625,
+        loss: Annotated[
+            Literal["cross_entropy", "ohem"], Doc("the supervised term; ohem: hard pixels only")
+        ] = "cross_entropy",
+        aux_weight: Annotated[
+            float,
+            Ge(0),
+            Doc("weight of the auxiliary head's loss, where the network has one (PSPNet: 0.4)"),
+        ] = 0.4,
+        class_weights: Annotated[
+            Sequence[float] | None, Doc("one value a class (cross_entropy only)")
+        ] = None,
+        label_smoothing: Annotated[float, Interval(ge=0, lt=1), Doc("cross_entropy only")] = 0.0,
+        threshold: Annotated[
+            float,
+            Interval(gt=0, lt=1),
+            Doc("ohem keeps the pixels whose true class has less probability"),
+        ] = 0.7,
+        min_kept: Annotated[
+            float,
+            Interval(ge=0, le=1),
+            Doc("but ohem keeps at least this share of the valid pixels"),
+        ] = 0.0625,
     ) -> None:
+        if loss == "ohem":
+            for name, given in (
+                ("class_weights", class_weights),
+                ("label_smoothing", label_smoothing),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{name} is {given}; leave it out with the loss ohem, which would ignore it"
+                    )
         self.classes = list(classes)
         self.num_classes = len(self.classes)
         self.palette = [tuple(c) for c in palette]

@@ -14,9 +14,10 @@ import yaml
 from densekd.build import provenance
 from densekd.build.data import build_reader, input_size
 from densekd.build.networks import build_network
-from densekd.build.task import build_task
-from densekd.config.load import apply_overrides, dump_config, make_config, parse_yaml, to_tree
+from densekd.build.task import build_task, check_task
+from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
+from densekd.config.tree import apply_overrides, parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import available_cores, pick_device
 from densekd.errors import UserError
@@ -91,7 +92,9 @@ def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
         apply_overrides(tree, {key: value})
         safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
         title = f"{key} = {value}"
-        variants.append(Variant(f"{key}={safe}", title, make_config(tree, f"--over {key}"), distil))
+        variant = make_config(tree, f"--over {key}")
+        check_task(variant.task)
+        variants.append(Variant(f"{key}={safe}", title, variant, distil))
     return variants
 
 

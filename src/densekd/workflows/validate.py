@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from densekd.build.data import build_augment, build_reader, needs_root
+from densekd.build.data import build_augment, build_reader, check_data_settings, needs_root
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
 from densekd.build.resolve import accepts, parameters, resolve
 from densekd.build.step import build_optimizer
-from densekd.build.task import best_metric, build_task, check_extras
+from densekd.build.task import best_metric, build_task, check_extras, task_class
 from densekd.config.names import DATASETS
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
@@ -41,6 +41,7 @@ def validate(config: Config) -> str:
     facts = stand_in_reader(config)
     classes = facts.classes
     task = build_task(config, facts)
+    check_data_settings(config)
     best_metric(config, task)
     check_extras(config)
 
@@ -121,9 +122,9 @@ def stand_in_reader(config: Config) -> Any:
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
     """As the recipe or the data set's file has them; else as many as it has class weights, or `CLASSES`.
 
-    Depth has none; a data set without files is asked.
+    A task that takes none (depth) has none; a data set without files is asked.
     """
-    if config.task == "depth":
+    if not accepts(task_class(config.task), "classes"):
         return []
     if not needs_root(builder):  # made, not read: nothing is missing to ask it
         return build_reader(config.data, config.data.val_split, training=False).classes
@@ -134,5 +135,5 @@ def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
     )
     if isinstance(known, (list, tuple)):
         return [str(name) for name in known]
-    weights = config.loss.class_weights
+    weights = config.task.options.get("class_weights")
     return [str(i) for i in range(CLASSES if weights is None else len(weights))]

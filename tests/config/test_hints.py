@@ -1,0 +1,39 @@
+"""Messages name settings that exist."""
+
+import ast
+import re
+
+import pytest
+
+from densekd.build.task import task_setting_names
+from densekd.config.load import setting_names
+from tests.test_layers import FILES, PACKAGE
+
+SETTING = re.compile(
+    r"(?<![\w./{-])(?:model|teacher|data|distill|optim|train|evaluate|task|loss|depth|detection)\.[a-z_]+(?![\w(])"
+)
+FILE = (".txt", ".json", ".yaml", ".py")
+
+
+def messages(tree):
+    """Every text in the code but docstrings."""
+    docstrings = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield str(node.value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_a_message_names_settings_that_exist(path):
+    known = {*setting_names(), *task_setting_names(), "distill.pair_wise"}
+    found = {
+        name
+        for text in messages(ast.parse(path.read_text(encoding="utf-8")))
+        for name in SETTING.findall(text)
+        if not name.endswith(FILE)
+    }
+    assert found <= known
