@@ -162,3 +162,12 @@ def test_available_cores(monkeypatch):
     assert launch.available_cores() == 16
     monkeypatch.setenv("DENSEKD_CORES", "5")
     assert launch.available_cores() == 5
+
+
+def test_a_run_that_need_not_be_deterministic_leaves_the_switch_alone(monkeypatch):
+    """The call alone loads torch's compiler, which takes a second."""
+    calls = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: calls.append(a))
+    with launch.started("cpu"):
+        pass
+    assert calls == []

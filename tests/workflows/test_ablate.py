@@ -9,14 +9,9 @@ from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.models.espnet import espnet
 from densekd.models.weights import save_weights
-from densekd.workflows.ablate import (
-    CONSTANT,
-    Variant,
-    ablate,
-    setting_variants,
-    term_variants,
-    write_table,
-)
+from densekd.workflows.ablate import ablate
+from densekd.workflows.ablation_table import CONSTANT, write_table
+from densekd.workflows.variants import Variant, setting_variants, term_variants
 
 ROWS = ["constant guess", "teacher (espnet)", "student alone", "+Pi", "+Pi +Pa", "+Pi +Pa +Ho"]
 

@@ -8,7 +8,8 @@ import pytest
 from densekd.cli.main import main
 from densekd.config.load import make_config
 from densekd.errors import DataError, UserError
-from densekd.workflows.bench import advice, as_text, bench, rows, shares
+from densekd.workflows.bench import bench
+from densekd.workflows.bench_text import advice, as_text, rows, shares
 from tests.cli.helpers import write_recipe
 
 PAIR = ["distill/pixel_wise", "distill/pair_wise", "distill/holistic"]

@@ -19,7 +19,7 @@ from densekd.types import InputSpec
 def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Module, InputSpec]:
     """The bare network with its weights, and what it wants to see.
 
-    Weights that a run of ours wrote know their task, classes and input: another task, other classes or another range of
+    Weights that a run wrote know their task, classes and input: another task, other classes or another range of
     depth are errors, and their input holds where the recipe does not set one.
     """
     builder = resolve(model.name, MODELS, f"{where}.name")
@@ -47,13 +47,13 @@ def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Modul
 
 
 def check_origin(about: dict[str, Any], task: Task, file: str) -> None:
-    """Weights of ours were trained for this task, these classes and, for depth, this range."""
+    """Raise UserError unless the weights of a run were trained for this task, these classes and this range of depth."""
     if about.get("task", task.name) != task.name:
         raise UserError(f"{file} was trained for {about['task']}; the task here is {task.name}")
-    theirs = about.get("classes", task.classes)
-    if task.classes != theirs:
+    trained = about.get("classes", task.classes)
+    if task.classes != trained:
         raise UserError(
-            f"{file} was trained for the classes {', '.join(theirs)}; the data has {', '.join(task.classes)}"
+            f"{file} was trained for the classes {', '.join(trained)}; the data has {', '.join(task.classes)}"
         )
     arguments = provenance.plain(task.network_arguments)
     old = about.get("arguments", arguments)

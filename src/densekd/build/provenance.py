@@ -21,6 +21,9 @@ from densekd.models.weights import read_metadata
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
+# What a task takes from the data set besides its classes, where it takes it.
+OF_THE_DATA = ("palette", "ignore_index", "category_ids")
+
 
 def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict[str, str]:
     """What travels with the student's weights, so that they can be used without the config.
@@ -29,6 +32,7 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
     runs should give equal files.
     """
     model = config.model
+    own = {name: getattr(task, name, None) for name in OF_THE_DATA}
     about = {
         "version": densekd.__version__,
         "task": task.name,
@@ -36,6 +40,8 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
         "input": spec.as_dict(),
         "classes": task.classes,
         "arguments": plain(task.network_arguments),
+        "task_section": {"name": config.task.name, "options": plain(config.task.options)},
+        **{name: value for name, value in own.items() if value is not None},
         "note": config.note,
     }
     return {"densekd": json.dumps(about)}

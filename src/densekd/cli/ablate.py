@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densekd.cli.arguments import Recipe, parse, read_recipe, run_folder, split_overrides
+from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
+from densekd.workflows.recipe import run_folder
 
 
 def command(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -89,14 +88,6 @@ def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
 
         check_task(settings.task)
     return settings
-
-
-def run_folder(out: Path, name: str | None, config: str, command: str) -> Path:
-    """``OUT/NAME``; the default name is the recipe's, with what is done to it."""
-    name = name or f"{Path(config).stem}-{command}"
-    if name in ("", ".", "..") or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"--name {name!r} must be a plain folder name")
-    return out / name
 
 
 def command_line() -> str:

@@ -38,11 +38,12 @@ def command(arguments: list[str]) -> int:
         if steps < 1:
             raise UserError(f"--steps {steps}: must be at least 1")
         from densekd.workflows import bench as workflow
+        from densekd.workflows.bench_text import as_text
 
         if output is not None:
             workflow.check_output(output)
         result = workflow.bench(settings, steps=steps, device=device, made_up=made_up)
-        print(workflow.as_text(result))
+        print(as_text(result))
         if output is not None:
             workflow.write({"command": command_line(), **result}, output)
             print(f"written to {output}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from densekd.cli.arguments import parse, run_folder, split_overrides
+from densekd.cli.arguments import parse, split_overrides
+from densekd.workflows.recipe import run_folder
 
 
 def command(arguments: list[str]) -> int:

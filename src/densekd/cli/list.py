@@ -8,7 +8,8 @@ import tyro
 
 from densekd.cli.arguments import parse
 from densekd.config.load import list_configs
-from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
+from densekd.config.names import DATASETS, TASKS
+from densekd.workflows.lists import list_losses, list_models
 
 
 def command(arguments: list[str]) -> int:
@@ -25,11 +26,8 @@ def command(arguments: list[str]) -> int:
                 print(name)
             return 0
         table = {
-            "models": MODELS,
-            "losses": {
-                **{k: v[0] for k, v in LOSSES.items()},
-                "holistic": "densekd.losses.holistic",
-            },
+            "models": {row.name: row.path for row in list_models()},
+            "losses": {row.name: row.path for row in list_losses()},
             "datasets": DATASETS,
             "tasks": TASKS,
         }[what]

@@ -12,9 +12,9 @@ from densekd.cli.arguments import (
     command_line,
     parse,
     read_recipe,
-    run_folder,
     split_overrides,
 )
+from densekd.workflows.recipe import run_folder
 
 SETTINGS = """
 Any setting of the recipe can be given too, as --section.key VALUE (--data.root FOLDER, --optim.lr 0.02,

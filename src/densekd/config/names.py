@@ -18,6 +18,15 @@ MODELS = {
     "depth_timm": "densekd.models.depth_timm.depth_timm",
     "vnl": "densekd.models.vnl.vnl",
 }
+# What the networks of `MODELS` predict, where it is not "segmentation".
+MODEL_TASKS = {
+    "fcos_mobilenetv2_c128": "detection",
+    "fcos_resnet50": "detection",
+    "fcos_timm": "detection",
+    "retinanet_timm": "detection",
+    "depth_timm": "depth",
+    "vnl": "depth",
+}
 DATASETS = {
     "ade20k": "densekd.data.ADE20K",
     "camvid": "densekd.data.CamVid",

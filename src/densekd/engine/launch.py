@@ -154,7 +154,8 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         torch.set_float32_matmul_precision("high")
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    benchmark_before = torch.backends.cudnn.benchmark
     own_group = world > 1 and not dist.is_initialized()
     try:
         if deterministic:
@@ -170,8 +171,9 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         yield Process(rank, size, place)
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        if deterministic:  # the call alone loads torch's compiler, which takes a second
+            torch.use_deterministic_algorithms(deterministic_before)
+        torch.backends.cudnn.benchmark = benchmark_before
         if own_group and dist.is_initialized():
             dist.destroy_process_group()
 

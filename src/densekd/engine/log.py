@@ -69,7 +69,7 @@ class Log:
 
     Args:
         path: metrics.jsonl.
-        active: False turns every method into a no-op (other ranks).
+        active: with False no method does anything (other ranks).
         total: steps of the run.
         start: steps done already, where the run goes on.
         tensorboard: folder for event files, or None.

@@ -3,99 +3,27 @@
 from __future__ import annotations
 
 import json
-import statistics
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from densekd.build import provenance
-from densekd.build.data import build_reader, input_size
 from densekd.build.networks import build_network
-from densekd.build.task import build_task, check_task
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
-from densekd.config.tree import apply_overrides, parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import available_cores, pick_device
 from densekd.errors import UserError
 from densekd.ops.files import write_text
 from densekd.profiling import count_macs, count_parameters
-from densekd.tasks import Column, Task
+from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_table
 from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.evaluate import evaluate_weights
-from densekd.workflows.run import changed_settings
-
-SHORT = {"pixel_wise": "Pi", "pair_wise": "Pa", "holistic": "Ho", "feature_mimic": "Mimic"}
-CONSTANT = "constant_guess.json"
-ORDER = ["pixel_wise", "pair_wise", "holistic"]  # the paper's; other terms follow as written
-
-
-@dataclass
-class Variant:
-    """A row of the table."""
-
-    key: str  # folder name
-    title: str
-    config: Config
-    distil: bool
-
-
-def term_variants(config: Config) -> list[Variant]:
-    """Student alone, then one term more a row: the paper's table."""
-    names = [*config.distill.terms, *(["holistic"] if config.distill.holistic else [])]
-    if not names:
-        raise UserError(
-            "distill: no term to ablate; add pixel_wise, pair_wise or holistic with a weight"
-        )
-    names.sort(key=lambda n: ORDER.index(n) if n in ORDER else ORDER.index("pair_wise") + 0.5)
-    variants = [Variant("student", "student alone", config, distil=False)]
-    for count in range(1, len(names) + 1):
-        used = names[:count]
-        tree = to_tree(config)
-        for name in names[count:]:
-            tree["distill"][name] = None
-        shorts = [SHORT.get(n, n) for n in used]
-        variants.append(
-            Variant(
-                "_".join(s.lower() for s in shorts),
-                " ".join(f"+{s}" for s in shorts),
-                make_config(tree, "ablate"),
-                distil=True,
-            )
-        )
-    return variants
-
-
-def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
-    """One row a value of ``KEY=a,b,c``."""
-    key, equals, text = over.partition("=")
-    if not equals or not text:
-        raise UserError(
-            f"--over {over!r}: expected KEY=value,value, e.g. distill.pair_wise.granularity=1,2,4"
-        )
-    if key in ("seed", "note", "data.val_split") or key.startswith("teacher."):
-        raise UserError(
-            f"--over {key}: all rows of a table share it; "
-            + ("use --seeds N" if key == "seed" else "run one ablation for each value")
-        )
-    values = parse_yaml(f"[{text}]", "--over")
-    for i, value in enumerate(values):
-        if repr(value) in map(repr, values[:i]):  # 1 and 1.0 are different granularities
-            raise UserError(f"--over {over!r}: the value {value!r} stands twice")
-    variants = []
-    for value in values:
-        tree = deepcopy(to_tree(config))
-        apply_overrides(tree, {key: value})
-        safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
-        title = f"{key} = {value}"
-        variant = make_config(tree, f"--over {key}")
-        check_task(variant.task)
-        variants.append(Variant(f"{key}={safe}", title, variant, distil))
-    return variants
+from densekd.workflows.resume import changed_settings
+from densekd.workflows.variants import Variant, setting_variants, term_variants
 
 
 def ablate(
@@ -216,7 +144,7 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     model = {k: tree["teacher"][k] for k in tree["model"]}
     alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
     scores = evaluate_weights(alone, None, config.data.val_split, device=device)
-    task, size = _task_and_size(config)
+    task, size = task_and_size(config)
     network, _ = build_network(alone.model, task, "teacher")
     return {
         "digest": digest,
@@ -224,88 +152,3 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
         "parameters": count_parameters(network),
         "macs": count_macs(network, alone.model.in_channels, size),
     }
-
-
-def _task_and_size(config: Config) -> tuple[Task, tuple[int, int]]:
-    reader = build_reader(config.data, config.data.train_split, training=True)
-    return build_task(config, reader), input_size(config, reader)
-
-
-def write_table(
-    config: Config,
-    folder: Path,
-    variants: list[Variant],
-    seeds: int,
-    teacher: dict[str, Any] | None,
-) -> str:
-    """The Markdown table of what came out; also written to table.md and results.json."""
-    task, size = _task_and_size(config)
-    rows: list[dict[str, Any]] = []
-
-    def add(title: str, scores: list[dict[str, Any]], **more: Any) -> None:
-        values = {column.key: [s[column.key] for s in scores] for column in task.columns}
-        rows.append({"title": title, "scores": values, **more})
-
-    if (folder / CONSTANT).exists():
-        guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
-        add("constant guess", [guess])
-    if teacher is not None:
-        name = config.teacher.name if config.teacher else ""
-        sizes = {k: teacher[k] for k in ("parameters", "macs")}
-        add(f"teacher ({name})", [teacher["scores"]], **sizes)
-    for variant in variants:
-        results = []
-        for seed in range(config.seed, config.seed + seeds):
-            path = RunFolder(folder / variant.key / f"seed{seed}").result
-            if path.exists():
-                results.append(json.loads(path.read_text(encoding="utf-8")))
-        if results:
-            sizes = {k: results[0][k] for k in ("parameters", "macs")}
-            seconds = [r["seconds"] for r in results]
-            add(variant.title, [r["scores"] for r in results], **sizes, seconds=seconds)
-    headings = [f"{c.heading} on {config.data.val_split}" for c in task.columns[:1]]
-    headings += [c.heading for c in task.columns[1:]]
-    lines = [
-        f"| network | {' | '.join(headings)} | parameters (M) | MACs (G, {size[0]}×{size[1]}) |",
-        f"| --- |{' ---: |' * (len(headings) + 2)}",
-    ]
-    for row in rows:
-        cells = [_mean_std(row["scores"][c.key], c) for c in task.columns]
-        cells += (
-            [f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.3f}"]
-            if "parameters" in row
-            else ["", ""]
-        )
-        lines.append(f"| {row['title']}{_count(row, seeds)} | {' | '.join(cells)} |")
-    run = {r["title"] for r in rows}
-    empty = " |" * (len(headings) + 2)
-    lines += [f"| {v.title} (not run yet) |{empty}" for v in variants if v.title not in run]
-    note = f" Note: {config.note}." if config.note else ""
-    lines += [
-        "",
-        f"Student {config.model.name}, {config.train.steps} steps of {config.data.batch_size} images, last weights, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}{' (mean ± std)' if seeds > 1 else ''}.{note}",
-    ]
-    text = "\n".join(lines) + "\n"
-    write_text(folder / "table.md", text)
-    write_text(folder / "results.json", json.dumps(rows, indent=2) + "\n")
-    return text
-
-
-def _count(row: dict[str, Any], seeds: int) -> str:
-    """Says how many seeds a row has, where it is not all of them (a stopped ablation)."""
-    if "seconds" not in row:  # the teacher is one network, the constant guess none
-        return ""
-    count = len(row["seconds"])
-    return "" if count == seeds else f" ({count} of {seeds} seeds so far)"
-
-
-def _mean_std(values: list[float | None], column: Column) -> str:
-    """A dash where a score does not exist (no object of any class in the split)."""
-    known = [column.factor * v for v in values if v is not None]
-    if not known:
-        return "–"
-    mean = f"{statistics.fmean(known):.{column.decimals}f}"
-    if len(known) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(known):.{column.decimals}f}"

@@ -15,11 +15,12 @@ from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.ops.files import write_text
-from densekd.workflows.ablate import ablate, default_jobs, lone_children, term_variants
+from densekd.workflows.ablate import ablate, default_jobs, lone_children
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.pictures import save_comparison
-from densekd.workflows.run import changed_settings
+from densekd.workflows.resume import changed_settings
 from densekd.workflows.synthesize import synthesize
+from densekd.workflows.variants import term_variants
 
 RECIPES = shipped_configs() / "demo"
 SCENES = {"train": 400, "val": 100}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import track
+from torch import nn
 
 from densekd.build import provenance
 from densekd.build.data import build_eval_loader, build_reader, build_views, check_reader
@@ -19,22 +20,25 @@ from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
-from densekd.models.taps import Taps
+from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
 from densekd.tasks import Task
+from densekd.types import InputSpec
 
 
 def check_output(path: Path) -> None:
-    """Refuse to replace a file that is not a score file of ours; said before any work."""
+    """Refuse to replace a file that `evaluate` did not write; said before any work."""
     if not path.exists():
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        ours = isinstance(content, dict) and {"weights", "split", "images"} <= content.keys()
+        is_score_file = (
+            isinstance(content, dict) and {"weights", "split", "images"} <= content.keys()
+        )
     except (ValueError, OSError):
-        ours = False
-    if not ours:
+        is_score_file = False
+    if not is_score_file:
         raise UserError(f"--output {path} exists and is no score file; give another path")
 
 
@@ -60,11 +64,41 @@ def evaluate_weights(
     if weights is None and config.model.weights is None:
         raise UserError("evaluate needs weights: give --weights FILE (.safetensors or .pth)")
     model = config.model if weights is None else replace(config.model, weights=str(weights))
+    return evaluate_network(
+        replace(config, model=model),
+        lambda task: build_network(model, task, "model"),
+        split,
+        name=str(model.weights),
+        device=device,
+        quiet=quiet,
+        report=report,
+        results=results,
+    )
+
+
+def evaluate_network(
+    config: Config,
+    built: Callable[[Task], tuple[nn.Module, InputSpec]],
+    split: str,
+    *,
+    name: str,
+    note: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    report: Callable[[Task, dict[str, Any]], None] | None = None,
+    results: Path | None = None,
+) -> dict[str, Any]:
+    """Score the network that `built` gives for the data's task, as `evaluate_weights` does.
+
+    Args:
+        name: of what is scored, for the result.
+        note: stands beside the score; None takes the recipe's or that of the weights file `name`.
+    """
     with started(device) as process:
         reader = build_reader(config.data, split, training=False)
-        check_reader(reader, replace(config, model=model))
+        check_reader(reader, config)
         task = build_task(config, reader)
-        network, spec = build_network(model, task, "model")
+        network, spec = built(task)
         metric = task.metric(process.device)
         detections = getattr(metric, "results", None)
         if results is not None and detections is None:
@@ -77,15 +111,16 @@ def evaluate_weights(
             else track(loader, description=f"evaluate {split}", total=len(loader), transient=True)
         )
         try:
-            scores = evaluate(
-                tapped,
-                shown,
-                task,
-                device=process.device,
-                views=build_views(config.evaluate),
-                amp=AMP[config.train.amp],
-                metric=metric,
-            )
+            with evaluating(network):  # every module's own mode afterwards
+                scores = evaluate(
+                    tapped,
+                    shown,
+                    task,
+                    device=process.device,
+                    views=build_views(config.evaluate),
+                    amp=AMP[config.train.amp],
+                    metric=metric,
+                )
         except DataError as error:
             error.one_rank = True  # each rank reads files of its own
             raise
@@ -96,8 +131,10 @@ def evaluate_weights(
             "images": scores.get("images", len(reader) - len(skipped)),
             "skipped": skipped,
             "split": split,
-            "weights": str(model.weights),
-            "note": config.note or provenance.about_weights(str(model.weights)).get("note", ""),
+            "weights": name,
+            "note": config.note or provenance.about_weights(name).get("note", "")
+            if note is None
+            else note,
         }
         if results is not None and detections is not None:
             found = detections()  # joins all ranks

@@ -3,85 +3,56 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
-import yaml
-from torch import nn
 
 from densekd.build import provenance
-from densekd.build.data import (
-    build_augment,
-    build_device_loader,
-    build_eval_loader,
-    build_reader,
-    build_train_loader,
-    build_views,
-    check_reader,
-    compare_readers,
-    input_size,
-)
-from densekd.build.distiller import build_distiller
-from densekd.build.dry_run import dry_run
-from densekd.build.step import build_step
-from densekd.build.task import best_metric, build_task, check_extras
-from densekd.build.teachers import open_teacher_cache
+from densekd.build.run import Run, assemble
+from densekd.build.task import best_metric
 from densekd.config.load import dump_config, to_tree
 from densekd.config.schema import Config, Distill
-from densekd.data.augment import Augment
 from densekd.distill.teacher import Teacher
-from densekd.engine.evaluate import evaluate
 from densekd.engine.folder import RunFolder
-from densekd.engine.launch import Process, started, stop_on_signals
+from densekd.engine.launch import StopRequest, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
-from densekd.engine.step import AMP, bare
 from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError
-from densekd.models.taps import Taps
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
-from densekd.targets import kind_of_set
 from densekd.tasks import Task
 from densekd.types import Batch
 from densekd.workflows.cache import cached_readers
-
-# May differ between a run and its continuation: they change where files are and what is written, not what is learned.
-FREE_ON_RESUME = {
-    "data.root", "data.workers", "data.cache_gb", "data.on_bad_file", "train.log_every", "train.save_every",
-    "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
-    "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
-}  # fmt: skip
+from densekd.workflows.resume import changed_settings
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
 
+    Attributes:
+        status: 0, or 128 + the signal that stopped it.
+        step: optimizer steps done.
+        scores: of the validation split at the last evaluation; None before the first.
+    """
 
-def changed_settings(folder: RunFolder, config: Config) -> list[str]:
-    """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
-    if not folder.config.exists():
-        return []
-    old = flatten(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
-    new = flatten(yaml.safe_load(dump_config(config)))
-    # From the host's cache samples come as from their files; the device's are equal up to rounding only.
-    for settings in (old, new):
-        settings["data.cache"] = "device" if settings.get("data.cache") == "device" else None
-    keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
-    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
+    status: int
+    step: int
+    scores: dict[str, Any] | None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """``"SIGINT"`` or ``"SIGTERM"`` where a signal stopped the run, else None."""
+        return Signals(self.status - 128).name if self.status else None
 
 
 def run(
@@ -93,15 +64,27 @@ def run(
     resume: bool = False,
     device: str = "auto",
 ) -> int:
-    """Train `config.model` (with the teacher's terms when `distil`); returns the exit status.
+    """`carry_out`, for callers who want the exit status alone."""
+    outcome = carry_out(
+        config, distil=distil, folder=folder, command=command, resume=resume, device=device
+    )
+    return outcome.status
+
+
+def carry_out(
+    config: Config,
+    *,
+    distil: bool,
+    folder: Path,
+    command: str,
+    resume: bool = False,
+    device: str = "auto",
+) -> Outcome:
+    """Train `config.model`, with the teacher's terms when `distil`.
 
     Everything a user can get wrong fails before the folder is made.
     """
-    if not distil:
-        # So that the run's settings say what it did, and a distillation cannot be resumed as a training or back.
-        config = replace(config, teacher=None, distill=Distill())
-    else:
-        config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
+    config = settled(config, distil)
     with ExitStack() as stack:
         process = stack.enter_context(started(device, deterministic=config.train.deterministic))
         stop = stack.enter_context(stop_on_signals())
@@ -112,152 +95,127 @@ def run(
         if resume and run_folder.result.exists():
             if main:
                 print(f"{folder} has finished: scores {run_folder.result}")
-            return 0
-        train_reader = build_reader(config.data, config.data.train_split, training=True)
-        val_reader = build_reader(config.data, config.data.val_split, training=False)
-        remarks = [
-            f"{split}: {remark}"
-            for split, reader in (
-                (config.data.train_split, train_reader),
-                (config.data.val_split, val_reader),
-            )
-            for remark in check_reader(reader, config)
-        ]
-        task = build_task(config, train_reader)
-        if config.optim.warmup_steps >= config.train.steps:
-            remarks.append(
-                f"optim.warmup_steps {config.optim.warmup_steps} is no less than train.steps {config.train.steps}: "
-                "the learning rate never reaches optim.lr"
-            )
-        remarks += compare_readers(config.data, train_reader, val_reader)
-        best = best_metric(config, task)
-        torch.manual_seed(config.seed)  # initial weights; every step seeds itself
-        distiller, spec = build_distiller(config, task, distil=distil, device=process.device)
-        size = input_size(config, train_reader)
-        augment = build_augment(config.data, train_reader, spec)
-        # The same few images on every rank, so that all of them stop or none does.
-        few = replace(config, data=replace(config.data, batch_size=min(2, config.data.batch_size)))
-        alone = Process(rank=0, world_size=1, device=process.device)
-        batch = first_batch(few, train_reader, augment, alone)
-        remarks += dry_run(distiller, batch)
-        if config.distill.teacher_cache is not None:
-            distiller.cache = open_teacher_cache(config, distiller, train_reader, augment, batch)
-            remarks.append(str(distiller.cache))
-        check_extras(config)
-
-        step = build_step(config, distiller, process)
-        network = bare(distiller.student).model
-        metadata = provenance.weights_metadata(config, task, spec)
-        training = Training(
-            step, run_folder, process, metadata=metadata, identity=provenance.identity(config)
-        )
-        score = partial(_score, config, val_reader, task, spec, process, training.skipped)
+            return finished_before(run_folder)
+        run = assemble(config, process, distil=distil)
+        training = run.training(run_folder)
         # An evaluation that cannot work fails now, not after all steps.
-        score(training.result, limit=1)
+        run.score(training.result, training.skipped, limit=1)
         if config.data.cache is not None:
-            train_reader, val_reader = cached_readers(
-                config, train_reader, val_reader, process, stop
-            )
+            sets = cached_readers(config, run.train_set, run.val_set, process, stop)
+            run = run.with_sets(*sets)
             if stop:
                 if main:
                     print("stopped before the first step; the same command goes on")
-                return stop.exit_status
-            score = partial(_score, config, val_reader, task, spec, process, training.skipped)
-        threads, before = torch.get_num_threads(), run_folder.last_threads()
+                return Outcome(stop.exit_status, 0, None)
+        threads_before = run_folder.last_threads()
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
         resumed = resume and training.resume()
-
-        log = Log(
-            run_folder.metrics,
-            active=main,
-            total=config.train.steps,
-            start=training.done,
-            title=run_folder.path.name,
-            device=process.device,
-            tensorboard=run_folder.path / "tensorboard" if config.train.tensorboard else None,
-        )
+        log = open_log(run, training)
         stack.callback(log.close)
         if resume:
-            log.say(
-                f"resumed at step {training.done}"
-                if resumed
-                else "no checkpoint yet: starting from the beginning"
-            )
-            if resumed and process.device.type == "cpu" and before not in (None, threads):
-                # Another machine, or other processes on it, leave another number of cores.
-                log.say(
-                    f"{threads} threads for compute and {before} before: results agree up to rounding only; "
-                    f"OMP_NUM_THREADS={before} makes them exact"
-                )
-        for remark in remarks:
-            log.say(remark)
-        effective = config.data.batch_size * config.train.accumulate * process.world_size
-        log.say(
-            f"{len(train_reader)} training and {len(val_reader)} validation images; effective batch {effective} "
-            f"({config.data.batch_size} x {config.train.accumulate} accumulated x {process.world_size} processes); "
-            f"{count_parameters(network) / 1e6:.3f} M parameters; {process.device}; "
-            f"threads: {threads}"
-        )
-        make_loader = build_device_loader if config.data.cache == "device" else build_train_loader
-        # One record of skipped files, over all starts of the run.
-        loader = make_loader(
-            config, train_reader, augment, process, training.done, training.skipped
-        )
+            say_resumed(log, training, resumed=resumed, threads_before=threads_before)
+        introduce(log, run)
+        loader = run.train_loader(training.done, training.skipped)
         try:
-            if distiller.teacher is not None and training.done == 0:
-                batch = first_batch(config, train_reader, augment, process)
-                score_now = teacher_knows(distiller.teacher, task, batch)
-                log.say(
-                    f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {score_now:.3f}"
-                )
-            finished = fit(
-                training,
-                loader,
-                log,
-                stop,
-                steps=config.train.steps,
-                seed=config.seed,
-                lr_factor=partial(
-                    lr_factor,
-                    total=config.train.steps,
-                    schedule=config.optim.schedule,
-                    power=config.optim.power,
-                    warmup=config.optim.warmup_steps,
-                ),
-                evaluate=score,
-                best=best,
-                smaller_is_better=best in task.smaller_is_better,
-                accumulate=config.train.accumulate,
-                channels_last=config.train.channels_last,
-                log_every=config.train.log_every,
-                save_every=config.train.save_every,
-                evaluate_every=config.train.evaluate_every,
-            )
+            finished = take_steps(run, training, loader, log, stop)
         except DataError as error:
             error.one_rank = True  # each rank reads files of its own
             raise
-        skipped = merge_ranks(training.skipped)
-        if skipped:
-            log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
-        if main and finished:
-            extra = {"seconds": round(training.seconds, 1), "skipped": skipped}
-            _write_result(config, training, best, network, size, extra)
-            log.say(_closing_line(config, training, task))
-        elif main:
-            log.say(f"stopped at step {training.done}; go on with the same command and --resume")
-        return 0 if finished else stop.exit_status
+        conclude(log, run, training, finished=finished)
+        return Outcome(0 if finished else stop.exit_status, training.done, training.scores)
 
 
-def first_batch(config: Config, reader: Any, augment: Augment, process: Process) -> Batch:
-    data = replace(config.data, workers=0)
-    loader = build_train_loader(replace(config, data=data), reader, augment, process, 0)
-    batch = next(iter(loader)).to(process.device)
-    kind = kind_of_set(reader)
-    if hasattr(kind, "numbered"):
-        # A small set's image may come twice, cut differently: to a detector's score it is another image.
-        batch.targets = kind.numbered(batch.targets, process.rank * len(batch))
-    return batch
+def settled(config: Config, distil: bool) -> Config:
+    """The settings that the run folder keeps: they say what was done."""
+    if distil:
+        return replace(config, note=config.note or provenance.teacher_note(config.teacher))
+    # So a distillation cannot be resumed as a training or back.
+    return replace(config, teacher=None, distill=Distill())
+
+
+def finished_before(folder: RunFolder) -> Outcome:
+    """The outcome of a run that has nothing left to do."""
+    result = json.loads(folder.result.read_text(encoding="utf-8"))
+    return Outcome(0, result["step"], result["scores"])
+
+
+def open_log(run: Run, training: Training) -> Log:
+    folder, settings = training.folder, run.config.train
+    return Log(
+        folder.metrics,
+        active=run.process.rank == 0,
+        total=settings.steps,
+        start=training.done,
+        title=folder.path.name,
+        device=run.process.device,
+        tensorboard=folder.path / "tensorboard" if settings.tensorboard else None,
+    )
+
+
+def say_resumed(log: Log, training: Training, *, resumed: bool, threads_before: int | None) -> None:
+    """Where the run goes on, and whether its numbers will be exactly those of an uninterrupted one."""
+    if not resumed:
+        log.say("no checkpoint yet: starting from the beginning")
+        return
+    log.say(f"resumed at step {training.done}")
+    threads = torch.get_num_threads()
+    if training.process.device.type == "cpu" and threads_before not in (None, threads):
+        # Another machine, or other processes on it, leave another number of cores.
+        log.say(
+            f"{threads} threads for compute and {threads_before} before: results agree up to rounding only; "
+            f"OMP_NUM_THREADS={threads_before} makes them exact"
+        )
+
+
+def introduce(log: Log, run: Run) -> None:
+    """What will be trained, on what, and what looks odd about it."""
+    for remark in run.remarks:
+        log.say(remark)
+    data, accumulate, process = run.config.data, run.config.train.accumulate, run.process
+    effective = data.batch_size * accumulate * process.world_size
+    log.say(
+        f"{len(run.train_set)} training and {len(run.val_set or ())} validation images; effective batch {effective} "
+        f"({data.batch_size} x {accumulate} accumulated x {process.world_size} processes); "
+        f"{count_parameters(run.network) / 1e6:.3f} M parameters; {process.device}; "
+        f"threads: {torch.get_num_threads()}"
+    )
+
+
+def take_steps(
+    run: Run, training: Training, loader: Iterable[Batch], log: Log, stop: StopRequest
+) -> bool:
+    """All steps that are left; False where `stop` ended them before."""
+    config, task = run.config, run.task
+    if run.distiller.teacher is not None and training.done == 0:
+        known = teacher_knows(run.distiller.teacher, task, run.first_batch())
+        log.say(
+            f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
+        )
+    best = best_metric(config, task)
+    return fit(
+        training,
+        loader,
+        log,
+        stop,
+        steps=config.train.steps,
+        seed=config.seed,
+        lr_factor=partial(
+            lr_factor,
+            total=config.train.steps,
+            schedule=config.optim.schedule,
+            power=config.optim.power,
+            warmup=config.optim.warmup_steps,
+        ),
+        evaluate=partial(run.score, skipped=training.skipped),
+        best=best,
+        smaller_is_better=best in task.smaller_is_better,
+        accumulate=config.train.accumulate,
+        channels_last=config.train.channels_last,
+        log_every=config.train.log_every,
+        save_every=config.train.save_every,
+        evaluate_every=config.train.evaluate_every,
+    )
 
 
 @torch.no_grad()
@@ -273,57 +231,44 @@ def teacher_knows(teacher: Teacher, task: Task, batch: Batch) -> float:
     return float("nan") if value is None else value
 
 
-def _score(
-    config: Config,
-    reader: Any,
-    task: Any,
-    spec: Any,
-    process: Process,
-    skipped: dict[str, str],
-    network: nn.Module,
-    limit: int | None = None,
-) -> dict[str, Any]:
-    loader = build_eval_loader(config, reader, spec, process, limit=limit, skipped=skipped)
-    scores = evaluate(
-        Taps(network, {}, spec),
-        loader,
-        task,
-        device=process.device,
-        views=build_views(config.evaluate),
-        amp=AMP[config.train.amp],
-    )
-    return scores
+def conclude(log: Log, run: Run, training: Training, *, finished: bool) -> None:
+    """Write result.json where the run has finished, and say what came out or how to go on."""
+    skipped = merge_ranks(training.skipped)
+    if skipped:
+        log.say(f"skipped {len(skipped)} unreadable files: {', '.join(skipped)}")
+    if run.process.rank != 0:
+        return
+    if finished:
+        write_result(run, training, skipped)
+        log.say(closing_line(run, training))
+    else:
+        log.say(f"stopped at step {training.done}; go on with the same command and --resume")
 
 
-def _write_result(
-    config: Config,
-    training: Training,
-    best: str,
-    network: nn.Module,
-    size: tuple[int, int],
-    extra: dict[str, Any],
-) -> None:
+def write_result(run: Run, training: Training, skipped: dict[str, str]) -> None:
+    config = run.config
     result = {
         "step": training.done,
         "split": config.data.val_split,
         "scores": training.scores,
-        f"best_{best}": training.best,
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, config.model.in_channels, (size[0], size[1])),
-        "macs_size": list(size),
+        f"best_{best_metric(config, run.task)}": training.best,
+        "parameters": count_parameters(run.network),
+        "macs": count_macs(run.network, config.model.in_channels, run.size),
+        "macs_size": list(run.size),
         "seed": config.seed,
         "note": config.note,
-        **extra,
+        "seconds": round(training.seconds, 1),
+        "skipped": skipped,
         "config": to_tree(config),
     }
     write_text(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 
-def _closing_line(config: Config, training: Training, task: Task) -> str:
+def closing_line(run: Run, training: Training) -> str:
     assert training.scores is not None
-    folder = training.folder
+    config, folder = run.config, training.folder
     note = f" ({config.note})" if config.note else ""
-    score = task.summary(training.scores)[-1].strip()
+    score = run.task.summary(training.scores)[-1].strip()
     return (
         f"{config.data.val_split} {score}{note}; weights {folder.student}, scores {folder.result}"
     )

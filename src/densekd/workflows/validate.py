@@ -19,6 +19,7 @@ from densekd.build.task import best_metric, build_task, check_extras, task_class
 from densekd.config.names import DATASETS
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
+from densekd.distill.distiller import Distiller
 from densekd.engine.step import adapters_of, bare
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
@@ -45,41 +46,22 @@ def validate(config: Config) -> str:
     best_metric(config, task)
     check_extras(config)
 
-    model, teacher = config.model, config.teacher
-    untrained = replace(
-        config,
-        model=replace(model, weights=None, options=_without_backbone_weights(model.options)),
-        teacher=teacher
-        and replace(
-            teacher,
-            weights=None,
-            options=_without_backbone_weights(teacher.options),
-            allow_untrained=True,
-            fold_norms=False,  # parameters are counted as they are loaded
-        ),
-    )
-    distil = bool(teacher or config.distill.terms or config.distill.holistic)
+    distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     cpu = torch.device("cpu")
-    distiller, spec = build_distiller(untrained, task, distil=distil, device=cpu)
+    distiller, spec = build_distiller(_untrained(config), task, distil=distil, device=cpu)
     size = config.data.crop or SIZE
-    small = (min(size[0], SMALL), min(size[1], SMALL))
-    try:
-        dry_run(distiller, example_batch(task, model.in_channels, small, cpu))
-    except UserError:  # it may be the size: a crop of the recipe's own decides
-        if small == size:
-            raise
-        dry_run(distiller, example_batch(task, model.in_channels, size, cpu))
+    _try(config, distiller, size)
     build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
     build_optimizer(config.optim, student, adapters_of(distiller.student))
 
-    networks = [("model", model.name, student)]
-    if teacher is not None and distiller.teacher is not None:
-        networks.append(("teacher", teacher.name, distiller.teacher.network.model))
+    networks = [("model", config.model.name, student)]
+    if config.teacher is not None and distiller.teacher is not None:
+        networks.append(("teacher", config.teacher.name, distiller.teacher.network.model))
     lines = []
     classes_text = f" with {len(classes)} classes" if classes else ""
     for where, name, network in networks:
-        macs = count_macs(network, model.in_channels, size)
+        macs = count_macs(network, config.model.in_channels, size)
         lines.append(
             f"{where}: {name}, {count_parameters(network) / 1e6:.3f} M parameters, "
             f"{macs / 1e9:.3f} G MACs at {size[0]}x{size[1]}{classes_text}"
@@ -95,17 +77,46 @@ def validate(config: Config) -> str:
     return "\n".join([*lines, "valid"])
 
 
+def _untrained(config: Config) -> Config:
+    """The recipe with random networks: no file of weights is needed."""
+    model, teacher = config.model, config.teacher
+    return replace(
+        config,
+        model=replace(model, weights=None, options=_without_backbone_weights(model.options)),
+        teacher=teacher
+        and replace(
+            teacher,
+            weights=None,
+            options=_without_backbone_weights(teacher.options),
+            allow_untrained=True,
+            fold_norms=False,  # parameters are counted as they are loaded
+        ),
+    )
+
+
+def _try(config: Config, distiller: Distiller, size: tuple[int, int]) -> None:
+    """One made-up image through networks and terms, a small one if they can see it."""
+    channels, cpu = config.model.in_channels, torch.device("cpu")
+    small = (min(size[0], SMALL), min(size[1], SMALL))
+    try:
+        dry_run(distiller, example_batch(distiller.task, channels, small, cpu))
+    except UserError:  # it may be the size: a crop of the recipe's own decides
+        if small == size:
+            raise
+        dry_run(distiller, example_batch(distiller.task, channels, size, cpu))
+
+
 def _without_backbone_weights(options: dict[str, Any]) -> dict[str, Any]:
     return {key: None if key == "backbone_weights" else value for key, value in options.items()}
 
 
 def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
-    """Their names alone: what they do needs the files."""
-    ours = {"root", "split", "verify_files", "allow_unlabelled"}
-    possible = sorted(set(parameters(builder)) - ours)
+    """Check the names of the reader's options alone: what the options do needs the files."""
+    given = {"root", "split", "verify_files", "allow_unlabelled"}
+    possible = sorted(set(parameters(builder)) - given)
     for section in ("options", "train_options", "val_options"):
         for key in getattr(data, section):
-            if key in ours or not accepts(builder, key):
+            if key in given or not accepts(builder, key):
                 raise UserError(
                     f"data.{section}.{key}: unknown option; {did_you_mean(key, possible)}"
                 )

@@ -1,0 +1,103 @@
+"""The table of an ablation, as far as it has been run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from densekd.build.data import build_reader, input_size
+from densekd.build.task import build_task
+from densekd.config.schema import Config
+from densekd.engine.folder import RunFolder
+from densekd.ops.files import write_text
+from densekd.tasks import Column, Task
+from densekd.workflows.variants import Variant
+
+CONSTANT = "constant_guess.json"
+
+
+def task_and_size(config: Config) -> tuple[Task, tuple[int, int]]:
+    reader = build_reader(config.data, config.data.train_split, training=True)
+    return build_task(config, reader), input_size(config, reader)
+
+
+def write_table(
+    config: Config,
+    folder: Path,
+    variants: list[Variant],
+    seeds: int,
+    teacher: dict[str, Any] | None,
+) -> str:
+    """The Markdown table of what came out; also written to table.md and results.json."""
+    task, size = task_and_size(config)
+    rows: list[dict[str, Any]] = []
+
+    def add(title: str, scores: list[dict[str, Any]], **more: Any) -> None:
+        values = {column.key: [s[column.key] for s in scores] for column in task.columns}
+        rows.append({"title": title, "scores": values, **more})
+
+    if (folder / CONSTANT).exists():
+        guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
+        add("constant guess", [guess])
+    if teacher is not None:
+        name = config.teacher.name if config.teacher else ""
+        sizes = {k: teacher[k] for k in ("parameters", "macs")}
+        add(f"teacher ({name})", [teacher["scores"]], **sizes)
+    for variant in variants:
+        results = []
+        for seed in range(config.seed, config.seed + seeds):
+            path = RunFolder(folder / variant.key / f"seed{seed}").result
+            if path.exists():
+                results.append(json.loads(path.read_text(encoding="utf-8")))
+        if results:
+            sizes = {k: results[0][k] for k in ("parameters", "macs")}
+            seconds = [r["seconds"] for r in results]
+            add(variant.title, [r["scores"] for r in results], **sizes, seconds=seconds)
+    headings = [f"{c.heading} on {config.data.val_split}" for c in task.columns[:1]]
+    headings += [c.heading for c in task.columns[1:]]
+    lines = [
+        f"| network | {' | '.join(headings)} | parameters (M) | MACs (G, {size[0]}×{size[1]}) |",
+        f"| --- |{' ---: |' * (len(headings) + 2)}",
+    ]
+    for row in rows:
+        cells = [_mean_std(row["scores"][c.key], c) for c in task.columns]
+        cells += (
+            [f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.3f}"]
+            if "parameters" in row
+            else ["", ""]
+        )
+        lines.append(f"| {row['title']}{_count(row, seeds)} | {' | '.join(cells)} |")
+    run = {r["title"] for r in rows}
+    empty = " |" * (len(headings) + 2)
+    lines += [f"| {v.title} (not run yet) |{empty}" for v in variants if v.title not in run]
+    note = f" Note: {config.note}." if config.note else ""
+    lines += [
+        "",
+        f"Student {config.model.name}, {config.train.steps} steps of {config.data.batch_size} images, last weights, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}{' (mean ± std)' if seeds > 1 else ''}.{note}",
+    ]
+    text = "\n".join(lines) + "\n"
+    write_text(folder / "table.md", text)
+    write_text(folder / "results.json", json.dumps(rows, indent=2) + "\n")
+    return text
+
+
+def _count(row: dict[str, Any], seeds: int) -> str:
+    """Says how many seeds a row has, where it is not all of them (a stopped ablation)."""
+    if "seconds" not in row:  # the teacher is one network, the constant guess none
+        return ""
+    count = len(row["seconds"])
+    return "" if count == seeds else f" ({count} of {seeds} seeds so far)"
+
+
+def _mean_std(values: list[float | None], column: Column) -> str:
+    """A dash where a score does not exist (no object of any class in the split)."""
+    known = [column.factor * v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):.{column.decimals}f}"
+    if len(known) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(known):.{column.decimals}f}"

@@ -1,0 +1,64 @@
+"""A recipe as the commands and the functions of the package take it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from densekd.config.load import load_config, make_config, setting_names, to_tree
+from densekd.config.schema import Config
+from densekd.config.tree import apply_overrides
+from densekd.errors import UserError
+
+# What `densekd.train` and its kin take as a recipe: a shipped name, a YAML file, the nested settings themselves.
+Recipe = str | Path | Mapping[str, Any] | Config
+
+
+def read_recipe(recipe: Recipe, settings: Mapping[str, Any] | None = None) -> Config:
+    """A checked recipe with other settings.
+
+    Args:
+        recipe: name of a shipped recipe, path of a YAML file, a nested dict as YAML gives it, or a `Config`.
+        settings: dotted name -> value, as on the command line: ``{"data.root": "camvid", "train.steps": 100}``.
+    """
+    changes = dict(settings or {})
+    _check_names(changes)
+    if isinstance(recipe, (str, Path)):
+        return load_config(recipe, changes)
+    if not isinstance(recipe, (Mapping, Config)):
+        raise UserError(
+            f"the recipe is a {type(recipe).__name__}; expected the name of a shipped recipe, a YAML file, a dict or a "
+            "Config"
+        )
+    tree = to_tree(recipe) if isinstance(recipe, Config) else deepcopy(dict(recipe))
+    apply_overrides(tree, changes)
+    return make_config(tree, "the recipe")
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """``{"train": {"steps": 5}}`` would replace the whole section: nobody means that."""
+    sections = {name.partition(".")[0] for name in setting_names()}
+    for name, value in settings.items():
+        if name in sections and isinstance(value, Mapping) and value:
+            key = next(iter(value))
+            raise UserError(
+                f"settings: {name!r} is a whole section; give each setting by its dotted name, as in "
+                f"{{{f'{name}.{key}'!r}: {value[key]!r}}}"
+            )
+
+
+def run_folder(out: str | Path, name: str | None, recipe: Recipe, verb: str) -> Path:
+    """``OUT/NAME``; the default name is the recipe's, with what is done to it."""
+    if name is None:
+        if isinstance(recipe, (str, Path)):
+            stem = Path(recipe).stem
+        elif isinstance(recipe, Config):
+            stem = recipe.model.name
+        else:
+            stem = str(dict(recipe.get("model") or {}).get("name", "recipe"))
+        name = f"{stem}-{verb}"
+    if name in ("", ".", "..") or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"--name {name!r} must be a plain folder name")
+    return Path(out) / name

@@ -1,0 +1,42 @@
+"""Which settings a run may change when it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from densekd.config.load import dump_config
+from densekd.config.schema import Config
+from densekd.engine.folder import RunFolder
+
+# May differ between a run and its continuation: they change where files are and what is written, not what is learned.
+FREE_ON_RESUME = {
+    "data.root", "data.workers", "data.cache_gb", "data.on_bad_file", "train.log_every", "train.save_every",
+    "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
+    "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
+}  # fmt: skip
+
+
+def changed_settings(folder: RunFolder, config: Config) -> list[str]:
+    """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
+    if not folder.config.exists():
+        return []
+    old = flatten(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    new = flatten(yaml.safe_load(dump_config(config)))
+    # From the host's cache samples come as from their files; the device's are equal up to rounding only.
+    for settings in (old, new):
+        settings["data.cache"] = "device" if settings.get("data.cache") == "device" else None
+    keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
+    return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
