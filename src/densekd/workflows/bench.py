@@ -28,7 +28,6 @@ from densekd.config.load import to_tree
 from densekd.config.schema import Config, Distill
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
-from densekd.distill.student import Student
 from densekd.engine.folder import describe_environment
 from densekd.engine.launch import Process, available_cores, started
 from densekd.engine.optim import set_lr
@@ -167,15 +166,9 @@ def _made_up_batch(config: Config, task: Any, process: Process) -> Batch:
 
 
 def _alone(config: Config, step: Step) -> Step:
-    """The student's own step: its network without adapters, no teacher; optimizer and average shared."""
-    student = step.distiller.student
-    assert isinstance(student, Student)
-    if len(student.adapters):
-        student = student.taps
-        if config.train.compile:
-            student.compile()
+    """The student's own step: no teacher and no terms; optimizer and average shared."""
     return Step(
-        Distiller(student, step.distiller.task),
+        Distiller(step.distiller.student, step.distiller.task),
         step.optimizer,
         amp=config.train.amp,
         clip=config.optim.clip,

@@ -140,8 +140,9 @@ def run(
         batch = first_batch(few, train_reader, augment, alone)
         remarks += dry_run(distiller, batch)
         if config.distill.teacher_cache is not None:
-            distiller.cache = open_teacher_cache(config, distiller, train_reader, augment, batch)
-            remarks.append(str(distiller.cache))
+            stored = open_teacher_cache(config, distiller, train_reader, augment, batch)
+            distiller = distiller.with_source(stored)
+            remarks.append(str(stored))
         check_extras(config)
 
         step = build_step(config, distiller, process)

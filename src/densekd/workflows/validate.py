@@ -19,7 +19,7 @@ from densekd.build.task import best_metric, build_task, check_extras
 from densekd.config.names import DATASETS
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
-from densekd.engine.step import adapters_of, bare
+from densekd.engine.step import bare
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
 from densekd.profiling import count_macs, count_parameters
@@ -70,7 +70,7 @@ def validate(config: Config) -> str:
         dry_run(distiller, example_batch(task, model.in_channels, size, cpu))
     build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
-    build_optimizer(config.optim, student, adapters_of(distiller.student))
+    build_optimizer(config.optim, student, distiller.terms)
 
     networks = [("model", model.name, student)]
     if teacher is not None and distiller.teacher is not None:

@@ -1,4 +1,4 @@
-"""The pair-wise term: `function` is entered first; arguments, nodes, and two ways to compare the graphs, gram and rows."""
+"""The pair-wise term. `function` is entered first; `gram` and `rows` are two ways to compare the graphs."""
 
 from densekd.losses.pair_wise.function import PairWise, pair_wise
 from densekd.losses.pair_wise.nodes import pool_nodes

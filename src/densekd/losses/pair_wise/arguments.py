@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ CONVENTIONS = ("paper", "authors", "authors2019", "cirkd")
 POOLINGS = ("avg", "max")
 AFFINITIES = ("cosine", "sigmoid", "softmax")
 
-Range = int | float | Sequence[int] | None
+Range = int | float | tuple[int, int] | list[int] | None
 
 
 @dataclass(frozen=True)
