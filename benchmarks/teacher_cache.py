@@ -27,7 +27,9 @@ from densekd.build.distiller import build_distiller
 from densekd.build.task import build_task
 from densekd.config.load import load_config
 from densekd.distill.distiller import Distiller
-from densekd.distill.stored.store import TeacherCache, make_plan
+from densekd.distill.source import LiveTeacher
+from densekd.distill.stored.plan import make_plan
+from densekd.distill.stored.store import TeacherCache
 from densekd.engine.launch import Process, started
 from densekd.errors import UserError
 from densekd.types import Batch
@@ -47,21 +49,12 @@ def with_cache(
     assert full.teacher is not None
     some = [term for term in full.terms if term.name in terms]
     distiller = Distiller(full.student, full.task, teacher=full.teacher, terms=some, mask=full.mask)
-    plan = make_plan(
-        full.student, full.teacher, some, full.task, batch.images, mask=full.mask, **options
-    )
-    distiller.cache = TeacherCache(
-        full.teacher,
-        some,
-        full.task,
-        plan,
-        folder=folder,
-        identity={},
-        images=len(batch),
-        epochs=1,
-    )
-    distiller.cache.maps(batch, full.task.mask(batch, full.mask))
-    return distiller
+    live = distiller.source
+    assert isinstance(live, LiveTeacher)
+    plan = make_plan(full.student, live, batch.images, mask=full.mask, **options)
+    cache = TeacherCache(live, plan, folder=folder, identity={}, images=len(batch), epochs=1)
+    cache.maps(batch, full.task.mask(batch, full.mask))
+    return distiller.with_source(cache)
 
 
 def measure_case(
@@ -91,7 +84,7 @@ def measure_case(
             arm: partial(made, [batch], 0) for arm, made in steps.items()
         }
         mask = full.task.mask(batch, full.mask)
-        cache = stored.cache
+        cache = stored.source
         assert cache is not None
         arms["read"] = lambda: cache.maps(batch, mask)
         calls = {arm: partial(measure.timed, call, device, clock) for arm, call in arms.items()}
@@ -116,12 +109,10 @@ def measure_case(
 def measure_storages(full: Distiller, batch: Batch, folder: Path) -> dict[str, Any]:
     """Bytes an image; relative error of each term's value and of the gradient at the student's weights."""
     terms = [term.name for term in full.terms]
-    live = Distiller(
-        full.student, full.task, teacher=full.teacher, terms=full.terms, mask=full.mask
-    )
     values, gradients = {}, {}
     for term in terms:
-        live.terms = [t for t in full.terms if t.name == term]
+        some = [t for t in full.terms if t.name == term]
+        live = Distiller(full.student, full.task, teacher=full.teacher, terms=some, mask=full.mask)
         values[term], gradients[term] = _gradient(live, term, batch)
     found: dict[str, Any] = {}
     for name, options in STORAGES.items():
@@ -134,8 +125,8 @@ def measure_storages(full: Distiller, batch: Batch, folder: Path) -> dict[str, A
             found[name] = {"refused": str(error)}
             continue
         for term, distiller in zip(terms, stores, strict=True):
-            assert distiller.cache is not None
-            for kept in distiller.cache.plan.kept:
+            assert isinstance(distiller.source, TeacherCache)
+            for kept in distiller.source.plan.kept:
                 rows["maps"][kept.name] = kept.storage.nbytes
             value, gradient = _gradient(distiller, term, batch)
             rows["terms"][term] = {

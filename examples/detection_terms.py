@@ -7,10 +7,7 @@ import torch
 from torch import nn
 
 from densekd.data import Augment, SceneSet, TrainLoader
-from densekd.distill.distiller import Distiller
-from densekd.distill.student import Student
-from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term
+from densekd.distill import Distiller, Term
 from densekd.losses import FeatureMimic, PairWise, PixelWise
 from densekd.models import Taps, fcos_timm
 from densekd.tasks.detection import Detection
@@ -31,12 +28,10 @@ def main(steps: int = 3) -> list[dict[str, float]]:
         )
         return Taps(detector, {"levels": "fpn:*"})  # a list, one map a level
 
-    # 64 channels are compared with 128 through a 1x1 convolution, which learns with the student.
-    student = Student(network(64), {"mimic": ("levels", nn.Conv2d(64, 128, 1))})
     distiller = Distiller(
-        student,
+        network(64),
         Detection(streets.classes, streets.palette),
-        teacher=Teacher(network(128)),  # random here: it teaches noise
+        teacher=network(128),  # random here: it teaches noise
         terms=[
             # "prediction" is the task's map: class logits of every level.
             Term("pixel_wise", PixelWise(form="sigmoid"), weight=10),
@@ -45,16 +40,17 @@ def main(steps: int = 3) -> list[dict[str, float]]:
                 "mimic",
                 FeatureMimic(),
                 weight=0.01,
-                student="mimic",
+                student="levels",
                 teacher="levels",
-                confidence=True,
+                # 64 channels are compared with 128 through a 1x1 convolution, which learns with the student.
+                adapter=nn.Conv2d(64, 128, 1),
             ),
         ],
     )
-    optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)  # network and adapter
+    optimizer = torch.optim.Adam(distiller.student.parameters(), lr=2e-3)  # network and adapter
 
     history = []
-    student.train()
+    distiller.student.train()
     for step, batch in zip(range(steps), loader, strict=False):
         losses, _ = distiller.student_phase(batch.to(torch.device("cpu")), step)
         optimizer.zero_grad()

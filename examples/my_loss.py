@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class AttentionTransfer(nn.Module):
     """Squared distance of the two maps of activity (mean of |x|^power over channels), each of length 1.
 
-    Channel counts may differ, map sizes are equal: terms.py resizes the larger map before the call.
+    Channel counts may differ, map sizes are equal: the term resizes the larger map before the call.
     """
 
     def __init__(self, *, power: float = 2.0) -> None:

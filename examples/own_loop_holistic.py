@@ -5,32 +5,27 @@ python examples/own_loop_holistic.py
 
 import torch
 
-from densekd.data import Augment, SceneSet, TrainLoader
-from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
-from densekd.distill.distiller import Adversary, Distiller
-from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term
-from densekd.losses import PairWise, PixelWise
-from densekd.models import Taps, espnet, espnet_c
-from densekd.tasks import Segmentation
+from densekd import data, losses, models, tasks
+from densekd.distill import Adversary, Discriminator, Distiller, Term
 
 
 def main(steps: int = 3) -> tuple[Distiller, list[dict[str, float]]]:
     torch.manual_seed(0)
-    scenes = SceneSet("train", length=16, height=64, width=128)
-    loader = TrainLoader(scenes, batch_size=4, transform=Augment(crop=(64, 128)))
+    scenes = data.SceneSet("train", length=16, height=64, width=128)
+    loader = data.TrainLoader(scenes, batch_size=4, transform=data.Augment(crop=(64, 128)))
     k = scenes.num_classes
 
     discriminator = Discriminator(k, channels=16)
     distiller = Distiller(
-        Taps(espnet_c(k, p=1, q=1), {"b3": "b3"}),
-        Segmentation(scenes.classes, scenes.palette),
-        teacher=Teacher(Taps(espnet(k, p=2, q=3), {"b3": "b3"})),  # frozen, in eval mode for good
+        models.espnet_c(k, p=1, q=1),
+        tasks.Segmentation(scenes.classes, scenes.palette),
+        teacher=models.espnet(k, p=2, q=3),  # frozen, in eval mode for good
         terms=[
-            Term("pixel_wise", PixelWise(), weight=10),
-            Term("pair_wise", PairWise(granularity=2), weight=10, student="b3", teacher="b3"),
+            Term("pixel_wise", losses.PixelWise(), weight=10),
+            # Features are named by their module paths.
+            Term("pair_wise", losses.PairWise(), weight=10, student="b3", teacher="b3"),
         ],
-        adversary=Adversary(DiscriminatorLoss(discriminator), weight=0.1),
+        adversary=Adversary(discriminator, weight=0.1),
     )
     optimizer = torch.optim.Adam(distiller.student.parameters(), lr=2e-3)
     discriminator_optimizer = torch.optim.Adam(
@@ -42,9 +37,9 @@ def main(steps: int = 3) -> tuple[Distiller, list[dict[str, float]]]:
     for step, batch in zip(range(steps), loader, strict=False):
         batch = batch.to(torch.device("cpu"))
 
-        losses, maps = distiller.student_phase(batch, step)
+        terms, maps = distiller.student_phase(batch, step)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        sum(terms.values()).backward()
         optimizer.step()
 
         # The maps are detached: this phase trains the discriminator alone. One backward for both of its terms.
@@ -53,7 +48,7 @@ def main(steps: int = 3) -> tuple[Distiller, list[dict[str, float]]]:
         sum(scores.values()).backward()
         discriminator_optimizer.step()
 
-        history.append({name: value.item() for name, value in {**losses, **scores}.items()})
+        history.append({name: value.item() for name, value in {**terms, **scores}.items()})
         print(step, {name: round(value, 3) for name, value in history[-1].items()})
     return distiller, history
 

@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Distiller": "densekd.distill.distiller",
     "Taps": "densekd.models.taps",
-    "Term": "densekd.distill.terms",
+    "Term": "densekd.distill.term",
     "distill": "densekd.workflows.functions",
     "evaluate": "densekd.workflows.functions",
     "list_losses": "densekd.workflows.lists",
@@ -44,7 +44,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from densekd.distill.distiller import Distiller
-    from densekd.distill.terms import Term
+    from densekd.distill.term import Term
     from densekd.models.taps import Taps
     from densekd.workflows.functions import distill, evaluate, train
     from densekd.workflows.lists import list_losses, list_models

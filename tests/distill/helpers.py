@@ -7,7 +7,7 @@ import torch
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary, Distiller
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term
+from densekd.distill.term import Term
 from densekd.losses import PairWise, PixelWise
 from densekd.models.espnet import espnet, espnet_c
 from densekd.models.taps import Taps
@@ -34,14 +34,17 @@ def make_batch(n: int = 4, size: tuple[int, int] = (64, 96), seed: int = 0) -> B
     )
 
 
-def make_distiller(*, holistic: bool = True, seed: int = 0, **options) -> Distiller:
+def make_distiller(
+    *, holistic: bool = True, seed: int = 0, terms: list[Term] | None = None, **options
+) -> Distiller:
     torch.manual_seed(seed)
     student = Taps(espnet_c(CLASSES, p=1, q=1), {"b3": "b3"}, None)
     teacher = Teacher(Taps(espnet(CLASSES, p=1, q=1), {"b3": "b3"}, None))
-    terms = [
-        Term("pixel_wise", PixelWise(), 10.0),
-        Term("pair_wise", PairWise(), 10.0, "b3", "b3"),
-    ]
+    if terms is None:
+        terms = [
+            Term("pixel_wise", PixelWise(), 10.0),
+            Term("pair_wise", PairWise(), 10.0, "b3", "b3"),
+        ]
     adversary = (
         Adversary(DiscriminatorLoss(Discriminator(CLASSES, channels=8))) if holistic else None
     )

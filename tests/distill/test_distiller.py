@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from densekd.distill.distiller import Distiller
+from densekd.distill.maps import match_sizes
+from densekd.distill.source import maps_of
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import Term, compute_terms, match_sizes, teacher_maps
+from densekd.distill.term import Term
 from densekd.losses import PixelWise
 from densekd.models.espnet import espnet_c
 from densekd.models.taps import Taps
@@ -29,10 +31,14 @@ def test_a_step_names_every_term():
 
 
 def test_a_student_equal_to_its_teacher_has_zero_terms():
-    distiller = make_distiller(holistic=False)
     network = espnet_c(CLASSES, p=1, q=1).eval()
-    distiller.student = Taps(network, {"b3": "b3"}, None).eval()
-    distiller.teacher = Teacher(Taps(copy.deepcopy(network), {"b3": "b3"}, None))
+    distiller = Distiller(
+        network,
+        make_task(),
+        teacher=Teacher(Taps(copy.deepcopy(network), {"b3": "b3"}, None)),
+        terms=make_distiller(holistic=False).terms,
+    )
+    distiller.student.eval()
     losses, _ = distiller.student_phase(make_batch(2))
     assert losses["distill/pixel_wise"].item() == pytest.approx(0, abs=1e-5)
     assert losses["distill/pair_wise"].item() == pytest.approx(0, abs=1e-9)
@@ -126,8 +132,8 @@ def test_weights_multiply():
     task = make_task()
 
     def value(weight):
-        terms = [Term("a", PixelWise(), weight)]
-        return compute_terms(terms, one, teacher_maps(terms, two, task), None, task)["distill/a"]
+        term = Term("a", PixelWise(), weight)
+        return term(one, maps_of(two, [term], task), None, task)
 
     base, scaled = value(1.0), value(7.0)
     assert scaled.item() == pytest.approx(7 * base.item())

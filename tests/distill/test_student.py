@@ -1,10 +1,14 @@
-"""A student compared through adapters."""
+"""The student with what its terms train and remember."""
 
 import torch
 from torch import nn
 
 from densekd.distill.student import Student
+from densekd.distill.term import Term, named_parameters
+from densekd.losses import FeatureMimic
 from densekd.models.taps import Taps
+from densekd.types import DenseOutput
+from tests.distill.helpers import make_task
 
 
 def make_network():
@@ -12,29 +16,47 @@ def make_network():
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
 
 
-def test_an_adapted_feature_joins_the_others():
+def mimic(adapter, source="wide"):
+    return Term("mimic", FeatureMimic(), 1.0, source, source, adapter=adapter)
+
+
+def test_a_term_compares_the_adapted_feature():
     network = make_network()
     adapter = nn.Conv2d(4, 7, 1)
-    student = Student(Taps(network, {"wide": "0"}), {"mimic": ("wide", adapter)})
+    term = mimic(adapter)
+    student = Student(Taps(network, {"wide": "0"}), [term])
     output = student(torch.rand(2, 3, 5, 6))
     assert output.prediction.shape == (2, 2, 5, 6)
-    assert torch.equal(output.features["mimic"], adapter(output.features["wide"]))
+    (adapted,) = term.student_maps(output, make_task())
+    assert torch.equal(adapted, adapter(output.features["wide"]))
     assert student.model is network
 
 
 def test_one_adapter_serves_all_levels():
-    class Pyramid(nn.Module):
-        def forward(self, x):
-            return [x, x[..., ::2, ::2]]
-
-    network = nn.Sequential(Pyramid())
-    student = Student(Taps(network, {"fpn": "0:*"}), {"mimic": ("fpn", nn.Conv2d(3, 5, 1))})
-    maps = student(torch.rand(1, 3, 8, 8)).features["mimic"]
-    assert [tuple(m.shape) for m in maps] == [(1, 5, 8, 8), (1, 5, 4, 4)]
+    maps = [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4)]
+    output = DenseOutput(torch.zeros(1, 2, 8, 8), features={"fpn": maps})
+    adapted = mimic(nn.Conv2d(3, 5, 1), "fpn").student_maps(output, make_task())
+    assert [tuple(m.shape) for m in adapted] == [(1, 5, 8, 8), (1, 5, 4, 4)]
 
 
 def test_adapters_are_no_part_of_the_network():
     network = make_network()
     keys = set(network.state_dict())
-    Student(Taps(network, {"wide": "0"}), {"mimic": ("wide", nn.Conv2d(4, 7, 1))})
+    student = Student(Taps(network, {"wide": "0"}), [mimic(nn.Conv2d(4, 7, 1))])
     assert set(network.state_dict()) == keys
+    assert len(list(student.parameters())) == len(list(network.parameters())) + 2
+
+
+def test_what_terms_train_has_names_and_stands_once():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, student, teacher, mask=None):
+            return (self.scale * student - teacher).square().mean()
+
+    loss = Learned()
+    terms = [mimic(nn.Conv2d(4, 7, 1)), Term("a", loss), Term("b", loss)]
+    names = [name for name, _ in named_parameters(terms)]
+    assert names == ["adapters.mimic.weight", "adapters.mimic.bias", "terms.a.scale"]

@@ -102,9 +102,8 @@ def decoder_runs(distiller) -> list:
 
 def test_no_prediction_where_none_is_compared():
     """Only features: the teacher stops behind the last of them, and the losses are the same."""
-    distiller = make_distiller(holistic=False)
-    pair_wise = distiller.terms[1]
-    distiller.terms = [pair_wise]
+    pair_wise = make_distiller(holistic=False).terms[1]
+    distiller = make_distiller(holistic=False, terms=[pair_wise])
     runs = decoder_runs(distiller)
     batch = make_batch()
     first, _ = distiller.student_phase(batch)
@@ -119,8 +118,8 @@ def test_no_prediction_where_none_is_compared():
 
 @pytest.mark.parametrize("holistic", [True, False])
 def test_the_prediction_is_there_where_it_is_compared(holistic):
-    distiller = make_distiller(holistic=holistic)
-    distiller.terms = distiller.terms[1:] if holistic else distiller.terms[:1]
+    terms = make_distiller().terms
+    distiller = make_distiller(holistic=holistic, terms=terms[1:] if holistic else terms[:1])
     runs = decoder_runs(distiller)
     for _ in range(2):
         distiller.student_phase(make_batch())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from densekd.distill.terms import Term, compute_terms, teacher_maps
+from densekd.distill.source import maps_of
+from densekd.distill.term import Term
 from densekd.losses import PixelWise
 from densekd.ops.resize import resize_labels, resize_map
 from densekd.types import DenseOutput
@@ -22,10 +23,11 @@ def output(maps, name="fpn"):
     return DenseOutput(torch.zeros(2, 5, 8, 12), features={name: maps})
 
 
-def terms_of(terms, mine, theirs, mask=None):
-    """`compute_terms` against a live teacher's output."""
+def terms_of(terms, student, teacher, mask=None):
+    """Each term's value by name, against a live teacher's output."""
     task = make_task()
-    return compute_terms(terms, mine, teacher_maps(terms, theirs, task), mask, task)
+    maps = maps_of(teacher, terms, task)
+    return {f"distill/{term.name}": term(student, maps, mask, task) for term in terms}
 
 
 class Weighted(nn.Module):
@@ -43,21 +45,21 @@ class Weighted(nn.Module):
 
 
 def test_levels_are_averaged():
-    mine, theirs = pyramid(seed=0), pyramid(seed=1)
+    student, teacher = pyramid(seed=0), pyramid(seed=1)
     term = Term("kl", PixelWise(), 2.0, "fpn", "fpn")
-    value = terms_of([term], output(mine), output(theirs))["distill/kl"]
-    each = [PixelWise()(s, t) for s, t in zip(mine, theirs, strict=True)]
+    value = terms_of([term], output(student), output(teacher))["distill/kl"]
+    each = [PixelWise()(s, t) for s, t in zip(student, teacher, strict=True)]
     assert value.item() == pytest.approx(2.0 * sum(each).item() / 3)
 
 
 @pytest.mark.parametrize("changed", range(len(SIZES)))
 def test_every_level_counts(changed):
-    mine, theirs = pyramid(), pyramid()
+    student, teacher = pyramid(), pyramid()
     term = Term("kl", PixelWise(), 1.0, "fpn", "fpn")
-    same = terms_of([term], output(mine), output(theirs))["distill/kl"]
+    same = terms_of([term], output(student), output(teacher))["distill/kl"]
     assert same.item() == pytest.approx(0, abs=1e-6)
-    mine[changed] = mine[changed].flip(1)
-    assert terms_of([term], output(mine), output(theirs))["distill/kl"] > 0.01
+    student[changed] = student[changed].flip(1)
+    assert terms_of([term], output(student), output(teacher))["distill/kl"] > 0.01
 
 
 def test_a_different_number_of_levels_is_named():
@@ -68,27 +70,27 @@ def test_a_different_number_of_levels_is_named():
 
 def test_mask_and_confidence_come_at_each_levels_size():
     loss = Weighted()
-    term = Term("w", loss, 1.0, "fpn", "fpn", confidence=True)
-    theirs = output(pyramid())
-    theirs.prediction = torch.randn(2, 5, 8, 12)
+    term = Term("w", loss, 1.0, "fpn", "fpn")
+    teacher = output(pyramid())
+    teacher.prediction = torch.randn(2, 5, 8, 12)
     mask = torch.ones(2, 32, 48, dtype=torch.bool)
-    terms_of([term], output(pyramid()), theirs, mask)
+    terms_of([term], output(pyramid()), teacher, mask)
     assert [tuple(shape[-2:]) for shape, _, _ in loss.seen] == list(SIZES)
     assert [tuple(shape[-2:]) for _, shape, _ in loss.seen] == list(SIZES)
     assert [tuple(w.shape) for _, _, w in loss.seen] == [(2, 1, *size) for size in SIZES]
-    top = theirs.prediction.softmax(1).amax(1, keepdim=True)
+    top = teacher.prediction.softmax(1).amax(1, keepdim=True)
     assert torch.allclose(loss.seen[0][2], top)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_loss_may_say_at_which_size_it_compares(reverse):
     """Both maps come to it as they are, the mask at that size."""
-    mine, theirs = pyramid(seed=0)[1], pyramid(seed=1)[0]
+    student, teacher = pyramid(seed=0)[1], pyramid(seed=1)[0]
     if reverse:
-        mine, theirs = theirs, mine
+        student, teacher = teacher, student
     mask = torch.rand(2, 32, 48, generator=torch.Generator().manual_seed(0)) > 0.3
     term = Term("kl", PixelWise(size=[16, 24]), 1.0, "fpn", "fpn")
-    value = terms_of([term], output([mine]), output([theirs]), mask)["distill/kl"]
-    s, t = (resize_map(x, (16, 24)) for x in (mine, theirs))
+    value = terms_of([term], output([student]), output([teacher]), mask)["distill/kl"]
+    s, t = (resize_map(x, (16, 24)) for x in (student, teacher))
     expected = PixelWise()(s, t, mask=resize_labels(mask, (16, 24)))
     torch.testing.assert_close(value, expected)

@@ -10,7 +10,7 @@ import pytest
     "name",
     [
         "pixel_wise",
-        "pair_wise",
+        "pair_wise.function",
         "conventions",
         "depth_cross_entropy",
         "feature_mimic",

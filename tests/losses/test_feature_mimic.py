@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from densekd.losses.feature_mimic import FeatureMimic, feature_mimic
+from densekd.losses.wants import Wants
 
 
 def features(values) -> torch.Tensor:
@@ -79,8 +80,7 @@ def test_half_precision_does_not_overflow():
 
 
 def test_module_asks_for_what_it_needs():
-    assert FeatureMimic.adapter
-    assert FeatureMimic.confidence
+    assert FeatureMimic.wants == Wants(adapter=True, confidence=True)
     weight = torch.tensor([[[[0.75, 0.25]]]])
     assert FeatureMimic()(STUDENT, TEACHER, mask=None, weight=weight) == pytest.approx(2.375)
     assert not list(FeatureMimic().parameters())

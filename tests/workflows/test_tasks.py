@@ -84,7 +84,7 @@ def test_every_term_then_stopped_and_resumed_bit_for_bit(trees, kind, tmp_path, 
     assert all(rows[0][term] > 0 for term in terms - {"distill/holistic"})
     result = json.loads(whole.result.read_text())
     assert result["scores"][MAIN[kind]] == rows[-1][f"val/{MAIN[kind]}"]
-    assert not any(key.startswith("adapters") for key in read_weights(whole.student))
+    assert not any(key.startswith(("adapters", "terms")) for key in read_weights(whole.student))
 
     # Stop after 2 of 4 steps as a kill would: between a save and the next step.
     original = Training.save
@@ -99,12 +99,15 @@ def test_every_term_then_stopped_and_resumed_bit_for_bit(trees, kind, tmp_path, 
         go(tree, tmp_path / "parts")
     monkeypatch.undo()
     parts = RunFolder(tmp_path / "parts")
-    assert load_checkpoint(parts.last)["adapters"], "the mimic's adapter is part of the run"
+    saved = load_checkpoint(parts.last)["terms"]["feature_mimic"]
+    assert "adapter.weight" in saved, "the mimic's adapter is part of the run"
     assert go(tree, tmp_path / "parts", resume=True) == 0
     assert whole.student.read_bytes() == parts.student.read_bytes()
     a, b = load_checkpoint(whole.last), load_checkpoint(parts.last)
-    for part in ("adapters", "discriminator"):
-        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items()), part
+    parts_of = [*((name, "terms") for name in a["terms"]), ("discriminator", None)]
+    for name, group in parts_of:
+        one, two = ((x if group is None else x[group])[name] for x in (a, b))
+        assert all(torch.equal(v, two[k]) for k, v in one.items()), name
 
 
 @pytest.mark.parametrize("kind", ["detection", "depth"])
@@ -217,7 +220,7 @@ def test_a_student_equal_to_its_teacher_has_zero_terms(trees, kind):
     task = build_task(config, reader)
     cpu = torch.device("cpu")
     distiller, _ = build_distiller(config, task, distil=True, device=cpu)
-    assert not distiller.student.adapters, "equal widths need no adapter"
+    assert all(t.adapter is None for t in distiller.terms), "equal widths need no adapter"
     distiller.teacher.network.model.load_state_dict(distiller.student.model.state_dict())
     distiller.student.eval()
     build_size = (48, 80)  # no multiple of the stride

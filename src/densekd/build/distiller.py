@@ -6,7 +6,7 @@ import torch
 
 from densekd.build.networks import build_network
 from densekd.build.teachers import build_teacher, freeze
-from densekd.build.terms import build_adapters, build_adversary, build_terms
+from densekd.build.terms import add_adapters, build_adversary, build_terms
 from densekd.config import schema
 from densekd.config.names import LOSSES
 from densekd.distill.distiller import Distiller
@@ -36,15 +36,16 @@ def build_distiller(
             f"{config.model.in_channels}; both see the same images"
         )
     other, other_spec = build_teacher(config.teacher, task, device)
-    terms, mine, theirs = build_terms(config.distill, task, network, other)
+    terms, student_taps, teacher_taps = build_terms(config.distill, task, network, other)
     adversary = None
     if config.distill.holistic is not None:
         adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
     # Tap, then move, then compile: hooks must be there before the first compiled call.
-    student, teacher = Taps(network, mine, spec).to(device), Taps(other, theirs, other_spec)
-    adapters = build_adapters(terms, task, student, teacher, config.model.in_channels)
+    student = Taps(network, student_taps, spec).to(device)
+    teacher = Taps(other, teacher_taps, other_spec)
+    add_adapters(terms, task, student, teacher, config.model.in_channels)
     distiller = Distiller(
-        _placed(config, Student(student, adapters), device),
+        _placed(config, Student(student, terms), device),
         task,
         teacher=freeze(config, teacher),
         terms=terms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from densekd.distill.distiller import Distiller
@@ -33,11 +35,13 @@ def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
         Remarks on what is legal but unlikely to be meant.
     """
     student, task = distiller.student.eval(), distiller.task
+    trial = copy.copy(distiller)
+    trial.terms = copy.deepcopy(distiller.terms)  # what a term remembers begins with the first step
     try:
         task.check_output(student(batch.images), "student")
-        if distiller.teacher is not None:
-            task.check_output(distiller.teacher(batch.images), "teacher")
-        losses, _ = distiller.student_phase(batch, step=2**31)
+        for teacher in distiller.teachers.values():
+            task.check_output(teacher(batch.images), "teacher")
+        losses, _ = trial.student_phase(batch, step=2**31)
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

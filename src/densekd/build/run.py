@@ -166,8 +166,9 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
     batch = first_batch(few, task, sets.train, augment, alone, sets.made_up)
     remarks += dry_run(distiller, batch)
     if config.distill.teacher_cache is not None:
-        distiller.cache = open_teacher_cache(config, distiller, sets.train, augment, batch)
-        remarks.append(str(distiller.cache))
+        stored = open_teacher_cache(config, distiller, sets.train, augment, batch)
+        distiller = distiller.with_source(stored)
+        remarks.append(str(stored))
     if sets.val is not None:
         check_extras(config)
     return Run(

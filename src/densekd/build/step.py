@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekd.config import schema
 from densekd.distill.distiller import Distiller
+from densekd.distill.term import Term, named_parameters
 from densekd.engine.launch import Process
 from densekd.engine.optim import make_optimizer, parameter_groups
-from densekd.engine.step import Step, adapters_of, bare
+from densekd.engine.step import Step, bare
 from densekd.rewrite import synchronise, to_inplace
 
 
 def build_optimizer(
-    optim: schema.Optim, network: nn.Module, adapters: nn.Module | None = None
+    optim: schema.Optim, network: nn.Module, terms: Sequence[Term] = ()
 ) -> torch.optim.Optimizer:
-    """Over the network's parameters under their own names, and the adapters' under ``adapters.``."""
-    named = list(network.named_parameters())
-    if adapters is not None:
-        named += [(f"adapters.{name}", p) for name, p in adapters.named_parameters()]
+    """Over the network's parameters under their own names, and the terms' as `named_parameters` calls them."""
+    named = [*network.named_parameters(), *named_parameters(terms)]
     groups = parameter_groups(
         named,
         lr=optim.lr,
@@ -54,7 +55,7 @@ def build_step(config: schema.Config, distiller: Distiller, process: Process) ->
     # Optimizers hold the bare parameters, so build them before DDP renames anything.
     tapped = bare(distiller.student)
     network = tapped.model
-    optimizer = build_optimizer(config.optim, network, adapters_of(tapped))
+    optimizer = build_optimizer(config.optim, network, distiller.terms)
     discriminator_optimizer = build_discriminator_optimizer(config.distill.holistic, distiller)
     ema = (
         None

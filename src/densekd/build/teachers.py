@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densekd.build import provenance
 from densekd.build.data import build_train_loader
@@ -18,7 +18,10 @@ from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
-from densekd.distill.stored.store import TeacherCache, make_plan
+from densekd.distill.maps import TeacherMaps
+from densekd.distill.source import LiveTeacher
+from densekd.distill.stored.plan import make_plan
+from densekd.distill.stored.store import TeacherCache
 from densekd.distill.teacher import Teacher
 from densekd.engine.launch import Process
 from densekd.engine.step import AMP
@@ -28,6 +31,8 @@ from densekd.ops.files import cache_folder
 from densekd.rewrite.fold import fold_norms
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
+
+CACHE = "distill.teacher_cache"
 
 
 def build_teacher(
@@ -76,7 +81,7 @@ def freeze(config: schema.Config, network: Taps) -> Teacher:
 
 def open_teacher_cache(
     config: schema.Config, distiller: Distiller, reader: Any, augment: Augment, batch: Batch
-) -> TeacherCache:
+) -> StoredTeacher:
     """The store that stands in for the teacher. A few records that are there already are compared with the live one.
 
     Args:
@@ -87,36 +92,65 @@ def open_teacher_cache(
     assert epochs is not None  # checked with the settings
     assert distiller.teacher is not None
     adversary = distiller.adversary
-    plan = make_plan(
-        distiller.student,
-        distiller.teacher,
-        distiller.terms,
-        distiller.task,
-        batch.images,
-        holistic=None if adversary is None else adversary.discriminator,
-        mask=distiller.mask,
-        storage=settings.storage,
-        top_k=settings.top_k,
-    )
-    cache = TeacherCache(
-        distiller.teacher,
-        distiller.terms,
-        distiller.task,
-        plan,
-        folder=Path(settings.folder).expanduser() if settings.folder else cache_folder("teacher"),
-        identity=provenance.teacher_cache_identity(
-            config, distiller.task, distiller.teacher, reader, augment
-        ),
-        images=len(reader),
-        epochs=epochs,
-        disk_gb=settings.disk_gb,
-    )
+    assert isinstance(distiller.source, LiveTeacher)
+    with naming(CACHE):
+        plan = make_plan(
+            distiller.student,
+            distiller.source,
+            batch.images,
+            activation="none" if adversary is None else adversary.discriminator.activation,
+            mask=distiller.mask,
+            storage=settings.storage,
+            top_k=settings.top_k,
+        )
+    with naming(CACHE, "epochs are data.augment_epochs"):
+        cache = TeacherCache(
+            distiller.source,
+            plan,
+            folder=Path(settings.folder).expanduser()
+            if settings.folder
+            else cache_folder("teacher"),
+            identity=provenance.teacher_cache_identity(
+                config, distiller.task, distiller.teacher, reader, augment
+            ),
+            images=len(reader),
+            epochs=epochs,
+            disk_gb=settings.disk_gb,
+        )
     dtype = AMP[config.train.amp]
-    with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+    with (
+        naming(CACHE),
+        torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None),
+    ):
         for sample in _samples(config, reader, augment, batch.images.device, epochs):
             mask = distiller.task.mask(sample, distiller.mask)
             cache.check(sample, mask, same_images=config.data.cache != "device")
-    return cache
+    return StoredTeacher(cache)
+
+
+class StoredTeacher:
+    """A recipe's store of the teacher's maps: its errors name the setting."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self.cache = cache
+
+    def maps(self, batch: Batch, mask: Tensor | None) -> TeacherMaps:
+        with naming(CACHE):
+            return self.cache.maps(batch, mask)
+
+    def __str__(self) -> str:
+        return str(self.cache)
+
+
+@contextmanager
+def naming(setting: str, hint: str = "") -> Iterator[None]:
+    """Put a setting's name before the message of a UserError from within, which names an argument of it."""
+    try:
+        yield
+    except UserError as error:
+        named = type(error)(f"{setting}: {error}" + (f" ({hint})" if hint else ""))
+        named.one_rank = error.one_rank
+        raise named from error
 
 
 def _samples(

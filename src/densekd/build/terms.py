@@ -10,7 +10,8 @@ from densekd.config import schema
 from densekd.config.names import LOSSES
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary
-from densekd.distill.terms import PREDICTION, Term, select
+from densekd.distill.maps import PREDICTION, is_prediction, select
+from densekd.distill.term import Term
 from densekd.errors import UserError
 from densekd.models.taps import Taps, evaluating
 from densekd.tasks import Task
@@ -30,11 +31,6 @@ def build_terms(
         loss_name = term.loss or name
         options = {**task.term_options.get(loss_name, {}), **term.options}
         loss = call(resolve(loss_name, table, where), options, where)
-        if any(True for _ in getattr(loss, "parameters", tuple)()):
-            raise UserError(
-                f"{where}: {loss_name!r} has parameters of its own, which nothing would train or save; a term is a "
-                "function of two tensors (with the class attribute `adapter = True` the student's is widened before it)"
-            )
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
         sources = []
         for side, network, given, wanted in (
@@ -44,11 +40,13 @@ def build_terms(
             source = given or (
                 PREDICTION if default == PREDICTION else feature_tap(network, f"{where}.{side}")
             )
-            if source != PREDICTION and source not in task.map_names:
+            if not is_prediction(source, task):
                 wanted[source] = source
             sources.append(source)
-        confidence = bool(getattr(loss, "confidence", False))
-        terms.append(Term(name, loss, term.weight, *sources, confidence=confidence))
+        try:
+            terms.append(Term(name, loss, term.weight, *sources))
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
     return terms, *taps
 
 
@@ -61,33 +59,32 @@ def feature_tap(network: nn.Module, where: str) -> str:
     return tap
 
 
-def build_adapters(
+def add_adapters(
     terms: list[Term], task: Task, student: Taps, teacher: Taps, channels: int
-) -> dict[str, tuple[str, nn.Module]]:
-    """A 1x1 convolution for every term that needs equal widths and has not; such terms then compare its result."""
-    wanting = [term for term in terms if getattr(term.loss, "adapter", False)]
+) -> None:
+    """Give a 1x1 convolution to every term that wants equal widths and has not got them."""
+    wanting = [term for term in terms if term.wants.adapter]
     if not wanting:
-        return {}
+        return
     device = next(student.parameters()).device
     images = torch.rand(1, channels, WIDTHS_SIDE, WIDTHS_SIDE, device=device)
     try:
         with evaluating(student), evaluating(teacher), torch.no_grad():
-            mine, theirs = student(images), teacher(images)
+            student_output, teacher_output = student(images), teacher(images)
     except (ValueError, TypeError, RuntimeError) as error:
         names = ", ".join(f"distill.{term.name}" for term in wanting)
         raise UserError(
             f"{names}: student and teacher cannot see a {WIDTHS_SIDE}x{WIDTHS_SIDE} image, which shows how wide their "
             f"features are: {error}"
         ) from error
-    adapters: dict[str, tuple[str, nn.Module]] = {}
     for term in wanting:
-        if term.student not in mine.features:
+        if term.student not in student_output.features:
             raise UserError(
                 f"distill.{term.name}: its adapter widens a feature, and {term.student} is none; name a module path as "
                 "its student"
             )
-        narrow = {x.shape[1] for x in select(mine, term.student, task)}
-        wide = {x.shape[1] for x in select(theirs, term.teacher, task)}
+        narrow = {x.shape[1] for x in select(student_output, term.student, task)}
+        wide = {x.shape[1] for x in select(teacher_output, term.teacher, task)}
         if narrow == wide and len(narrow) == 1:
             continue
         if len(narrow) > 1 or len(wide) > 1:
@@ -95,10 +92,7 @@ def build_adapters(
                 f"distill.{term.name}: one adapter serves all levels of a tapped feature; {term.student} has "
                 f"{sorted(narrow)} channels and {term.teacher} {sorted(wide)}: compare levels of one width"
             )
-        name = f"{term.name}_adapted"  # no module's path, and none of the task's maps
-        adapters[name] = (term.student, nn.Conv2d(narrow.pop(), wide.pop(), 1))
-        term.student = name
-    return adapters
+        term.adapter = nn.Conv2d(narrow.pop(), wide.pop(), 1)
 
 
 def build_adversary(

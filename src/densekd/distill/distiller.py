@@ -5,17 +5,21 @@ Works in any training loop: it neither steps an optimizer nor logs. See docs/own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
-from densekd.distill.stored.store import TeacherCache
+from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes
+from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
+from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
-from densekd.distill.terms import TeacherMaps, Term, ask_teacher, compute_terms, match_sizes
+from densekd.distill.term import Term
 from densekd.losses import holistic
+from densekd.models.taps import Taps
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput
@@ -26,8 +30,9 @@ class Adversary:
     """The holistic term's settings and its discriminator.
 
     Attributes:
-        network: `DiscriminatorLoss`, or DDP around it (one forward returns adversarial term and penalty: a penalty
-            with a backward pass of its own is silently wrong under DDP).
+        network: a `Discriminator`, which is kept as a `DiscriminatorLoss`; or that, or DDP around it. (One forward
+            returns adversarial term and penalty: a penalty with a backward pass of its own is silently wrong under
+            DDP.)
         weight: of the student's holistic term.
         mode: ``"wgan-gp"`` or ``"hinge"``.
         penalty: weight of the gradient penalty.
@@ -39,6 +44,10 @@ class Adversary:
     mode: str = "wgan-gp"
     penalty: float = 10.0
     start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, Discriminator):
+            self.network = DiscriminatorLoss(self.network)
 
     @property
     def discriminator(self) -> Discriminator:
@@ -62,15 +71,24 @@ class Distiller:
     """Holds who takes part; each call is one phase on one batch.
 
     Args:
-        student: a tapped network or DDP around it; returns `DenseOutput`.
+        student: a network, bare or tapped; what the terms compare is tapped where it is bare. A `Student`, or DDP
+            around one, that holds these terms is taken as it is.
         task: supervised terms and masks.
-        teacher: None trains the student alone.
-        terms: distillation terms.
+        teacher: a network, bare, tapped or as a `Teacher`; it is frozen, and in eval mode for good. A list of networks
+            teaches by the mean of their predictions; a dict of them by that too, where a term does not name one of them
+            (`Term.teacher_name`). Or any `TeacherSource`. None trains the student alone.
+        terms: distillation terms, each under a name of its own.
         adversary: the holistic term, or None.
-        mask: ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
+        mask: which pixels are compared, ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
 
     Attributes:
-        cache: a store of what the teacher says of each sample; None asks the teacher each time.
+        student: `Student`, the network with what its terms train, or DDP around it: give the optimizer its parameters,
+            save ``student.model``.
+        source: where the teacher's maps come from.
+        teachers: name -> frozen network; the name of a single one is empty.
+
+    Raises:
+        ValueError: terms without a teacher, two terms of one name, or a term whose teacher is not among those given.
     """
 
     def __init__(
@@ -78,43 +96,90 @@ class Distiller:
         student: nn.Module,
         task: Task,
         *,
-        teacher: Teacher | None = None,
+        teacher: nn.Module
+        | Sequence[nn.Module]
+        | Mapping[str, nn.Module]
+        | TeacherSource
+        | None = None,
         terms: Sequence[Term] = (),
         adversary: Adversary | None = None,
         mask: str = "label",
     ) -> None:
         if teacher is None and (terms or adversary is not None):
             raise ValueError("distillation terms need a teacher; give one or leave the terms out")
-        self.student = student
+        names = [term.name for term in terms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"several terms are called {', '.join(twice)}; give each a name of its own"
+            )
+        self.student = _student(student, terms, task)
         self.task = task
-        self.teacher = teacher
         self.terms = list(terms)
         self.adversary = adversary
         self.mask = mask
-        self.cache: TeacherCache | None = None
+        self.teachers: dict[str, Teacher] = {}
+        self.source: TeacherSource | None = None
+        if isinstance(teacher, nn.Module):
+            self.teachers = {"": _teacher(teacher, terms, task, None)}
+            named = [term.name for term in terms if term.teacher_name is not None]
+            if named:
+                raise ValueError(
+                    f"{', '.join(named)}: teacher_name is for several teachers, given as a dict; there is one"
+                )
+            self.source = LiveTeacher(
+                self.teachers[""], terms, task, holistic=adversary is not None
+            )
+        elif isinstance(teacher, (Mapping, Sequence)):
+            given = dict(teacher) if isinstance(teacher, Mapping) else _numbered(teacher)
+            self.teachers = {
+                name: _teacher(network, terms, task, name) for name, network in given.items()
+            }
+            self.source = SeveralTeachers(
+                self.teachers, terms, task, holistic=adversary is not None
+            )
+        else:
+            self.source = teacher
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The only live teacher; None without one and with several."""
+        return next(iter(self.teachers.values())) if len(self.teachers) == 1 else None
+
+    def with_source(self, source: TeacherSource) -> Distiller:
+        """The same student, terms and discriminator, with the teacher's maps from another source (a store of them)."""
+        other = copy.copy(self)
+        other.source = source
+        return other
 
     def student_phase(
         self, batch: Batch, step: int = 0
     ) -> tuple[dict[str, Tensor], HolisticMaps | None]:
         """Teacher, then student, then every weighted term.
 
+        Args:
+            step: optimizer steps done, for schedules of weights and `Adversary.start_step`.
+
         Returns:
             named scalars whose sum is the student's loss, and the maps for `discriminator_phase` (None without one).
         """
-        theirs: TeacherMaps | None = None
+        teacher_maps: TeacherMaps | None = None
         mask: Tensor | None = None
-        if self.teacher is not None and (self.terms or self.adversary is not None):
+        if self.source is not None and (self.terms or self.adversary is not None):
             mask = self.task.mask(batch, self.mask)
-            theirs = self.teacher_phase(batch, mask)
-        mine: DenseOutput = self.student(batch.images)
-        losses = self.task.loss(mine, batch)
-        if theirs is None:
+            teacher_maps = self.source.maps(batch, mask)
+        output: DenseOutput = self.student(batch.images)
+        losses = self.task.loss(output, batch)
+        if teacher_maps is None:
             return losses, None
-        losses.update(compute_terms(self.terms, mine, theirs, mask, self.task))
+        for term in self.terms:
+            losses[f"distill/{term.name}"] = term(
+                output, teacher_maps, mask, self.task, targets=batch.targets, step=step
+            )
         if self.adversary is None:
             return losses, None
-        assert theirs.holistic is not None
-        student, teacher = match_sizes(self.task.holistic_map(mine), theirs.holistic)
+        assert teacher_maps.holistic is not None
+        student, teacher = match_sizes(self.task.holistic_map(output), teacher_maps.holistic)
         small = (
             None if mask is None else resize_labels(mask, (student.shape[-2], student.shape[-1]))
         )
@@ -124,19 +189,6 @@ class Distiller:
                 scores, mode=self.adversary.mode
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
-
-    def teacher_phase(self, batch: Batch, mask: Tensor | None) -> TeacherMaps:
-        """What the terms compare with: from the store where there is one, else from the live teacher."""
-        if self.cache is not None:
-            return self.cache.maps(batch, mask)
-        assert self.teacher is not None
-        return ask_teacher(
-            self.teacher,
-            batch.images,
-            self.terms,
-            self.task,
-            holistic=self.adversary is not None,
-        )
 
     def discriminator_phase(
         self, maps: HolisticMaps, alpha: Tensor | None = None
@@ -159,3 +211,40 @@ class Distiller:
             mode=self.adversary.mode,
             penalty_weight=self.adversary.penalty,
         )
+
+
+def _student(student: nn.Module, terms: Sequence[Term], task: Task) -> nn.Module:
+    """What DDP wraps, or is wrapped by it already: the tapped network with the terms."""
+    inner = student
+    if isinstance(student, nn.parallel.DistributedDataParallel):
+        inner = student.module
+    held = list(inner.terms) if isinstance(inner, Student) else []
+    missing = [term for term in terms if not any(term is other for other in held)]
+    if inner is not student:
+        own = [term.name for term in missing if term.state_dict()]
+        if own:
+            raise ValueError(
+                f"DDP around the student knows nothing of what {', '.join(own)} trains or remembers: give the network "
+                "itself, then wrap the result, distiller.student = DDP(distiller.student)"
+            )
+        return student
+    if isinstance(student, Student):
+        return Student(student.taps, terms) if missing else student
+    return Student(_tapped(student, [term.student for term in terms], task), terms)
+
+
+def _teacher(network: nn.Module, terms: Sequence[Term], task: Task, name: str | None) -> Teacher:
+    if isinstance(network, Teacher):
+        return network
+    sources = [term.teacher for term in terms if term.teacher_name == name]
+    return Teacher(_tapped(network, sources, task))
+
+
+def _tapped(network: nn.Module, sources: Sequence[str], task: Task) -> Taps:
+    if isinstance(network, Taps):
+        return network
+    return Taps(network, {source: source for source in sources if not is_prediction(source, task)})
+
+
+def _numbered(networks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    return {str(i): network for i, network in enumerate(networks)}

@@ -15,7 +15,6 @@ from densekd.distill.distiller import Distiller, HolisticMaps
 from densekd.distill.student import Student
 from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
-from densekd.models.taps import Taps
 from densekd.ops import collectives
 from densekd.types import Batch
 
@@ -158,17 +157,11 @@ class Step:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def bare(student: nn.Module) -> Student | Taps:
-    """The tapped network itself (with its adapters), without DDP around it."""
+def bare(student: nn.Module) -> Student:
+    """The tapped network itself (with its terms), without DDP around it."""
     inner = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
-    assert isinstance(inner, (Student, Taps))
+    assert isinstance(inner, Student)
     return inner
-
-
-def adapters_of(student: nn.Module) -> nn.Module:
-    """What the student is compared through, trained with it; empty where no term has any."""
-    inner = bare(student)
-    return inner.adapters if isinstance(inner, Student) else nn.ModuleDict()
 
 
 def _sync_only(module: nn.Module, last: bool) -> AbstractContextManager:

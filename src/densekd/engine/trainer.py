@@ -18,7 +18,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, StopRequest
 from densekd.engine.log import Log, cut_metrics
 from densekd.engine.optim import set_lr
-from densekd.engine.step import Step, adapters_of, bare
+from densekd.engine.step import Step, bare
 from densekd.errors import UserError
 from densekd.models.weights import save_weights
 from densekd.ops import collectives
@@ -75,11 +75,6 @@ class Training:
         return bare(self.step.distiller.student).model
 
     @property
-    def adapters(self) -> nn.Module:
-        """What the student is compared through, trained with it; empty where no term has any."""
-        return adapters_of(self.step.distiller.student)
-
-    @property
     def result(self) -> nn.Module:
         """The network to evaluate and share: the averaged one where there is one."""
         ema: AveragedModel | None = self.step.ema
@@ -101,7 +96,7 @@ class Training:
             "sums": self.sums,
             "counted": self.counted,
             "student": self.student.state_dict(),
-            "adapters": self.adapters.state_dict(),
+            "terms": bare(step.distiller.student).terms_state(),
             "optimizer": step.optimizer.state_dict(),
             "scaler": step.scaler.state_dict(),
             "ema": None if step.ema is None else step.ema.state_dict(),
@@ -130,9 +125,17 @@ class Training:
                     f"--resume: {self.folder.path} was started with {name} {state['identity'].get(name)}, now it is "
                     f"{value}; go on as it was started, or give another --name"
                 )
+        if "terms" not in state:
+            raise UserError(
+                f"--resume: {self.folder.last} was written by an older version, which kept no state of the terms; "
+                "go on with that version, or start again under another --name"
+            )
         step, adversary = self.step, self.step.distiller.adversary
         self.student.load_state_dict(state["student"])
-        self.adapters.load_state_dict(state["adapters"])
+        try:
+            bare(step.distiller.student).load_terms_state(state["terms"])
+        except ValueError as error:
+            raise UserError(f"--resume: {self.folder.last}: {error}") from error
         step.optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         if step.ema is not None:

@@ -14,10 +14,11 @@ from densekd.losses.depth_cross_entropy import DepthCrossEntropy, depth_cross_en
 from densekd.losses.depth_l1 import DepthL1, depth_l1
 from densekd.losses.feature_mimic import FeatureMimic, feature_mimic
 from densekd.losses.holistic import Holistic, discriminator_loss, gradient_penalty, holistic
-from densekd.losses.pair_wise.function import PairWise, pair_wise, pool_nodes
+from densekd.losses.pair_wise import PairWise, pair_wise, pool_nodes
 from densekd.losses.pixel_wise import PixelWise, pixel_wise
 from densekd.losses.silog import SiLog, silog
 from densekd.losses.virtual_normal import VirtualNormal, virtual_normal
+from densekd.losses.wants import Wants
 
 __all__ = [
     "BerHu",
@@ -32,6 +33,7 @@ __all__ = [
     "SegmentationLoss",
     "SiLog",
     "VirtualNormal",
+    "Wants",
     "berhu",
     "cross_entropy",
     "depth_cross_entropy",

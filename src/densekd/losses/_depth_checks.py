@@ -73,6 +73,6 @@ def check_intrinsics(intrinsics: Tensor, prediction: Tensor, used: Tensor) -> No
         bad = torch.nonzero(used)[:, 0][~(rows.isfinite().all(1) & (rows[:, :2] > 0).all(1))]
         raise ValueError(
             f"image {int(bad[0])} of the batch has intrinsics {intrinsics[bad[0]].tolist()} (NaN: unknown); virtual "
-            "normals need fx, fy, cx, cy: give the data set its camera (data.options.intrinsics), or leave "
-            "virtual_normal out of task.losses"
+            "normals need fx, fy, cx, cy: give the data set its camera (its option `intrinsics`), or leave "
+            "virtual_normal out of the losses"
         )

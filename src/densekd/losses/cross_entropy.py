@@ -77,7 +77,7 @@ def ohem_cross_entropy(
     min_kept: float = 1 / 16,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Online hard example mining: mean cross-entropy over the pixels that the network is not sure of.
+    """Online hard example mining: mean cross-entropy over the pixels that the network is not confident of.
 
     Kept are the valid pixels whose true class has a probability below `threshold`, and in any case the
     hardest `min_kept` of the batch's valid pixels.

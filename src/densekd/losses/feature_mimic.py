@@ -1,10 +1,11 @@
-"""Feature mimic: the student's feature follows the teacher's where the teacher is sure of something."""
+"""Feature mimic: the student's feature follows the teacher's where the teacher is confident."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, check_mask, check_pair, full_precision
+from densekd.losses.wants import Wants
 
 
 def feature_mimic(
@@ -67,15 +68,9 @@ def feature_mimic(
 
 
 class FeatureMimic(nn.Module):
-    """`feature_mimic` as a module.
+    """`feature_mimic` as a module."""
 
-    Attributes:
-        adapter: asks for a learned 1x1 convolution on the student's feature, to the teacher's width.
-        confidence: asks to be called with ``weight=``, the teacher's confidence (N, 1, h, w).
-    """
-
-    adapter = True
-    confidence = True
+    wants = Wants(adapter=True, confidence=True)
 
     def forward(
         self,

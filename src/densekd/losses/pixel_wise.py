@@ -16,6 +16,7 @@ from densekd.losses._checks import (
     full_precision,
 )
 from densekd.losses._upsampled import bands_pay, divergence_sum
+from densekd.losses.wants import Wants
 from densekd.ops.resize import resize_map
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
@@ -132,7 +133,7 @@ def _softmax_form(s: Tensor, t: Tensor, convention: str) -> Tensor:
 
 
 def _sigmoid_form(s: Tensor, t: Tensor) -> Tensor:
-    """(N, C, h, w) logits -> (N, h, w); logarithms of sigmoids, so that sure answers stay finite."""
+    """(N, C, h, w) logits -> (N, h, w); logarithms of sigmoids, so that confident predictions stay finite."""
     yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
     no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return (yes + no).sum(dim=1)
@@ -204,7 +205,11 @@ class PixelWise(nn.Module):
         self.temperature = temperature
         self.form = form
         self.convention = convention
-        self.size = None if size is None else tuple(size)
+        self.size = None if size is None else (size[0], size[1])
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(size=self.size, softmax_alone=self.form == "softmax")
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         return pixel_wise(

@@ -45,6 +45,18 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def gather_rows(x: Tensor) -> Tensor:
+    """Every rank's (n, ...) below each other in rank order, on every rank, without gradient; n is the same on all.
+
+    What a loss puts into a memory goes through this, so that the memory is the same on every rank.
+    """
+    if not is_distributed():
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
 def merge_ranks(mapping: dict[Any, Any]) -> dict[Any, Any]:
     """Every rank's entries in one dict, on every rank."""
     return {key: value for part in gather_objects(mapping) for key, value in part.items()}

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from densekd.distill.discriminator import student_score
+from densekd.distill.distiller import Distiller
+from densekd.distill.source import LiveTeacher
 from densekd.engine.step import Step
 from densekd.losses import holistic
 from densekd.profiling.measure import interleave, ratio, spread, synchronise, timed, total
@@ -116,8 +118,12 @@ def watched(step: Step, clock: Clock) -> Iterator[None]:
         told(step, "_student_gradients", BACKWARD),
         told(step, "_apply", OPTIMIZER),
     ]
-    if distiller.teacher is not None:
-        swaps.append((distiller, "teacher", _Watched(distiller.teacher, clock, TEACHER)))
+    if distiller.source is not None:
+        live = _live(distiller)
+        swaps += [
+            (live, "teacher", _Watched(live.teacher, clock, TEACHER)),
+            (live, "terms", _WatchedTerms(live.terms, clock)),
+        ]
     if adversary is not None:
         assert step.discriminator_optimizer is not None
         swaps += [
@@ -145,6 +151,12 @@ def _swapped(swaps: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
                 delattr(owner, name)
 
 
+def _live(distiller: Distiller) -> LiveTeacher:
+    """The source of the teacher's maps: only a live teacher has a time of its own."""
+    assert isinstance(distiller.source, LiveTeacher)
+    return distiller.source
+
+
 def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Callable[[], Any]]:
     """Name -> one call of what a distillation step cannot do without; together they are its floor.
 
@@ -160,7 +172,7 @@ def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Calla
         asked.append((args, options))
         return teacher(*args, **options)
 
-    with _swapped([(step.distiller, "teacher", ask)]), step._autocast():
+    with _swapped([(_live(step.distiller), "teacher", ask)]), step._autocast():
         kept = [step.distiller.student_phase(batch, LATE)[1] for batch in group]
 
     def forward() -> None:

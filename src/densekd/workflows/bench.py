@@ -18,7 +18,6 @@ from densekd.build.run import Run, Sets, assemble
 from densekd.config.load import to_tree
 from densekd.config.schema import Config, Distill
 from densekd.distill.distiller import Distiller
-from densekd.distill.student import Student
 from densekd.engine.folder import describe_environment
 from densekd.engine.launch import started
 from densekd.engine.optim import set_lr
@@ -140,15 +139,9 @@ def _loader(run: Run) -> Any:
 
 
 def _alone(config: Config, step: Step) -> Step:
-    """The student's own step: its network without adapters, no teacher; optimizer and average shared."""
-    student = step.distiller.student
-    assert isinstance(student, Student)
-    if len(student.adapters):
-        student = student.taps
-        if config.train.compile:
-            student.compile()
+    """The student's own step: no teacher and no terms; optimizer and average shared."""
     return Step(
-        Distiller(student, step.distiller.task),
+        Distiller(step.distiller.student, step.distiller.task),
         step.optimizer,
         amp=config.train.amp,
         clip=config.optim.clip,

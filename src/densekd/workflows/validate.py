@@ -20,7 +20,7 @@ from densekd.config.names import DATASETS
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
 from densekd.distill.distiller import Distiller
-from densekd.engine.step import adapters_of, bare
+from densekd.engine.step import bare
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
 from densekd.profiling import count_macs, count_parameters
@@ -53,7 +53,7 @@ def validate(config: Config) -> str:
     _try(config, distiller, size)
     build_augment(config.data, facts, spec)
     student = bare(distiller.student).model
-    build_optimizer(config.optim, student, adapters_of(distiller.student))
+    build_optimizer(config.optim, student, distiller.terms)
 
     networks = [("model", config.model.name, student)]
     if config.teacher is not None and distiller.teacher is not None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from densekd.distill.stored.codec import Half, Int8, TopK, make_storage
+from densekd.distill.stored.plan import make_plan
 from densekd.distill.stored.records import RecordFile
-from densekd.distill.stored.store import TeacherCache, make_plan
-from densekd.distill.terms import Term
+from densekd.distill.stored.store import TeacherCache
+from densekd.distill.term import Term
 from densekd.errors import UserError
 from densekd.losses import FeatureMimic, PairWise, PixelWise
 from tests.distill.helpers import make_batch, make_distiller
@@ -153,11 +154,9 @@ def plan_of(distiller, **options):
     adversary = distiller.adversary
     return make_plan(
         distiller.student,
-        distiller.teacher,
-        distiller.terms,
-        distiller.task,
+        distiller.source,
         torch.rand(2, 3, 64, 96),
-        holistic=None if adversary is None else adversary.discriminator,
+        activation="none" if adversary is None else adversary.discriminator.activation,
         mask=distiller.mask,
         **options,
     )
@@ -175,11 +174,12 @@ def test_what_is_stored_is_what_is_compared_and_each_map_once():
 
 def test_files_have_the_same_names_for_any_subset_of_terms():
     """An ablation's runs find each other's records."""
-    full, part = make_distiller(), make_distiller(holistic=False)
-    part.terms = part.terms[:1]
+    full = make_distiller()
+    part = make_distiller(holistic=False, terms=full.terms[:1])
     assert plan_of(part).kept[0].name == plan_of(full).kept[0].name
-    coarse = make_distiller()
-    coarse.terms[1].loss = PairWise(granularity=4)
+    coarse = make_distiller(
+        terms=[full.terms[0], Term("pair_wise", PairWise(granularity=4), 10.0, "b3", "b3")]
+    )
     names = [kept.name for kept in plan_of(coarse).kept]
     assert names[0] == plan_of(full).kept[0].name
     assert names[1] != plan_of(full).kept[1].name
@@ -190,8 +190,7 @@ def test_top_k_is_of_class_maps_that_are_seen_through_a_softmax():
     assert [type(kept.storage) for kept in plan.kept] == [TopK, Int8]
     with pytest.raises(UserError, match="5 of 5 classes"):
         plan_of(make_distiller(), storage="top_k", top_k=5)
-    other = make_distiller()
-    other.terms[0].loss = PixelWise(form="sigmoid")
+    other = make_distiller(terms=[Term("pixel_wise", PixelWise(form="sigmoid"))])
     with pytest.raises(UserError, match=r"pixel_wise sees .* int8"):
         plan_of(other, storage="top_k", top_k=2)
     with pytest.raises(ValueError, match="fp8"):
@@ -201,11 +200,12 @@ def test_top_k_is_of_class_maps_that_are_seen_through_a_softmax():
 @pytest.mark.parametrize(("size", "stored"), [((16, 24), (16, 24)), ((80, 96), (64, 96))])
 def test_a_loss_that_compares_at_a_size_of_its_own(tmp_path, size, stored):
     batch = keyed(make_batch(2))
-    distiller = make_distiller(holistic=False)
-    distiller.terms = [Term("pixel_wise", PixelWise(size=size), 1.0)]
+    distiller = make_distiller(
+        holistic=False, terms=[Term("pixel_wise", PixelWise(size=size), 1.0)]
+    )
     live, _ = distiller.student_phase(batch)
-    cached(distiller, tmp_path)
-    assert distiller.cache.plan.kept[0].size == stored
+    distiller = cached(distiller, tmp_path)
+    assert distiller.source.plan.kept[0].size == stored
     again, _ = distiller.student_phase(batch)
     assert again["distill/pixel_wise"].item() == pytest.approx(
         live["distill/pixel_wise"].item(), rel=1e-3
@@ -218,7 +218,7 @@ def test_levels_that_differ_are_named():
     task.map = lambda output, name="prediction": (
         [output.prediction] * (2 if output.prediction.shape[-1] == 96 else 1)
     )
-    distiller.task = task
+    distiller.task = distiller.source.task = task
     with pytest.raises(ValueError, match="compare as many"):
         plan_of(distiller)
 
@@ -234,10 +234,8 @@ def keyed(batch, first=0, epoch=0):
 
 def cached(distiller, folder, *, images=8, identity=None, **options):
     disk_gb = options.pop("disk_gb", 1.0)
-    distiller.cache = TeacherCache(
-        distiller.teacher,
-        distiller.terms,
-        distiller.task,
+    cache = TeacherCache(
+        distiller.source,
         plan_of(distiller, **options),
         folder=folder,
         identity=identity or {"teacher": "a"},
@@ -245,7 +243,7 @@ def cached(distiller, folder, *, images=8, identity=None, **options):
         epochs=2,
         disk_gb=disk_gb,
     )
-    return distiller
+    return distiller.with_source(cache)
 
 
 class Silent(nn.Module):
@@ -285,7 +283,7 @@ def test_a_stored_teacher_teaches_as_the_live_one(tmp_path, form, holistic):
     assert 1 - torch.cosine_similarity(gradient, wanted, dim=0) < direction
 
     # A hit is the miss bit for bit, and needs no teacher.
-    distiller.cache.teacher = Silent()
+    distiller.source.source.teacher = Silent()
     hit, again, same = losses_of(distiller, batch)
     assert all(torch.equal(hit[name], missed[name]) for name in hit)
     assert torch.equal(same, gradient)
@@ -307,7 +305,7 @@ def test_a_record_does_not_depend_on_the_batch_it_came_in(tmp_path):
         some.names = [batch.names[i] for i in part]
         some.keys = [batch.keys[i] for i in part]
         two.student_phase(some)
-    for a, b in zip(one.cache.files, two.cache.files, strict=True):
+    for a, b in zip(one.source.files, two.source.files, strict=True):
         assert a.path.read_bytes() == b.path.read_bytes()
 
 
@@ -318,8 +316,8 @@ def test_what_is_not_finite_is_not_stored(tmp_path, form):
     batch.keys = [(0, 0), (0, 1)]
     batch.images[1] = torch.nan
     with pytest.raises(UserError, match="NaN or infinity"):
-        distiller.cache.maps(batch, None)
-    assert distiller.cache.filled == 0
+        distiller.source.maps(batch, None)
+    assert distiller.source.filled == 0
 
 
 def test_only_what_is_missing_is_asked_for(tmp_path):
@@ -329,7 +327,7 @@ def test_only_what_is_missing_is_asked_for(tmp_path):
     teacher.register_forward_pre_hook(lambda _, args: asked.append(len(args[0])))
     distiller.student_phase(keyed(make_batch(2)))
     assert asked == [1, 1]
-    assert distiller.cache.filled == 2 / 16
+    assert distiller.source.filled == 2 / 16
     distiller.student_phase(keyed(make_batch(4)))
     assert sum(asked) == 4
     # the same images in the next epoch of the augmentation are others
@@ -340,24 +338,24 @@ def test_only_what_is_missing_is_asked_for(tmp_path):
     batch.keys = [None, (0, 0)]
     distiller.student_phase(batch)
     assert sum(asked) == 7
-    assert distiller.cache.filled == 6 / 16
+    assert distiller.source.filled == 6 / 16
 
 
 def test_a_map_that_only_another_run_needed_is_not_asked_for_again(tmp_path):
-    first = make_distiller(holistic=False)
-    first.terms = first.terms[:1]
-    cached(first, tmp_path).student_phase(keyed(make_batch(2)))
-    stored = first.cache.files[0].path.read_bytes()
+    first = make_distiller(holistic=False, terms=make_distiller().terms[:1])
+    first = cached(first, tmp_path)
+    first.student_phase(keyed(make_batch(2)))
+    stored = first.source.files[0].path.read_bytes()
     full = cached(make_distiller(), tmp_path)
-    assert full.cache.filled == 0  # the nodes are missing
+    assert full.source.filled == 0  # the nodes are missing
     full.student_phase(keyed(make_batch(2)))
-    assert full.cache.filled == 2 / 16
-    assert first.cache.files[0].path.read_bytes() == stored
+    assert full.source.filled == 2 / 16
+    assert first.source.files[0].path.read_bytes() == stored
 
 
 def test_other_teachers_and_data_have_other_folders(tmp_path):
-    one = cached(make_distiller(), tmp_path, identity={"teacher": "a"}).cache
-    two = cached(make_distiller(), tmp_path, identity={"teacher": "b"}).cache
+    one = cached(make_distiller(), tmp_path, identity={"teacher": "a"}).source
+    two = cached(make_distiller(), tmp_path, identity={"teacher": "b"}).source
     assert one.folder != two.folder
     assert json.loads((one.folder / "about.json").read_text())["teacher"] == "a"
     assert [p.name for p in one.folder.glob("tmp*")] == []
@@ -367,17 +365,17 @@ def test_a_stale_record_is_refused(tmp_path):
     distiller = cached(make_distiller(), tmp_path)
     batch = keyed(make_batch(3))
     mask = distiller.task.mask(batch, "label")
-    assert distiller.cache.check(batch, mask) == 0  # nothing there
+    assert distiller.source.check(batch, mask) == 0  # nothing there
     distiller.student_phase(batch)
-    assert distiller.cache.check(batch, mask) == 3
+    assert distiller.source.check(batch, mask) == 3
     with pytest.raises(UserError, match=r"image 0 .*stale.*Delete that folder") as caught:
-        distiller.cache.check(batch, ~mask)  # nodes pooled under another mask
-    assert str(distiller.cache.folder) in str(caught.value)
+        distiller.source.check(batch, ~mask)  # nodes pooled under another mask
+    assert str(distiller.source.folder) in str(caught.value)
     with torch.no_grad():
         for parameter in distiller.teacher.parameters():
             parameter.mul_(1.05)
     with pytest.raises(UserError, match="stale"):
-        distiller.cache.check(batch, mask)
+        distiller.source.check(batch, mask)
 
 
 @pytest.mark.parametrize("form", LOOSE)
@@ -385,7 +383,7 @@ def test_a_fresh_store_passes_its_check(tmp_path, form):
     distiller = cached(make_distiller(), tmp_path, storage=form)
     batch = keyed(make_batch(3))
     distiller.student_phase(batch)
-    assert distiller.cache.check(batch, distiller.task.mask(batch, "label")) == 3
+    assert distiller.source.check(batch, distiller.task.mask(batch, "label")) == 3
 
 
 def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -393,7 +391,7 @@ def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_pat
         cached(make_distiller(), tmp_path / "a", disk_gb=1e-6)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("densekd.distill.stored.store.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"1 kB free: take fewer data\.augment_epochs"):
+    with pytest.raises(UserError, match=r"1 kB free: take fewer epochs"):
         cached(make_distiller(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -401,12 +399,13 @@ def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_pat
 def test_confidence_and_levels_are_stored(tmp_path):
     """Feature mimic weighs places by the teacher's confidence."""
 
-    distiller = make_distiller(holistic=False)
-    distiller.terms = [Term("mimic", FeatureMimic(), 0.1, "b3", "b3", confidence=True)]
+    distiller = make_distiller(
+        holistic=False, terms=[Term("mimic", FeatureMimic(), 0.1, "b3", "b3")]
+    )
     batch = keyed(make_batch(2))
     live, _ = distiller.student_phase(batch)
-    cached(distiller, tmp_path)
-    assert [kept.storage.shape for kept in distiller.cache.plan.kept] == [
+    distiller = cached(distiller, tmp_path)
+    assert [kept.storage.shape for kept in distiller.source.plan.kept] == [
         (256, 8, 12),
         (1, 8, 12),
     ]

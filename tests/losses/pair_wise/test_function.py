@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,12 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from densekd.losses import PairWise, pair_wise, pool_nodes
-from densekd.losses.pair_wise import squares as forms
+from densekd.losses.pair_wise import function, gram, rows
+from densekd.losses.pair_wise import nodes as nodes_file
 from tests.golden_rule import load_golden
-
-module = importlib.import_module(
-    "densekd.losses.pair_wise.function"
-)  # the package has a function of that name
 
 FORMS = [
     {},
@@ -74,7 +69,7 @@ def test_value_by_hand():
 
 def test_average_pooling_of_odd_sizes_uses_what_the_cell_has():
     x = torch.arange(15.0).view(1, 1, 3, 5)
-    nodes, valid = module._nodes(x, (2, 2), "avg", None)
+    nodes, valid = nodes_file.make_nodes(x, (2, 2), "avg", None)
     expected = torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]).view(1, 1, 2, 3)
     assert valid is None
     torch.testing.assert_close(nodes, expected)
@@ -259,9 +254,9 @@ def plainly(student, teacher, mask, window, affinity):
 @pytest.mark.parametrize("window", [None, (3, 3), (3, 5), (1, 7), (7, 1), (13, 3)], ids=str)
 @pytest.mark.parametrize("size", [2**20, 500, 1], ids=str)
 def test_rows_equal_whole_matrices(affinity, masked, window, size, monkeypatch):
-    monkeypatch.setattr(forms, "_ROW_SLICE", {"cpu": size})
-    monkeypatch.setattr(forms, "_ENOUGH", {"cpu": 4})
-    monkeypatch.setattr(forms, "gram_pays", lambda s, t: False)
+    monkeypatch.setattr(rows, "_ROW_SLICE", {"cpu": size})
+    monkeypatch.setattr(rows, "_ENOUGH", {"cpu": 4})
+    monkeypatch.setattr(function, "gram_pays", lambda s, t: False)
     student, teacher = pair(n=3, dtype=torch.float64)
     mask = None
     if masked:
@@ -310,8 +305,8 @@ def test_digits_are_kept(form, noise, teacher_is, monkeypatch):
     # are 1e-7 off, the differences as large as the noise.
     loose = form == "float32" and teacher_is == "rotated"
     if form == "float32":
-        monkeypatch.setattr(forms, "_FLOAT64_PRICE", {"cpu": 64})
-    monkeypatch.setattr(forms, "gram_pays", lambda s, t: form != "rows")
+        monkeypatch.setattr(gram, "_FLOAT64_PRICE", {"cpu": 64})
+    monkeypatch.setattr(function, "gram_pays", lambda s, t: form != "rows")
     value, gradient = close_to_float64(student, teacher)
     exact = form == "channels" or (form == "float32" and teacher_is == "rotated, wider")
     if exact:
@@ -327,7 +322,7 @@ def test_digits_are_kept(form, noise, teacher_is, monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("price", [2, 64])
 def test_products_of_channels_equal_the_matrix(channels, norm_gradient, masked, price, monkeypatch):
-    monkeypatch.setattr(forms, "_FLOAT64_PRICE", {"cpu": price})
+    monkeypatch.setattr(gram, "_FLOAT64_PRICE", {"cpu": price})
     g = torch.Generator().manual_seed(2)
     student = torch.randn(2, channels[0], 33, 34, generator=g)
     student[0, :, :3] = 0  # zero nodes
@@ -336,7 +331,7 @@ def test_products_of_channels_equal_the_matrix(channels, norm_gradient, masked, 
     mask = torch.rand(2, 33, 34, generator=g) > 0.3 if masked else None
     losses, gradients = [], []
     for pays in (True, False):
-        monkeypatch.setattr(forms, "gram_pays", lambda s, t, pays=pays: pays)
+        monkeypatch.setattr(function, "gram_pays", lambda s, t, pays=pays: pays)
         student.grad = None
         loss = pair_wise(student, teacher, granularity=1, norm_gradient=norm_gradient, mask=mask)
         (3 * loss).backward()
@@ -366,12 +361,12 @@ def test_products_of_channels_equal_the_matrix(channels, norm_gradient, masked, 
 )
 def test_the_form_is_chosen_by_cost(channels, nodes, kind, expected, monkeypatch):
     student, teacher = (torch.empty(1, c, 1, nodes, device=kind) for c in channels)
-    assert forms.gram_pays(student, teacher) is expected
+    assert gram.gram_pays(student, teacher) is expected
     if kind == "meta":
         return
     taken = []
-    gram = forms.gram_squares
-    monkeypatch.setattr(forms, "gram_squares", lambda *a: taken.append(1) or gram(*a))
+    squares = gram.gram_squares
+    monkeypatch.setattr(function, "gram_squares", lambda *a: taken.append(1) or squares(*a))
     student, teacher = torch.randn_like(student), torch.randn_like(teacher)
     value, _ = close_to_float64(student, teacher)
     assert value < 1e-5
@@ -381,12 +376,12 @@ def test_the_form_is_chosen_by_cost(channels, nodes, kind, expected, monkeypatch
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_rows_in_slices_equal_the_matrix_at_once(form, masked, monkeypatch):
-    monkeypatch.setattr(forms, "gram_pays", lambda s, t: False)
+    monkeypatch.setattr(function, "gram_pays", lambda s, t: False)
     student, teacher = pair()
     mask = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(5)) > 0.3
     losses, gradients = [], []
     for size in (2**22, 300):  # all rows, and 2 of 63
-        monkeypatch.setattr(forms, "_ROW_SLICE", {"cpu": size})
+        monkeypatch.setattr(rows, "_ROW_SLICE", {"cpu": size})
         student.grad = None
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = pair_wise(student, teacher, mask=mask if masked else None, **form)
@@ -419,7 +414,7 @@ class Largest(TorchDispatchMode):
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_no_matrix_of_all_nodes(form, masked, monkeypatch):
-    monkeypatch.setattr(forms, "_ROW_SLICE", {"cpu": 2**16})
+    monkeypatch.setattr(rows, "_ROW_SLICE", {"cpu": 2**16})
     student, teacher = pair(c=8, h=40, w=40)
     mask = torch.ones(2, 40, 40, dtype=torch.bool) if masked else None
     with Largest() as largest:
@@ -495,7 +490,7 @@ def test_autocast_does_not_reach_the_matrix():
 @pytest.mark.parametrize("norm_gradient", [True, False])
 @pytest.mark.parametrize("pays", [True, False])
 def test_the_way_through_the_norms(norm_gradient, pays, monkeypatch):
-    monkeypatch.setattr(forms, "gram_pays", lambda s, t: pays)
+    monkeypatch.setattr(function, "gram_pays", lambda s, t: pays)
     student, teacher = pair(dtype=torch.float64)
     pair_wise(student, teacher, granularity=1, norm_gradient=norm_gradient).backward()
     found, student.grad = student.grad, None
@@ -584,10 +579,10 @@ def test_mask_is_as_if_only_valid_pixels_were_there(c, h, w, seed, affinity):
     student, teacher = pair(1, c, h, w, seed)
     mask = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed)) > 0.4
     mask[0, 0, 0] = True
-    rows = [x.movedim(1, -1)[mask].t()[None, :, None] for x in (student, teacher)]  # (1, C, 1, M)
+    nodes = [x.movedim(1, -1)[mask].t()[None, :, None] for x in (student, teacher)]  # (1, C, 1, M)
     torch.testing.assert_close(
         pair_wise(student, teacher, granularity=1, affinity=affinity, mask=mask),
-        pair_wise(*rows, granularity=1, affinity=affinity),
+        pair_wise(*nodes, granularity=1, affinity=affinity),
         rtol=1e-4,
         atol=1e-6,
     )
@@ -639,8 +634,8 @@ def test_small_cells_average_as_pooling_does(cell, masked, monkeypatch):
     weight = torch.randn(2, 3, -(-9 // cell[0]), -(-14 // cell[1]), dtype=torch.float64)
     found = []
     for few in (16, 0):
-        monkeypatch.setattr(module, "_FEW", few)
-        nodes, valid = module._nodes(x, cell, "avg", mask)
+        monkeypatch.setattr(nodes_file, "_FEW", few)
+        nodes, valid = nodes_file.make_nodes(x, cell, "avg", mask)
         (gradient,) = torch.autograd.grad((nodes * weight).sum(), x)
         found.append((nodes.detach(), gradient, valid))
     torch.testing.assert_close(found[0][0], found[1][0])

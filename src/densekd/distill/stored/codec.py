@@ -30,7 +30,7 @@ class Storage(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Of an image."""
+        """The size of one image's map."""
         ...
 
     def encode(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Half:
         largest = float(x.abs().amax())
         if largest > LARGEST_HALF:
             raise UserError(
-                f"distill.teacher_cache.storage fp16 holds values up to {LARGEST_HALF:g} and the teacher's reach "
+                f"storage fp16 holds values up to {LARGEST_HALF:g} and the teacher's reach "
                 f"{largest:.4g}; take storage int8"
             )
         return _bytes(x.half())

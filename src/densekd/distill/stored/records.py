@@ -21,8 +21,8 @@ class RecordFile:
 
     Args:
         path: made where it is missing, with its folder.
-        count: places.
-        nbytes: of a record.
+        count: how many places.
+        nbytes: the size of a record.
 
     Raises:
         UserError: the file cannot be made or opened; on Windows.
@@ -34,7 +34,7 @@ class RecordFile:
         self._first = 4 * count  # where the records begin
         length = self._first + count * nbytes
         if not hasattr(os, "pwrite"):
-            raise UserError("distill.teacher_cache needs Linux or macOS; leave it out")
+            raise UserError("a store of the teacher's maps needs Linux or macOS; leave it out")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written by pwrite and read through a map: a full disk is then an error and no signal.
@@ -44,8 +44,7 @@ class RecordFile:
                 os.ftruncate(self._file.fileno(), length)
         except OSError as error:
             raise UserError(
-                f"teacher cache: {path} cannot be used ({error.strerror}); give distill.teacher_cache.folder another "
-                "place"
+                f"{path} cannot be used ({error.strerror}); give folder another place"
             ) from error
         self._map = mmap.mmap(self._file.fileno(), length, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -79,8 +78,8 @@ class RecordFile:
             self._put(_checksum(data).to_bytes(4, "little"), 4 * place)
         except OSError as error:
             failed = UserError(
-                f"teacher cache: {self.path} cannot be written ({error.strerror}); make room, or give "
-                "distill.teacher_cache.folder another place, then go on with --resume"
+                f"{self.path} cannot be written ({error.strerror}); make room, or give folder another place, then "
+                "resume"
             )
             failed.one_rank = True  # each rank fills places of its own
             raise failed from error
