@@ -43,10 +43,11 @@ def scale_between(
 
     A weight tuned under `from_convention` is **divided** by it to weigh the same under `to_convention`.
 
-    For pixel-wise the factor depends on shapes alone (and on the teacher's entropy where ``"authors"`` is one of
-    the two, whose gradient is that of N · mean KL); pair-wise conventions measure different graphs, so there it
-    is an estimate that holds for tensors like these. For the others it depends on shapes, on masks, and with `intra_class`
-    on how many pixels have no label. What draws at random (the masked places of `masked_generative`) draws the same for both.
+    For pixel-wise the factor depends on shapes alone (and on the teacher's entropy where ``"authors"`` is one of the
+    two, whose gradient is that of N · mean KL); pair-wise conventions measure different graphs, so there it is an
+    estimate that holds for tensors like these. For the others it depends on shapes, on masks, and with `intra_class`
+    on how many pixels have no label. What draws at random (the masked places of `masked_generative`) draws the same
+    for both.
 
     Args:
         loss: the name of a loss that has conventions, or a function that takes ``convention``.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_mask, check_pair, check_positive, full_precision
-from densekd.losses._masked import mean_of_pixels
+from densekd.losses._masked import fill, mean_of_pixels
 
 # Added to each variance inside the root. At a pixel where all classes are equally likely the correlation has no
 # direction, and this bounds its gradient there; variances of probabilities that say something are far larger.
@@ -63,7 +63,10 @@ def dist(
             "a softmax over one channel is 1 everywhere: dist needs at least two classes"
         )
     s, t = (
-        (full_precision(x) / temperature).softmax(dim=1).movedim(1, 0).flatten(1)  # (C, N·h·w)
+        fill(full_precision(x) / temperature, mask)
+        .softmax(dim=1)
+        .movedim(1, 0)
+        .flatten(1)  # (C, N·h·w)
         for x in (student, teacher.detach())
     )
     valid = None if mask is None else mask.flatten()

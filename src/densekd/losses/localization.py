@@ -12,6 +12,7 @@ from densekd.losses._checks import (
     check_positive,
     full_precision,
 )
+from densekd.losses._masked import fill
 
 CONVENTIONS = ("paper", "mmdet")
 
@@ -83,7 +84,9 @@ def localization(
             "densekd.ops.resize.resize_map"
         )
     log_s, log_t = (
-        F.log_softmax(full_precision(x).unflatten(1, (edges, bins)) / temperature, dim=2)
+        F.log_softmax(
+            fill(full_precision(x) / temperature, mask).unflatten(1, (edges, bins)), dim=2
+        )
         for x in (student, teacher.detach())
     )
     divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=(1, 2))
@@ -93,8 +96,7 @@ def localization(
     if weight is not None:
         weights = weight.detach()[:, 0].to(divergence.dtype)
     if mask is not None:
-        # Filled, not multiplied: what is masked may be infinite.
-        divergence, weights = (x.masked_fill(~mask, 0.0) for x in (divergence, weights))
+        weights = weights.masked_fill(~mask, 0.0)
     total = weights.sum()
     mean = (weights * divergence).sum() / total.where(total > 0, total.new_ones(()))
     return temperature**2 * mean
