@@ -96,8 +96,8 @@ def test_only_what_is_remembered_is_drawn():
 
 
 def test_value_by_hand():
-    # One entry a class: what is drawn is known. Columns (1, 0) and (0, 1), pixel and region alike.
-    term = CrossImageMemory(2, 2, temperature=1.0, pixel_contrast=1, region_contrast=1)
+    # One entry of each class, drawn again and again: columns (1, 0) and (0, 1), as pixels and as regions.
+    term = CrossImageMemory(2, 2, temperature=1.0)
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
     labels = torch.tensor([[[0, 1]]])
     student = teacher.flip(3)
@@ -106,9 +106,9 @@ def test_value_by_hand():
     divergence = (yes * (yes.log() - yes.flip(0).log())).sum()
     torch.testing.assert_close(value, 2 * divergence)
     assert term(teacher, teacher, labels=labels).abs() < 1e-6
-    # A class that nothing is remembered of is no column: with one column a softmax says nothing.
-    fresh = CrossImageMemory(2, 2, temperature=1.0, pixel_contrast=1, region_contrast=1)
-    assert fresh(student, teacher, labels=torch.zeros_like(labels)).abs() < 1e-6
+    # A class that nothing is remembered of has no columns, and copies of one column say nothing.
+    fresh = CrossImageMemory(2, 2, temperature=1.0)
+    assert fresh(student, teacher, labels=torch.tensor([[[0, 255]]])).abs() < 1e-6
 
 
 def test_gradients_masks_and_batch_one():

@@ -114,11 +114,10 @@ def test_properties(n, c, h, w, seed):
         check(loss, n, c, h, w, seed)
 
 
-@pytest.mark.slow
 def test_compile():
     student, teacher, labels = maps()
     mask = torch.rand(2, 6, 7) > 0.5
-    compiled = torch.compile(decoupled, fullgraph=True)
+    compiled = torch.compile(decoupled, fullgraph=True, backend="eager")
     torch.testing.assert_close(
         compiled(student, teacher, labels, mask=mask),
         decoupled(student, teacher, labels, mask=mask),

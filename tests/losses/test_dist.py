@@ -77,11 +77,10 @@ def test_properties(n, c, h, w, seed):
         check(loss, n, c, h, w, seed)
 
 
-@pytest.mark.slow
 def test_compile():
     student, teacher, _ = maps()
     mask = torch.rand(2, 6, 7) > 0.5
-    compiled = torch.compile(dist, fullgraph=True)
+    compiled = torch.compile(dist, fullgraph=True, backend="eager")
     torch.testing.assert_close(
         compiled(student, teacher, mask=mask), dist(student, teacher, mask=mask)
     )

@@ -76,8 +76,8 @@ def channel_affinity(
     cells = places if valid is None else valid.flatten(1).sum(dim=1).clamp(min=1)  # of each image
     with no_autocast(student):
         s, t = (F.softmax(fill(x / temperature, valid, NEVER).flatten(2), dim=2) for x in (s, t))
-        # s sᵀ − t tᵀ by way of s − t, since the two products are nearly equal. The rows of s − t sum to 0, so the mean may
-        # be taken off the other factor, which has little else.
+        # s sᵀ − t tᵀ by way of s − t, since the two products are nearly equal. The rows of s − t sum to 0, so the mean
+        # may be taken off the other factor, which has little else.
         difference, total = s - t, s + t
         per_row = cells if isinstance(cells, int) else cells[:, None, None]
         half = difference @ (total - 2 / per_row).mT

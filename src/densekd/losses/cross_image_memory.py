@@ -19,15 +19,15 @@ class CrossImageMemory(nn.Module):
 
     Q is drawn from two memories of the teacher's features, each with a queue a class: of pixels, and of regions (the
     mean of a class in an image). Yang et al., *Cross-Image Relational Knowledge Distillation for Semantic
-    Segmentation* (CVPR 2022), its memory-based part, τ = 0.1. The published code weighs the two alike, by 0.1.
+    Segmentation* (CVPR 2022), its memory-based part, τ = 0.1. The published code weighs both by 0.1.
 
     Differs from the published code:
 
-    - Pixels are remembered under **their own** class. The published code draws the numbers of pixels from 1 to the
-      size of the class and takes the image's first pixels, whatever their class.
+    - Pixels are remembered under **their own** class. The published code draws numbers up to the size of the class
+      and takes them for positions in the image, so it remembers the image's first pixels, whatever their class.
     - A queue begins empty and not with random vectors; only what is in it is drawn. With nothing in any the value is 0.
-    - Queues hold 2000 pixels and 500 regions a class and 128 and 64 are drawn (published: 20 000 and 2000, 4096 and
-      1024, which for 19 classes are 78 000 columns). What is drawn may come twice.
+    - Queues hold 2000 pixels and 500 regions of each class (published: 20 000 and 2000, which for 19 classes and 512
+      channels are 0.9 GB). What is drawn may come twice.
     - There is no projection head: with `adapter` a 1x1 convolution brings the student to the teacher's width.
     - `mask` says which pixels are compared; labels say what is remembered alone.
 
@@ -39,12 +39,14 @@ class CrossImageMemory(nn.Module):
     Args:
         channels: the teacher's width.
         num_classes: how many classes labels have.
-        pixel_memory: pixels that are remembered a class.
-        region_memory: regions that are remembered a class.
-        pixels_per_step: pixels that a call adds a class and rank, drawn at random; published: 16 an image.
-        regions_per_step: regions that a call adds a class and rank at most, one an image.
-        pixel_contrast: remembered pixels drawn a class.
-        region_contrast: remembered regions drawn a class.
+        pixel_memory: pixels that are remembered of each class.
+        region_memory: regions that are remembered of each class.
+        pixels_per_step: pixels of each class that a call adds on each rank, drawn at random; published: 16 of each
+            image.
+        regions_per_step: regions of each class that a call adds on each rank at most, one of each image.
+        pixel_contrast: remembered pixels drawn in a call, in equal parts of each class (this // num_classes + 1, as
+            published).
+        region_contrast: the same of regions.
         temperature: τ > 0.
         ignore_index: the label of pixels without one. A number that is no class is not remembered either.
 
@@ -81,8 +83,8 @@ class CrossImageMemory(nn.Module):
         region_memory: int = 500,
         pixels_per_step: int = 16,
         regions_per_step: int = 8,
-        pixel_contrast: int = 128,
-        region_contrast: int = 64,
+        pixel_contrast: int = 4096,
+        region_contrast: int = 1024,
         temperature: float = 0.1,
         ignore_index: int = 255,
     ) -> None:
@@ -139,7 +141,7 @@ class CrossImageMemory(nn.Module):
                 (self.pixels, self.pixels_seen, self.pixel_contrast),
                 (self.regions, self.regions_seen, self.region_contrast),
             ):
-                columns, valid = _draw(queue, seen, count)
+                columns, valid = _draw(queue, seen, count // self.num_classes + 1)
                 columns = columns.to(s.dtype)
                 rows = row_divergence(
                     (s_rows, columns),
