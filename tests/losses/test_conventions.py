@@ -37,7 +37,9 @@ def test_options_reach_both(pair):
 
 
 def test_exception(pair):
-    with pytest.raises(ValueError, match="choose one of 'pixel_wise', 'pair_wise'"):
+    with pytest.raises(
+        ValueError, match="choose one of 'pixel_wise', 'pair_wise', 'attention_transfer'"
+    ):
         scale_between("pixelwise", "paper", "cirkd", *pair)
     with pytest.raises(ValueError, match="leaves no ratio"):
         scale_between("pair_wise", "paper", "cirkd", pair[0], pair[0])

@@ -55,13 +55,14 @@ def feature_mimic(
             "with densekd.ops.resize.resize_map"
         )
     difference = full_precision(student) - full_precision(teacher.detach())
+    if mask is not None:
+        # Filled, not multiplied, and before the square: what is masked may be infinite, and its gradient is 0.
+        difference = difference.masked_fill(~mask[:, None], 0.0)
     per_place = difference.square().mean(dim=1)  # (N, h, w)
     if weight is None:
         weight = per_place.new_ones(n, 1, h, w)
     weights = weight.detach()[:, 0].to(per_place.dtype)
     if mask is not None:
-        # Filled, not multiplied: what is masked may be infinite.
-        per_place = per_place.masked_fill(~mask, 0.0)
         weights = weights.masked_fill(~mask, 0.0)
     total = weights.sum()
     return (weights * per_place).sum() / total.where(total > 0, total.new_ones(()))
