@@ -165,7 +165,7 @@ def test_two_processes_distil_and_give_the_scores_of_one(trees, kind, tmp_path):
 def test_two_processes_write_the_results_of_one(trees, tmp_path):
     tree = trees["detection"]
     # Untrained, but every box is kept.
-    tree["detection"] = {"score_threshold": 0.0, "detections_per_image": 20}
+    tree["task"] = {"name": "detection", "score_threshold": 0.0, "detections_per_image": 20}
     recipe = write_recipe(tmp_path / "recipe.yaml", tree)
     config = make_config(tree, "test")
     reader = build_reader(config.data, "val", training=False)
