@@ -71,6 +71,13 @@ CASES = {
         (("fcos_timm", _FCOS), ("fcos_timm", _FCOS)), "detection", {"granularity": 4},
     ),
 }  # fmt: skip
+# The pairs that are measured where none is named.
+STANDARD = ["espnet_c_from_espnet", "espnet_from_psp_lite0", "pspnet_r18_from_r101", "fcos_mv2_from_r50"]  # fmt: skip
+SIZE: dict[str, Any] = {
+    "nargs": 3,
+    "type": int,
+    "metavar": ("BATCH", "HEIGHT", "WIDTH"),
+}  # of the option --size
 
 
 def make_case(
