@@ -58,11 +58,11 @@ class AveragePrecision:
         """Add images, one entry of each list an image, boxes of both in pixels of the same image.
 
         Raises:
-            ValueError: lists of different lengths, or an image id that was there before.
+            ValueError: the lists have different lengths, or an image id was added before.
         """
         if len(found) != len(truth):
             raise ValueError(f"detections of {len(found)} images for truth of {len(truth)}")
-        for mine, target in zip(found, truth, strict=True):
+        for detections, target in zip(found, truth, strict=True):
             if target.image_id in self.images:
                 raise ValueError(
                     f"image id {target.image_id} comes twice; each image needs an id of its own"
@@ -74,9 +74,9 @@ class AveragePrecision:
                 "truth_labels": target.labels.cpu().numpy(),
                 "ignored": target.ignored.cpu().numpy(),
                 "areas": target.areas.cpu().double().numpy(),
-                "boxes": mine.boxes.cpu().double().numpy(),
-                "labels": mine.labels.cpu().numpy(),
-                "scores": mine.scores.cpu().double().numpy(),
+                "boxes": detections.boxes.cpu().double().numpy(),
+                "labels": detections.labels.cpu().numpy(),
+                "scores": detections.scores.cpu().double().numpy(),
             }
 
     def compute(self) -> dict[str, Any]:

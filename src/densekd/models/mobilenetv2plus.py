@@ -31,7 +31,7 @@ class MobileNetV2Plus(nn.Module):
         num_classes: K.
         in_channels: channels of the image.
         width: multiplies every channel count of the backbone.
-        pyramid_channels: of the pyramid module's result.
+        pyramid_channels: the channels of the pyramid module's result.
         aux_head: whether to build the auxiliary head (on the 96-channel stage).
     """
 
@@ -48,7 +48,7 @@ class MobileNetV2Plus(nn.Module):
         aux_head: bool = True,
     ) -> None:
         super().__init__()
-        # Here, because its import takes longer than all of ours.
+        # Imported here, because the import takes longer than all others of this package.
         from torchvision.models import mobilenet_v2
 
         self.num_classes = num_classes

@@ -18,7 +18,7 @@ from densekd.ops.names import first_few
 
 # Where training codes put the network inside a checkpoint, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
-# What data parallelism and torch.compile put before every key.
+# The prefixes that data parallelism and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"
 
@@ -48,7 +48,7 @@ def read_file(path: Path) -> Mapping[str, object]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not start:
         raise WeightsError(f"{path}: is empty; download or copy it again")
-    # Asked first: a safetensors file starts with a length, whose bytes may look like anything.
+    # Checked first: a safetensors file starts with a length, whose bytes may be any.
     if start[8:9] == b"{":
         return read_safetensors(path)
     if start.lstrip().startswith(b"<"):
@@ -161,7 +161,7 @@ def load_part(model: nn.Module, source: str | Path, *, without: Iterable[str]) -
 
 
 def prepare(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply the model's own key map, and drop what it says it has no use for."""
+    """Apply the model's own key map, and drop the keys that the model declares optional."""
     own = set(model.state_dict())
     # The trainer's `last` holds the student inside of its wrapper.
     inner = {key.removeprefix("model."): value for key, value in state.items()}
@@ -236,9 +236,9 @@ def class_counts(
     found: Counter[int] = Counter()
     for key in wrong:
         if state[key].ndim == expected[key].ndim:
-            for theirs, ours in zip(state[key].shape, expected[key].shape, strict=True):
-                if ours == num_classes and theirs != ours:
-                    found[theirs] += 1
+            for given, wanted in zip(state[key].shape, expected[key].shape, strict=True):
+                if wanted == num_classes and given != wanted:
+                    found[given] += 1
     return found.most_common(1)[0][0] if found else None
 
 
@@ -249,7 +249,7 @@ def save_weights(
 
     Args:
         model: bare, so that its keys carry no wrapper's prefix.
-        path: of the file; its folder is made.
+        path: the file to write; its folder is made where it does not exist.
         metadata: strings to travel with the weights (input spec, class names as JSON).
     """
     # Cloned: safetensors refuses tensors that share memory.

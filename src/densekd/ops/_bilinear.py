@@ -19,7 +19,7 @@ from densekd.ops.resize import ALIGN_CORNERS, resize_map
 # PyTorch takes another kernel for three channels and where height + width is at most 128. Its roundings depend on the
 # number of channels, so there they must stay together.
 OTHER_CHANNELS, OTHER_SIZE = 3, 128
-ROWS = 8  # of a map that has its size already
+ROWS = 8  # the rows of a band where the map already has its size
 
 
 def lerp(a: Tensor, b: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
     """Maps (N, K, h, w) -> (rows, resize_map(maps, size)[:, :, rows]), a few rows at a time, from the top.
 
     The bits are those of `resize_map`: where they cannot be had otherwise, and on a GPU, which likes large pieces, all
-    rows come at once, from there. They are not to be written to.
+    rows come at once, from there. The caller must not write to them.
     """
     if maps.device.type == "cpu" and tuple(maps.shape[-2:]) == tuple(size):
         for start in range(0, size[0], ROWS):

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from densekd.ops.recording import recording
 
-# Each value depends on the same place of the first argument (and of no random draw).
+# Each value depends on the same place of the first argument alone, and on no random draw.
 ACTIVATIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.silu,
@@ -28,14 +28,14 @@ class Recipe:
     """How to make a tensor again: ``function(*given)``.
 
     Args:
-        function: of tensors that are kept anyway, and of other things.
-        given: what it takes.
-        device: type of the tensors' device.
-        before: makes a first argument to put before `given`, the result of another recipe.
+        function: computes the tensor from tensors that are kept anyway, and from other values.
+        given: the function's arguments.
+        device: the type of the tensors' device.
+        before: another recipe, whose result is the function's first argument, before `given`.
 
     Attributes:
-        places: saved places that hold this recipe.
-        left: those that have not asked in this backward pass; until the last one has, the value is kept.
+        places: how many saved places hold this recipe.
+        left: how many of them have not yet taken the value in this backward pass; it is kept until the last one has.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Recipe:
         self.places = self.left = 0
 
     def take(self) -> Tensor:
-        """For one of the places."""
+        """The tensor, for one of the places that hold this recipe."""
         value = self.make()
         self.left -= 1
         if self.left <= 0:
@@ -81,7 +81,7 @@ class _Kept:
     """A tensor as it was: autograd's own check for changes in place is off where saving is hooked."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # without its graph, which would hold this in turn
+        self.tensor = tensor.detach()  # without its graph, which would hold this object in turn
         self.version = tensor._version
 
     def get(self) -> Tensor:
@@ -94,7 +94,7 @@ class _Kept:
 
 
 class _Saved:
-    """What autograd holds in a saved tensor's place."""
+    """The object that autograd holds in place of a saved tensor."""
 
     def __init__(self, content: _Kept | Recipe) -> None:
         self.content = content
@@ -130,7 +130,7 @@ class _Known:
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees norms and activations as they are called, whoever calls them, and decides what autograd saves."""
+    """Sees every call of a norm or an activation, and decides what autograd saves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ _entered = _Entered()
 
 @contextmanager
 def recompute_norms() -> Iterator[None]:
-    """Within it, what batch norms and the activations after them give is not kept for backward but made again there.
+    """Within it, the results of batch norms and of the activations after them are computed again in backward, not kept.
 
     Of convolution, norm, activation, convolution autograd keeps two maps or three: the norm's input and what the
     activation and the next convolution save. Here it keeps the norm's input, from which backward repeats norm and
@@ -304,7 +304,7 @@ def _after(module: nn.Module, args: Any, output: Any) -> None:
 
 
 def enter(module: nn.Module, context: AbstractContextManager | None) -> None:
-    """In a forward pre-hook."""
+    """Runs in a forward pre-hook."""
     if any(inside is module for inside, _ in _entered.modules):
         while _leave_last() is not module:  # Ctrl-C ended a forward without its last hooks
             pass
@@ -314,7 +314,7 @@ def enter(module: nn.Module, context: AbstractContextManager | None) -> None:
 
 
 def leave(module: nn.Module, args: Any, output: Any) -> None:
-    """In a forward hook that is always called; one after an error in an earlier pre-hook finds nothing to leave."""
+    """Runs in a forward hook that is always called; after an error in an earlier pre-hook there is nothing to leave."""
     if _entered.modules and _entered.modules[-1][0] is module:
         _leave_last()
 
