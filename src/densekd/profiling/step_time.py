@@ -39,16 +39,16 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        self._switch()
+        self._charge()
         self._open.append(name)
         try:
             yield
         finally:
-            self._switch()
+            self._charge()
             self._open.pop()
 
-    def _switch(self) -> None:
-        """Add the time since the last call to the innermost part."""
+    def _charge(self) -> None:
+        """Count the time since the last call to the innermost part that is open."""
         synchronise(self.device)
         now = time.perf_counter()
         if self._open:
@@ -81,7 +81,7 @@ class _Watched:
 
 
 class _WatchedTerms(list):
-    """A list of terms; each iteration of a loop over it is a part, with all work on the term's maps."""
+    """Terms; each round of a loop over them is a part, with all that is done to its maps."""
 
     def __init__(self, terms: Sequence[Any], clock: Clock) -> None:
         super().__init__(terms)
