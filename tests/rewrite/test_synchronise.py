@@ -104,6 +104,7 @@ def whole(case: str, rank: int | None = None):
     }
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_ranks_have_the_gradients_of_the_whole_batch(tmp_path) -> None:
     script = tmp_path / "rank.py"
