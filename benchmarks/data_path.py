@@ -3,8 +3,8 @@
     python -m benchmarks.data_path --camvid FOLDER [--pairs 20] [--clock cpu] [--dry] [--output FILE]
 
 CamVid's pictures and labels: as they are, and enlarged to 2048×1024 as PNG and as JPEG. One process and one thread
-read, augment and collate batches of 8; what is timed is what a loader's worker does. The files lie in the page cache.
-Also what the cache costs to make, its first read with the checksums, and parts of the augmentation done in another way.
+read, augment and collate batches of 8, which is the work of a loader's worker. The files are in the page cache. The
+script also measures making the cache, its first read with the checksums, and other ways to do parts of Augment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BASE = "decoded each time"
 
 
 def pictures(camvid: Path | None, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image and labels of CamVid's training split, evenly spread; scenes where it is None."""
+    """Images and labels of CamVid's training split, evenly spread; of the scenes where `camvid` is None."""
     if camvid is None:
         scenes = SceneSet(length=count)
         for index in range(count):

@@ -1,16 +1,16 @@
-"""What evaluation costs after the network's forward: upsampling, argmax, confusion matrix; and several views.
+"""The cost of evaluation after the network's forward: upsampling, argmax, confusion matrix; and several views.
 
     python -m benchmarks.evaluation --camvid FOLDER --weights ESPNetC_pixel_pair.pth [--pairs 10] [--dry]
 
 The logits are ESPNet-C's, trained on CamVid, at an eighth of 2048×1024: CamVid's images are 480×360, of which the
 middle 480×240 is enlarged. Nineteen classes are made of eleven by repeating eight of them, lowered by 5. Noise is the
-worst case: every cell lies on a border. Without --camvid and --weights there is noise alone, and so with --dry.
-Six views are three scales, mirrored and not; with their forward passes they are measured at 1024×512.
+worst case: every cell lies on a border. Without --camvid and --weights, and with --dry, the script measures noise
+alone. Six views are three scales, mirrored and not; with their forward passes they are measured at 1024×512.
 
 The arms:
     loops: F.interpolate, argmax in NumPy, three counts a class over NumPy arrays
     plain: F.interpolate, argmax, bincount of the labelled pixels
-    tuned: the same in PyTorch as fast as we know: max for argmax, int16, ignored pixels in a bin of their own
+    tuned: the fastest PyTorch code for it that we know: max for argmax, int16, ignored pixels in a bin of their own
     densekd: argmax_map, ConfusionMatrix; int64 labels as in the others
     densekd_uint8: with uint8 labels
 and, measured on a part of the pixels only, the counting by a loop over pixels.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.growth [--subject NAME ...] [--pairs 5] [--clock cpu] [--dry] [--output FILE]
 
-Each subject is a public function of densekd, forward and backward where it is trained with, on random tensors. Along an
-axis the other sizes stay. Memory is that of the tensors a call makes, at their peak, without what it is given.
+Each subject is a public function of densekd on random tensors, with backward where training uses one. Along an axis the
+other sizes stay. Memory is the peak of the tensors that a call makes, without its inputs.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from densekd.metrics import ConfusionMatrix
 from densekd.ops.argmax import argmax_map
 
 Call = Callable[[], Any]
-STRIDE = 8  # of the maps that a network gives
+STRIDE = 8  # the stride of a network's maps
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a subject is measured at: images of side × side pixels, or maps of `nodes` nodes."""
+    """The sizes of a measurement: images of side × side pixels, or maps of `nodes` nodes."""
 
     side: int = 256
     classes: int = 19
@@ -53,14 +53,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something whose cost grows.
+    """A function whose cost is measured at several sizes.
 
     Attributes:
-        make: size and device -> the call that is measured; its inputs are made here.
-        axes: name of a size -> its values; ``side`` is told as pixels.
+        make: size and device -> the call that is measured; it makes the call's inputs.
+        axes: name of a size -> its values; ``side`` is reported as pixels.
         base: the sizes that stay.
-        quadratic: axis -> why time, memory or both grow with its square by nature.
-        quadratic_memory: whether memory does so too.
+        quadratic: axis -> the reason why the operation itself costs time with the square of the axis.
+        quadratic_memory: whether it also costs memory so.
     """
 
     make: Callable[[Size, torch.device], Call]

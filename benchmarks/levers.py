@@ -1,10 +1,10 @@
-"""Does a lever on the CPU pay? Steps with it against steps without it, interleaved, each in a process of its own.
+"""Does a lever on the CPU save time? Steps with it against steps without it, interleaved, each in its own process.
 
     python -m benchmarks.levers [--case NAME ...] [--lever NAME ...] [--part distil|student] [--pairs 20]
 
-The base is what a run does: allocator told to keep freed memory, float32, contiguous. A process each, because the
-allocator's setting cannot be taken back; only one of them works at a time. The record also holds the page faults of a
-step and the seconds that the kernel spent in it.
+The base is a plain run: the allocator keeps freed memory, float32, contiguous. Each lever has a process of its own,
+because the allocator's setting cannot be taken back; only one of them works at a time. The record also holds the page
+faults of a step and the seconds that the kernel spent in it.
 """
 
 from __future__ import annotations

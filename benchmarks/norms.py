@@ -1,10 +1,10 @@
-"""Memory and time of a training step whose norms and activations keep less, against torch's own way.
+"""Memory and time of a training step whose norms and activations keep less for backward, against torch's own way.
 
     python -m benchmarks.norms [--case NAME ...] [--pairs 10] [--kept] [--dry] [--output FILE]
 
 One step is forward, the mean square of the outputs, backward; gradients of the weights are there before, so that memory
-is what the maps take. --kept counts, instead of times and peaks, what a forward leaves behind for backward, which holds
-no workspace of convolutions. `plain` is torch's norm, then the activation, in place where the network says so.
+is that of the maps. --kept counts, instead of times and peaks, the tensors that a forward leaves for backward, without
+the workspace of convolutions. `plain` is torch's norm, then the activation, in place where the network says so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from densekd.rewrite import to_inplace
 
 
 class PlainABN(ABN):
-    """The same function of torch's parts: the leaky ReLU keeps its input, or in place its result."""
+    """The same function made of torch's parts: the leaky ReLU keeps its input or, in place, its result."""
 
     activation_in_place = True
 
@@ -130,7 +130,7 @@ def build(case: str, arm: str, device: torch.device) -> nn.Module:
 
 
 def memory(case: str, arm: str, size: tuple[int, ...], kind: str) -> dict[str, int | None]:
-    """What one step adds to the network and its gradients, in bytes."""
+    """The bytes that one step adds to the network and its gradients."""
     device = torch.device(kind)
     network, images = build(case, arm, device), torch.rand(size, device=device)
     step(network, images[..., :64, :64])  # makes the gradients

@@ -1,4 +1,4 @@
-"""What the pair-wise term costs, against the same value from the plain n×n matrices, and how exact it is.
+"""The cost of the pair-wise term against the same value from the plain n×n matrices, and its exactness.
 
     python -m benchmarks.pair_wise [--nodes 1024 4096 16384] [--channels 64 256] [--pairs 5] [--dry] [--output FILE]
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import measure
 from densekd.losses import pair_wise
 
-# What is asked of the term.
+# The variants of the term.
 ASKED: dict[str, dict[str, Any]] = {
     "cosine": {},
     "sigmoid": {"affinity": "sigmoid"},
@@ -93,7 +93,7 @@ def call(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
 def extra_memory(
     form: str, asked: str, nodes: int, channels: int, kind: str
 ) -> dict[str, int | None]:
-    """What one call adds, in bytes."""
+    """The bytes that one call adds."""
     device = torch.device(kind)
     # What the first call of all loads; small, or the allocator would keep what the measured one needs.
     call(make_loss(form, asked, 64, device), *make_pair(64, 8, device))
@@ -199,20 +199,20 @@ def as_table(found: Iterable[tuple[str, int, int, dict[str, Any]]]) -> str:
     head += ["densekd MiB", "times less", "of the process", "times less"]
     rows = []
     for asked, channels, nodes, size in found:
-        plain, ours = (size["extra_bytes"][form] for form in FORMS)
+        plain, own = (size["extra_bytes"][form] for form in FORMS)
         process = ["–", "–"]
         if plain["process"] is not None:
             process = [
-                f"{plain['process'] / 2**20:.0f} / {ours['process'] / 2**20:.0f}",
-                f"{plain['process'] / max(1, ours['process']):.1f}",
+                f"{plain['process'] / 2**20:.0f} / {own['process'] / 2**20:.0f}",
+                f"{plain['process'] / max(1, own['process']):.1f}",
             ]
         rows.append(
             [
                 asked, str(channels), str(nodes),
                 *(f"{size['seconds'][form]['median']:.4f}" for form in FORMS),
                 measure.with_interval(size["times_faster"], 1),
-                *(f"{m['tensors'] / 2**20:.1f}" for m in (plain, ours)),
-                f"{plain['tensors'] / ours['tensors']:.1f}", *process,
+                *(f"{m['tensors'] / 2**20:.1f}" for m in (plain, own)),
+                f"{plain['tensors'] / own['tensors']:.1f}", *process,
             ]
         )  # fmt: skip
     return measure.table(head, rows)

@@ -1,10 +1,10 @@
-"""What distillation costs over its floor: time(distil step) / (time(teacher forward) + time(student step alone)).
+"""The cost of distillation over its floor: time(distil step) / (time(teacher forward) + time(student step alone)).
 
     python -m benchmarks.step [--device cpu|cuda] [--case NAME ...] [--pairs 20] [--dry] [--output FILE]
 
-With the holistic term the floor also holds the discriminator's own cost, measured alone: scoring the student's map
-with the gradient back to it, and its own phase with penalty and update. The teacher has the same form, precision and
-batch in numerator and denominator.
+With the holistic term the floor also holds the discriminator's own cost, measured alone: it scores the student's map
+with the gradient back to that map, and runs its own phase with penalty and update. The teacher has the same form,
+precision and batch in numerator and denominator.
 """
 
 from __future__ import annotations

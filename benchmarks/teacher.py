@@ -1,4 +1,4 @@
-"""What each form of the frozen teacher costs: its forward as loaded, folded, channels_last, in bf16, compiled.
+"""The cost of each form of the frozen teacher: its forward as loaded, folded, channels_last, in bf16, compiled.
 
     OMP_NUM_THREADS=1 python -m benchmarks.teacher [--case NAME ...] [--form NAME ...] [--pairs 20] [--clock cpu]
 
@@ -30,7 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def answers(teacher: Teacher, images: Tensor) -> Tensor:
-    """The logits, of all levels in one row."""
+    """The logits of all levels in one row."""
     prediction = teacher(images).prediction
     maps = [prediction] if isinstance(prediction, Tensor) else prediction.logits
     return torch.cat([x.float().flatten() for x in maps])

@@ -1,10 +1,10 @@
-"""What a step costs whose teacher is stored, over the student's own step; and what storing changes.
+"""The cost of a step whose teacher is stored, over the student's own step; and what storing changes.
 
     python -m benchmarks.teacher_cache [--case NAME ...] [--camvid FOLDER --teacher FILE --student FILE] [--dry]
 
-Every record is there (filling is not measured). What storing changes is measured on the networks of each case, which
-are random, and with --camvid on trained ones (ESPNet-C from ESPNet) that see augmented training images: values of the
-terms, and their gradient at the student's weights, against those of the live teacher.
+Every record exists already (filling is not measured). What storing changes is measured on the networks of each case,
+which are random, and with --camvid on trained ones (ESPNet-C from ESPNet) that see augmented training images: values of
+the terms, and their gradient at the student's weights, against those of the live teacher.
 """
 
 from __future__ import annotations

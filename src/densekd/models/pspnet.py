@@ -33,7 +33,7 @@ class PSPNet(DilatedResNet):
         aux_head: whether to build the auxiliary head ``dsn``.
 
     Attributes:
-        feature_info: what can be tapped.
+        feature_info: the maps that can be tapped.
         pair_wise_tap: the map that the pair-wise term compares by default.
         input_spec: BGR, 0-255, minus the authors' mean.
     """

@@ -18,7 +18,7 @@ class PSPTimm(nn.Module):
     """A timm backbone, pyramid pooling, 1x1 classifier, and an auxiliary head on the last stage but one.
 
     Args:
-        backbone: gives the maps.
+        backbone: the network that gives the maps.
         num_classes: K.
         psp_channels: the channels of the pyramid module's result.
         aux_head: whether to build the auxiliary head.
@@ -56,7 +56,7 @@ class PSPTimm(nn.Module):
         maps = self.backbone(x)
         out = self.head(self.pyramid(maps[-1]))
         if self.training and self.aux is not None:
-            # The aux map may be larger (output stride 32): both are upsampled to the label by the task.
+            # The aux map may be larger (output stride 32): the task upsamples both to the label's size.
             return OrderedDict(out=out, aux=self.aux(maps[-2]))
         return out
 

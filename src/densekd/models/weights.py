@@ -16,7 +16,7 @@ from densekd.errors import WeightsError
 from densekd.ops.files import replacing
 from densekd.ops.names import first_few
 
-# Where training codes put the network inside a checkpoint, tried in this order.
+# The keys under which training codes put the network inside a checkpoint, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
 # The prefixes that data parallelism and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
@@ -30,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
 
     Raises:
-        WeightsError: the file is missing, empty, no weights file, cut short, or needs unpickling.
+        WeightsError: the file is missing, empty, cut short, not a weights file, or needs unpickling.
     """
     path = Path(path)
     return strip_prefixes(unwrap(read_file(path), path))
@@ -116,19 +116,19 @@ def load_weights(
     """Load a file or a state dict into `model`, checking every key and shape before touching it.
 
     A model may declare ``rename_keys`` (static; state dict -> state dict: the key map of published files) and
-    ``optional_prefixes`` (keys a file may hold that this model has no use for).
+    ``optional_prefixes`` (keys that a file may hold and this model does not need).
 
     Args:
         model: the bare network.
-        source: file, or state dict.
-        strict: False loads what fits and leaves the rest as it is.
+        source: a file, or a state dict.
+        strict: False loads the tensors that fit and leaves the rest as it is.
 
     Returns:
-        the model's keys that were left as they were (empty when strict).
+        The model's keys that were left as they were (empty when strict).
 
     Raises:
-        WeightsError: the weights do not fit; says which keys, and why where that can be told. Also without `strict`
-            where nothing fits.
+        WeightsError: the weights do not fit; the message names the keys, and the cause where it is known. Without
+            `strict` it is raised where nothing fits.
     """
     if isinstance(source, Mapping):
         name, state = "the given weights", strip_prefixes(source)
@@ -139,7 +139,7 @@ def load_weights(
     fits = compare(
         expected, state, name, strict=strict, num_classes=getattr(model, "num_classes", None)
     )
-    # Norms' counters are kept where a file has none: nothing in evaluation reads them.
+    # The norms' counters stay where a file has none, since evaluation does not read them.
     counters = {k: v for k, v in expected.items() if k.endswith(COUNTER)}
     left = [key for key in expected if key not in fits and key not in counters]
     model.load_state_dict({**counters, **fits}, strict=not left)
@@ -194,7 +194,7 @@ def compare(
     strict: bool,
     num_classes: int | None,
 ) -> dict[str, Tensor]:
-    """The tensors that fit; raises where they must all fit and do not."""
+    """The tensors that fit; with `strict` it raises WeightsError where not all do."""
     wanted = {k for k in expected if not k.endswith(COUNTER)}
     given = {k for k in state if not k.endswith(COUNTER)}
     shared = wanted & given
@@ -232,7 +232,7 @@ def class_counts(
     wrong: Iterable[str],
     num_classes: int | None,
 ) -> int | None:
-    """The checkpoint's class count, if that is what the wrong shapes have in common."""
+    """The checkpoint's class count, if it explains the wrong shapes."""
     found: Counter[int] = Counter()
     for key in wrong:
         if state[key].ndim == expected[key].ndim:

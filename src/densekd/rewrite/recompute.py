@@ -162,7 +162,9 @@ class _Recorder(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> None:
-        if training:  # the batch's statistics are found again: the running ones have moved on
+        if (
+            training
+        ):  # the batch's statistics are computed again, because the running ones have changed since
             mean = var = None
         self.note(result, F.batch_norm, [x, mean, var, weight, bias, training, 0.0, eps])
 
@@ -180,7 +182,7 @@ class _Recorder(TorchFunctionMode):
                 if kept.data_ptr() == result.data_ptr() and kept.shape == result.shape:
                     saved.hold(again)
                 elif in_place and kept.shape == result.shape:
-                    saved.hold(recipe)  # a copy of what came in (silu_, hardswish_, mish_)
+                    saved.hold(recipe)  # a copy of the input (silu_, hardswish_, mish_)
         return result
 
     def note(
@@ -214,7 +216,7 @@ class _Recorder(TorchFunctionMode):
 
 
 class _Activation:
-    """One with its keyword arguments. In backward others may still ask for what an activation in place changes."""
+    """An activation with its keyword arguments. In place it works on a copy: backward may still need its input."""
 
     def __init__(
         self, function: Callable[..., Tensor], kwargs: dict[str, Any], in_place: bool
@@ -237,16 +239,15 @@ _entered = _Entered()
 def recompute_norms() -> Iterator[None]:
     """Within it, the results of batch norms and of the activations after them are computed again in backward, not kept.
 
-    Of convolution, norm, activation, convolution autograd keeps two maps or three: the norm's input and what the
-    activation and the next convolution save. Here it keeps the norm's input, from which backward repeats norm and
-    activation, by the same kernels: values and gradients are those of the plain way bit for bit on the CPU, for any
-    weights of any sign. Calls are seen as they happen, so any network will do, with modules or functions, in place
-    or not, one ReLU shared by many norms.
+    For convolution, norm, activation and convolution autograd keeps two or three maps: the norm's input, and what the
+    activation and the next convolution save. Here it keeps only the norm's input, from which backward computes norm and
+    activation again with the same kernels. On the CPU values and gradients are equal to those of the plain way bit for
+    bit, for weights of any sign. The calls are seen as they happen, so this works for any network, with modules or
+    functions, in place or not, also where many norms share one ReLU.
 
-    - A map that somebody else holds (a tap, a skip connection that is summed) is not freed by that, only not kept
-      twice.
-    - A sum of branches and its ReLU are kept: only what follows a norm directly is made again.
-    - Second derivatives work. `torch.compile` decides by itself what to keep: under it this does nothing.
+    - A map that something else holds (a tap, a skip connection that is summed) is not freed; it is only not kept twice.
+    - A sum of branches and its ReLU are kept: only an activation that follows a norm directly is computed again.
+    - Second derivatives work. Under `torch.compile`, which decides by itself what to keep, this does nothing.
 
     Call the network inside, backward outside.
     """
@@ -274,7 +275,7 @@ def to_inplace(model: nn.Module) -> nn.Module:
     `torch.compile`.
 
     Args:
-        model: any network. Its own call counts, not those of parts of it.
+        model: any network. Calls of the network itself count, not calls of its parts.
 
     Returns:
         The network itself.
