@@ -30,7 +30,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def rendered_once() -> Iterator[None]:
-    """A small scene is rendered once a process; whoever reads it again gets a copy (a scene depends on nothing else)."""
+    """A small scene is rendered once a process, since it depends on its arguments alone; later reads get a copy."""
     module = sys.modules[SceneSet.__module__]
     render = module.render_scene
     kept = lru_cache(maxsize=1024)(render)
