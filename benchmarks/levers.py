@@ -1,10 +1,10 @@
-"""Does a lever on the CPU pay? Steps with it against steps without it, interleaved, each in a process of its own.
+"""Does a lever on the CPU save time? Steps with it against steps without it, interleaved, each in its own process.
 
     python -m benchmarks.levers [--case NAME ...] [--lever NAME ...] [--part distil|student] [--pairs 20]
 
-The base is what a run does: allocator told to keep freed memory, float32, contiguous. A process each, because the
-allocator's setting cannot be taken back; only one of them works at a time. The record also holds the page faults of a
-step and the seconds that the kernel spent in it.
+The base is a plain run: the allocator keeps freed memory, float32, contiguous. Each lever has a process of its own,
+because the allocator's setting cannot be taken back; only one of them works at a time. The record also holds the page
+faults of a step and the seconds that the kernel spent in it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, SIZE
 from benchmarks.step import make_arms
 from densekd.engine.launch import keep_freed_memory
 
@@ -40,7 +41,7 @@ def serve(
     dry: bool,
     options: dict[str, Any],
 ) -> None:
-    """Child: build, then one timed call each time it is asked."""
+    """The child: it builds the part, then times one call each time it is asked."""
     torch.set_num_threads(threads)
     options = dict(options)
     if options.pop("keep", True):
@@ -65,31 +66,31 @@ def serve(
 
 
 def measure_levers(
-    case: str, part: str, levers: list[str], args: argparse.Namespace
+    case: str, part: str, levers: list[str], rounds: measure.Rounds, args: argparse.Namespace
 ) -> dict[str, Any]:
+    """The time of a part with every lever over its time without one; a process each."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     children = []
     for name in ["base", *levers]:
-        pipes[name], theirs = context.Pipe()
+        pipes[name], far = context.Pipe()
         child = context.Process(
             target=serve,
             args=(
-                theirs, case, part, args.threads, args.clock, args.dry,
+                far, case, part, args.threads, rounds.clock, args.dry,
                 {**LEVERS.get(name, {}), "size": tuple(args.size) if args.size else None},
             ),
             daemon=True,
         )  # fmt: skip
         child.start()
-        theirs.close()  # a child that dies then ends our recv with EOFError
+        far.close()  # a child that dies then ends our recv with EOFError
         children.append(child)
 
     def ask(name: str) -> float:
         pipes[name].send("step")
         return pipes[name].recv()
 
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
-    seconds = measure.interleave({n: lambda n=n: ask(n) for n in pipes}, pairs=pairs, warmup=warmup)
+    seconds = rounds.interleaved({name: partial(ask, name) for name in pipes})
     last = {}
     for name, pipe in pipes.items():
         pipe.send("end")
@@ -105,60 +106,44 @@ def measure_levers(
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.levers", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser)
-    standard = ["espnet_c_from_espnet", "espnet_from_psp_lite0"]
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=standard)
-    parser.add_argument("--lever", nargs="+", choices=list(LEVERS), default=list(LEVERS))
-    parser.add_argument("--part", choices=list(PARTS), default="distil")
-    parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(arguments)
-    path = measure.output_path(args.output, f"levers-{args.part}" + ("-dry" if args.dry else ""))
-    cases = {}
-    for case in args.case:
-        print(f"{case} ...", flush=True)
-        cases[case] = measure_levers(case, args.part, args.lever, args)
-    measure.write(
-        measure.record(
-            "levers",
-            torch.device("cpu"),
-            pairs=2 if args.dry else args.pairs,
-            threads=args.threads,
-            clock=args.clock,
-            cases=cases,
-        ),
-        path,
-    )
+def as_table(cases: dict[str, dict[str, Any]]) -> str:
+    head = [
+        "pair",
+        "lever",
+        "s",
+        "time over base",
+        "peak GiB",
+        "page faults (base)",
+        "kernel s (base)",
+    ]
     rows = [
         [
-            case, name, f"{found['seconds'][name]['median']:.3f}",
-            f"{r['median']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]",
+            case, name, f"{found['seconds'][name]['median']:.3f}", measure.with_interval(ratio),
             f"{(found['peak_bytes'][name] or 0) / 2**30:.2f}",
             *(f"{found[key][name]:.3g} ({found[key]['base']:.3g})" for key in ("page_faults", "kernel_seconds")),
         ]
         for case, found in cases.items()
-        for name, r in found["ratio"].items()
+        for name, ratio in found["ratio"].items()
     ]  # fmt: skip
-    print(
-        measure.table(
-            [
-                "pair",
-                "lever",
-                "s",
-                "time over base",
-                "peak GiB",
-                "page faults (base)",
-                "kernel s (base)",
-            ],
-            rows,
-        )
+    return measure.table(head, rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = measure.make_parser("levers", __doc__)
+    standard = ["espnet_c_from_espnet", "espnet_from_psp_lite0"]
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=standard)
+    parser.add_argument("--lever", nargs="+", choices=list(LEVERS), default=list(LEVERS))
+    parser.add_argument("--part", choices=list(PARTS), default="distil")
+    parser.add_argument("--size", **SIZE)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(arguments)
+    path, rounds = measure.begin(args, f"levers-{args.part}")
+    cases = measure.one_by_one(
+        args.case, lambda case: measure_levers(case, args.part, args.lever, rounds, args)
     )
-    print(f"written to {path}")
-    return 0
+    return measure.finish(
+        "levers", path, torch.device("cpu"), rounds, as_table(cases), threads=args.threads, cases=cases
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Memory and time of a training step whose norms and activations keep less, against torch's own way.
+"""Memory and time of a training step whose norms and activations keep less for backward, against torch's own way.
 
     python -m benchmarks.norms [--case NAME ...] [--pairs 10] [--kept] [--dry] [--output FILE]
 
 One step is forward, the mean square of the outputs, backward; gradients of the weights are there before, so that memory
-is what the maps take. --kept counts, instead of times and peaks, what a forward leaves behind for backward, which holds
-no workspace of convolutions. `plain` is torch's norm, then the activation, in place where the network says so.
+is that of the maps. --kept counts, instead of times and peaks, the tensors that a forward leaves for backward, without
+the workspace of convolutions. `plain` is torch's norm, then the activation, in place where the network says so.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from densekd.rewrite import to_inplace
 
 
 class PlainABN(ABN):
-    """The same function of torch's parts: the leaky ReLU keeps its input, or in place its result."""
+    """The same function made of torch's parts: the leaky ReLU keeps its input or, in place, its result."""
 
     activation_in_place = True
 
@@ -131,7 +130,7 @@ def build(case: str, arm: str, device: torch.device) -> nn.Module:
 
 
 def memory(case: str, arm: str, size: tuple[int, ...], kind: str) -> dict[str, int | None]:
-    """What one step adds to the network and its gradients, in bytes."""
+    """The bytes that one step adds to the network and its gradients."""
     device = torch.device(kind)
     network, images = build(case, arm, device), torch.rand(size, device=device)
     step(network, images[..., :64, :64])  # makes the gradients
@@ -159,7 +158,7 @@ def measure_kept(case: str, *, dry: bool) -> dict[str, Any]:
 def table_of_kept(found: dict[str, dict[str, Any]]) -> str:
     rows = [
         [
-            f"{case}, {'×'.join(map(str, result['size']))}" if arm == "plain" else "",
+            f"{case}, {measure.times(result['size'])}" if arm == "plain" else "",
             arm,
             f"{bytes_ / 2**20:.0f}",
             f"{result['over_plain'][arm]:.3f}",
@@ -171,18 +170,15 @@ def table_of_kept(found: dict[str, dict[str, Any]]) -> str:
 
 
 def measure_case(
-    case: str, device: torch.device, *, pairs: int, warmup: int, clock: str, dry: bool
+    case: str, device: torch.device, rounds: measure.Rounds, *, dry: bool
 ) -> dict[str, Any]:
     small = (2, 3, 64, 64)
     time_size = small if dry else CASES[case].time_size
     memory_size = small if dry else CASES[case].memory_size
     images = torch.rand(time_size, device=device)
-    arms = {
-        arm: partial(measure.timed, partial(step, build(case, arm, device), images), device, clock)
-        for arm in CASES[case].arms
-    }
-    seconds = measure.interleave(arms, pairs=pairs, warmup=warmup)
-    del arms
+    calls = {arm: partial(step, build(case, arm, device), images) for arm in CASES[case].arms}
+    seconds = rounds.seconds(calls, device)
+    del calls
     extra = {
         arm: measure.in_fresh_process(memory, case, arm, memory_size, device.type)
         for arm in CASES[case].arms
@@ -220,45 +216,28 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
             first = arm == "plain"
             rows.append(
                 [
-                    f"{case}, {'×'.join(map(str, result['memory_size']))}" if first else "", arm,
+                    f"{case}, {measure.times(result['memory_size'])}" if first else "", arm,
                     f"{bytes_['tensors'] / 2**20:.0f}", f"{result['memory_over_plain'][arm]:.3f}", process,
                     f"{seconds['median']:.3f}",
-                    "1" if first else
-                    f"{time['median']:.3f} [{time['interval'][0]:.3f}, {time['interval'][1]:.3f}]",
+                    "1" if first else measure.with_interval(time),
                 ]
             )  # fmt: skip
     return measure.table(head, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.norms", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=10)
+    parser = measure.make_parser("norms", __doc__, pairs=10)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--kept", action="store_true", help="only what a forward keeps (CPU)")
     args = parser.parse_args(arguments)
     device = measure.pick("cpu" if args.kept else args.device, args.clock)
     name = "norms-kept" if args.kept else "norms"
-    path = measure.output_path(args.output, name + ("-dry" if args.dry else ""))
+    path, rounds = measure.begin(args, name)
     if args.kept:
         found = {case: measure_kept(case, dry=args.dry) for case in args.case}
-        measure.write(measure.record(name, device, cases=found), path)
-        print(table_of_kept(found))
-        print(f"written to {path}")
-        return 0
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
-    found = {
-        case: measure_case(case, device, pairs=pairs, warmup=warmup, clock=args.clock, dry=args.dry)
-        for case in args.case
-    }
-    result = measure.record(
-        "norms", device, clock=args.clock, pairs=pairs, warmup=warmup, cases=found
-    )
-    measure.write(result, path)
-    print(as_table(found))
-    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+        return measure.finish(name, path, device, None, table_of_kept(found), cases=found)
+    found = {case: measure_case(case, device, rounds, dry=args.dry) for case in args.case}
+    return measure.finish(name, path, device, rounds, as_table(found), cases=found)
 
 
 if __name__ == "__main__":

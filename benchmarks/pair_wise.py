@@ -1,4 +1,4 @@
-"""What the pair-wise term costs, against the same value from the plain n×n matrices, and how exact it is.
+"""The cost of the pair-wise term against the same value from the plain n×n matrices, and its exactness.
 
     python -m benchmarks.pair_wise [--nodes 1024 4096 16384] [--channels 64 256] [--pairs 5] [--dry] [--output FILE]
 
@@ -10,7 +10,6 @@ against plain matrices in float64.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from torch import Tensor
 from benchmarks import measure
 from densekd.losses import pair_wise
 
-# What is asked of the term.
+# The variants of the term.
 ASKED: dict[str, dict[str, Any]] = {
     "cosine": {},
     "sigmoid": {"affinity": "sigmoid"},
@@ -94,7 +93,7 @@ def call(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
 def extra_memory(
     form: str, asked: str, nodes: int, channels: int, kind: str
 ) -> dict[str, int | None]:
-    """What one call adds, in bytes."""
+    """The bytes that one call adds."""
     device = torch.device(kind)
     # What the first call of all loads; small, or the allocator would keep what the measured one needs.
     call(make_loss(form, asked, 64, device), *make_pair(64, 8, device))
@@ -103,12 +102,11 @@ def extra_memory(
 
 
 def measure_size(
-    asked: str, nodes: int, channels: int, device: torch.device, *, pairs: int, warmup: int, clock: str
-) -> dict[str, Any]:  # fmt: skip
+    asked: str, nodes: int, channels: int, *, device: torch.device, rounds: measure.Rounds
+) -> dict[str, Any]:
     pair = make_pair(nodes, channels, device)
     calls = {form: partial(call, make_loss(form, asked, nodes, device), *pair) for form in FORMS}
-    arms = {form: partial(measure.timed, run, device, clock) for form, run in calls.items()}
-    seconds = measure.interleave(arms, pairs=pairs, warmup=warmup)
+    seconds = rounds.seconds(calls, device)
     values = {form: run().item() for form, run in calls.items()}
     return {
         "seconds": {form: measure.spread(found) for form, found in seconds.items()},
@@ -201,21 +199,20 @@ def as_table(found: Iterable[tuple[str, int, int, dict[str, Any]]]) -> str:
     head += ["densekd MiB", "times less", "of the process", "times less"]
     rows = []
     for asked, channels, nodes, size in found:
-        faster = size["times_faster"]
-        plain, ours = (size["extra_bytes"][form] for form in FORMS)
+        plain, own = (size["extra_bytes"][form] for form in FORMS)
         process = ["–", "–"]
         if plain["process"] is not None:
             process = [
-                f"{plain['process'] / 2**20:.0f} / {ours['process'] / 2**20:.0f}",
-                f"{plain['process'] / max(1, ours['process']):.1f}",
+                f"{plain['process'] / 2**20:.0f} / {own['process'] / 2**20:.0f}",
+                f"{plain['process'] / max(1, own['process']):.1f}",
             ]
         rows.append(
             [
                 asked, str(channels), str(nodes),
                 *(f"{size['seconds'][form]['median']:.4f}" for form in FORMS),
-                f"{faster['median']:.1f} [{faster['interval'][0]:.1f}, {faster['interval'][1]:.1f}]",
-                *(f"{m['tensors'] / 2**20:.1f}" for m in (plain, ours)),
-                f"{plain['tensors'] / ours['tensors']:.1f}", *process,
+                measure.with_interval(size["times_faster"], 1),
+                *(f"{m['tensors'] / 2**20:.1f}" for m in (plain, own)),
+                f"{plain['tensors'] / own['tensors']:.1f}", *process,
             ]
         )  # fmt: skip
     return measure.table(head, rows)
@@ -234,11 +231,18 @@ def error_table(errors: Sequence[dict[str, Any]]) -> str:
     return measure.table(head, rows)
 
 
+def fitted(powers: Mapping[int, dict[str, dict[str, float | None]]]) -> list[str]:
+    """A line for each number of channels and each form."""
+    lines = []
+    for channels, forms in powers.items():
+        for form, power in forms.items():
+            told = [f"{k} ∝ nodes^{v:.2f}" for k, v in power.items() if v is not None]
+            lines.append(f"{channels} channels, {form}: {', '.join(told)}")
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pair_wise", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=5)
+    parser = measure.make_parser("pair_wise", __doc__, pairs=5)
     parser.add_argument("--nodes", nargs="+", type=int, default=[1024, 4096, 16384])
     parser.add_argument("--channels", nargs="+", type=int, default=[64, 256])
     parser.add_argument(
@@ -246,13 +250,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, "pair_wise" + ("-dry" if args.dry else ""))
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    path, rounds = measure.begin(args, "pair_wise")
     nodes, channels = ([256, 512], [16]) if args.dry else (args.nodes, args.channels)
     others = [(asked, n) for n in args.other_nodes for asked in ASKED if asked != "cosine"]
     if args.dry:
         others = [("softmax", 256)]
-    measured = partial(measure_size, device=device, pairs=pairs, warmup=warmup, clock=args.clock)
+    measured = partial(measure_size, device=device, rounds=rounds)
     errors = all_errors(512 if args.dry else 4096, channels[-1], device)
     found = {c: {n: measured("cosine", n, c) for n in nodes} for c in channels}
     forms = [
@@ -260,20 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
         for asked, n in others
     ]
     powers = {c: exponents(sizes) for c, sizes in found.items()}
-    result = measure.record(
-        "pair_wise", device, clock=args.clock, pairs=pairs, warmup=warmup, channels=found, exponents=powers,
-        forms=forms, errors=errors,
-    )  # fmt: skip
-    measure.write(result, path)
     rows = [("cosine", c, n, size) for c, sizes in found.items() for n, size in sizes.items()]
-    print(as_table([*rows, *((f["asked"], f["channels"], f["nodes"], f) for f in forms)]))
-    for c, fitted in powers.items():
-        for form, power in fitted.items():
-            told = [f"{k} ∝ nodes^{v:.2f}" for k, v in power.items() if v is not None]
-            print(f"{c} channels, {form}: {', '.join(told)}")
-    print(error_table(errors))
-    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+    rows += [(f["asked"], f["channels"], f["nodes"], f) for f in forms]
+    return measure.finish(
+        "pair_wise", path, device, rounds, as_table(rows), *fitted(powers), error_table(errors),
+        channels=found, exponents=powers, forms=forms, errors=errors,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,33 +1,26 @@
-"""What distillation costs over its floor: time(distil step) / (time(teacher forward) + time(student step alone)).
+"""The cost of distillation over its floor: time(distil step) / (time(teacher forward) + time(student step alone)).
 
     python -m benchmarks.step [--device cpu|cuda] [--case NAME ...] [--pairs 20] [--dry] [--output FILE]
 
-With the holistic term the floor also holds the discriminator's own cost, measured alone: scoring the student's map
-with the gradient back to it, and its own phase with penalty and update. The teacher has the same form, precision and
-batch in numerator and denominator.
+With the holistic term the floor also holds the discriminator's own cost, measured alone: it scores the student's map
+with the gradient back to that map, and runs its own phase with penalty and update. The teacher has the same form,
+precision and batch in numerator and denominator.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import CASES, Case, make_case, make_step
+from benchmarks.cases import CASES, SIZE, STANDARD, Case, make_case, make_step
 from densekd.distill.distiller import Distiller
 from densekd.engine.launch import started
 from densekd.profiling.step_time import floor_of
 
-STANDARD = [
-    "espnet_c_from_espnet",
-    "espnet_from_psp_lite0",
-    "pspnet_r18_from_r101",
-    "fcos_mv2_from_r50",
-]
 TEACHER_FORM = ("precision", "fold_norms", "channels_last", "compile", "batch_size")
 
 
@@ -64,18 +57,11 @@ def make_arms(
 
 
 def measure_case(
-    case: Case,
-    device: torch.device,
-    *,
-    pairs: int,
-    warmup: int,
-    clock: str = "wall",
-    **options: Any,
+    case: Case, device: torch.device, rounds: measure.Rounds, **options: Any
 ) -> dict[str, Any]:
-    """Seconds of every arm and the two ratios."""
+    """The seconds of every arm, and the two ratios."""
     arms, built = make_arms(case, device, **options)
-    calls = {name: partial(measure.timed, arm, device, clock) for name, arm in arms.items()}
-    seconds = measure.interleave(calls, pairs=pairs, warmup=warmup)
+    seconds = rounds.seconds(arms, device)
     floor = measure.total(seconds["teacher"], seconds["student"])
     return {
         **built,
@@ -97,13 +83,10 @@ def as_table(cases: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, case in cases.items():
         time = {k: f"{v['median']:.4f}" for k, v in case["seconds"].items()}
-        part = {
-            k: f"{v['median']:.3f} [{v['interval'][0]:.3f}, {v['interval'][1]:.3f}]"
-            for k, v in case["ratio"].items()
-        }
+        part = {k: measure.with_interval(v) for k, v in case["ratio"].items()}
         rows.append(
             [
-                name, "×".join(map(str, case["batch"])), time["teacher"], time["student"],
+                name, measure.times(case["batch"]), time["teacher"], time["student"],
                 time["discriminator"], time["pi_pa"], part["pi_pa"], time["pi_pa_ho"], part["pi_pa_ho"],
             ]
         )  # fmt: skip
@@ -111,12 +94,9 @@ def as_table(cases: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser)
+    parser = measure.make_parser("step", __doc__)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
-    parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
+    parser.add_argument("--size", **SIZE)
     parser.add_argument("--amp", choices=["none", "bf16", "fp16"], default="none")
     parser.add_argument("--channels-last", action="store_true", help="student, images and teacher")
     parser.add_argument("--compile", action="store_true", help="the student")
@@ -127,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-fold", dest="fold", action="store_false", default=None)
     args = parser.parse_args(arguments)
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, f"step-{device.type}" + ("-dry" if args.dry else ""))
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    path, rounds = measure.begin(args, f"step-{device.type}")
     form = {
         "precision": args.teacher_precision,
         "channels_last": args.teacher_channels_last,
@@ -136,30 +115,20 @@ def main(arguments: list[str] | None = None) -> int:
         "batch_size": args.teacher_batch,
         "fold_norms": args.fold,
     }
-    cases = {}
+    options = {
+        "size": tuple(args.size) if args.size else None,
+        "amp": args.amp,
+        "channels_last": args.channels_last,
+        "compiled": args.compile,
+        "teacher": {key: value for key, value in form.items() if value is not None},
+        "dry": args.dry,
+    }
     with started(device.type) as process:
-        for name in args.case:
-            print(f"{name} ...", flush=True)
-            cases[name] = measure_case(
-                CASES[name],
-                process.device,
-                pairs=pairs,
-                warmup=warmup,
-                clock=args.clock,
-                size=tuple(args.size) if args.size else None,
-                amp=args.amp,
-                channels_last=args.channels_last,
-                compiled=args.compile,
-                teacher={key: value for key, value in form.items() if value is not None},
-                dry=args.dry,
-            )
-        result = measure.record(
-            "step", process.device, clock=args.clock, pairs=pairs, warmup=warmup, cases=cases
+        device = process.device
+        cases = measure.one_by_one(
+            args.case, lambda name: measure_case(CASES[name], device, rounds, **options)
         )
-    measure.write(result, path)
-    print(as_table(cases))
-    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+    return measure.finish("step", path, device, rounds, as_table(cases), cases=cases)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each form of the frozen teacher costs: its forward as loaded, folded, channels_last, in bf16, compiled.
+"""The cost of each form of the frozen teacher: its forward as loaded, folded, channels_last, in bf16, compiled.
 
     OMP_NUM_THREADS=1 python -m benchmarks.teacher [--case NAME ...] [--form NAME ...] [--pairs 20] [--clock cpu]
 
@@ -8,7 +8,6 @@ same in all, so the record also holds how far each form's prediction is from the
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.cases import CASES, Case, make_case
+from benchmarks.cases import CASES, SIZE, STANDARD, Case, make_case
 from densekd.distill.teacher import Teacher
 from densekd.engine.launch import started
 
@@ -28,30 +27,22 @@ FORMS: dict[str, dict[str, Any]] = {
     "bf16": {"channels_last": True, "precision": "bf16"},
     "compiled": {"channels_last": True, "precision": "fp32", "compile": True},
 }
-STANDARD = [
-    "espnet_c_from_espnet",
-    "espnet_from_psp_lite0",
-    "pspnet_r18_from_r101",
-    "fcos_mv2_from_r50",
-]
 
 
 def answers(teacher: Teacher, images: Tensor) -> Tensor:
-    """The logits, of all levels in one row."""
+    """The logits of all levels in one row."""
     prediction = teacher(images).prediction
     maps = [prediction] if isinstance(prediction, Tensor) else prediction.logits
     return torch.cat([x.float().flatten() for x in maps])
 
 
 def measure_case(
-    case: Case, device: torch.device, forms: list[str], args: argparse.Namespace
+    case: Case, device: torch.device, forms: list[str], rounds: measure.Rounds, **options: Any
 ) -> dict[str, Any]:
-    size = tuple(args.size) if args.size else None
+    """The time of every form over that of the loaded network, and how far its answers are from it."""
     teachers = {}
     for name in [LOADED, *forms]:
-        config, distiller, batch = make_case(
-            case, device, size=size, dry=args.dry, teacher=FORMS[name]
-        )
+        config, distiller, batch = make_case(case, device, teacher=FORMS[name], **options)
         assert distiller.teacher is not None
         assert config.teacher is not None
         teachers[name] = distiller.teacher
@@ -61,66 +52,50 @@ def measure_case(
         name: float((answers(teachers[name], images) - first).abs().max() / first.abs().max())
         for name in forms
     }
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
-    seconds = measure.interleave(
-        {
-            name: partial(measure.timed, partial(teacher, images), device, args.clock)
-            for name, teacher in teachers.items()
-        },
-        pairs=pairs,
-        warmup=warmup,
-    )
+    calls = {name: partial(teacher, images) for name, teacher in teachers.items()}
+    seconds = rounds.seconds(calls, device)
     return {
         "teacher": config.teacher.name,
         "batch": list(images.shape),
         "seconds": {name: measure.spread(values) for name, values in seconds.items()},
         "ratio": {name: measure.ratio(seconds[name], seconds[LOADED]) for name in forms},
         "largest_difference": differences,
-        "peak_bytes": {
-            name: measure.peak_memory(partial(teacher, images), device)
-            for name, teacher in teachers.items()
-        },
+        "peak_bytes": {name: measure.peak_memory(call, device) for name, call in calls.items()},
         "raw_seconds": seconds,
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.teacher", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser)
-    forms = [name for name in FORMS if name != LOADED]
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
-    parser.add_argument(
-        "--form", nargs="+", choices=forms, default=[f for f in forms if f != "compiled"]
-    )
-    parser.add_argument("--size", nargs=3, type=int, metavar=("BATCH", "HEIGHT", "WIDTH"))
-    args = parser.parse_args(arguments)
-    device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, f"teacher-{device.type}" + ("-dry" if args.dry else ""))
-    cases = {}
-    with started(device.type) as process:
-        for name in args.case:
-            print(f"{name} ...", flush=True)
-            cases[name] = measure_case(CASES[name], process.device, args.form, args)
-        result = measure.record(
-            "teacher", process.device, clock=args.clock, pairs=args.pairs, cases=cases
-        )
-    measure.write(result, path)
+def as_table(cases: dict[str, dict[str, Any]]) -> str:
     rows = [
         [
-            found["teacher"], "×".join(map(str, found["batch"])), f"{found['seconds'][LOADED]['median']:.3f}", name,
-            f"{found['seconds'][name]['median']:.3f}",
-            f"{r['median']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]",
+            found["teacher"], measure.times(found["batch"]), f"{found['seconds'][LOADED]['median']:.3f}", name,
+            f"{found['seconds'][name]['median']:.3f}", measure.with_interval(ratio),
             f"{found['largest_difference'][name]:.1e}",
         ]
         for found in cases.values()
-        for name, r in found["ratio"].items()
+        for name, ratio in found["ratio"].items()
     ]  # fmt: skip
     head = ["teacher", "batch", "loaded s", "form", "s", "time over loaded", "difference"]
-    print(measure.table(head, rows))
-    print(f"written to {path}")
-    return 0
+    return measure.table(head, rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = measure.make_parser("teacher", __doc__)
+    forms = [name for name in FORMS if name != LOADED]
+    standard = [form for form in forms if form != "compiled"]
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
+    parser.add_argument("--form", nargs="+", choices=forms, default=standard)
+    parser.add_argument("--size", **SIZE)
+    args = parser.parse_args(arguments)
+    device = measure.pick(args.device, args.clock)
+    path, rounds = measure.begin(args, f"teacher-{device.type}")
+    options = {"size": tuple(args.size) if args.size else None, "dry": args.dry}
+    with started(device.type) as process:
+        device = process.device
+        cases = measure.one_by_one(
+            args.case, lambda name: measure_case(CASES[name], device, args.form, rounds, **options)
+        )
+    return measure.finish("teacher", path, device, rounds, as_table(cases), cases=cases)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a step costs whose teacher is stored, over the student's own step; and what storing changes.
+"""The cost of a step whose teacher is stored, over the student's own step; and what storing changes.
 
     python -m benchmarks.teacher_cache [--case NAME ...] [--camvid FOLDER --teacher FILE --student FILE] [--dry]
 
-Every record is there (filling is not measured). What storing changes is measured on the networks of each case, which
-are random, and with --camvid on trained ones (ESPNet-C from ESPNet) that see augmented training images: values of the
-terms, and their gradient at the student's weights, against those of the live teacher.
+Every record exists already (filling is not measured). What storing changes is measured on the networks of each case,
+which are random, and with --camvid on trained ones (ESPNet-C from ESPNet) that see augmented training images: values of
+the terms, and their gradient at the student's weights, against those of the live teacher.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.cases import CASES, Case, make_case, make_step
-from benchmarks.step import STANDARD
+from benchmarks.cases import CASES, STANDARD, Case, make_case, make_step
 from densekd.build.data import build_augment, build_reader, build_train_loader
 from densekd.build.distiller import build_distiller
 from densekd.build.task import build_task
@@ -58,7 +57,7 @@ def with_cache(
 
 
 def measure_case(
-    case: Case, device: torch.device, *, pairs: int, warmup: int, clock: str, **options: Any
+    case: Case, device: torch.device, rounds: measure.Rounds, **options: Any
 ) -> dict[str, Any]:
     config, full, batch = make_case(case, device, **options)
     batch.keys = [(0, i) for i in range(len(batch))]
@@ -87,8 +86,7 @@ def measure_case(
         cache = stored.source
         assert cache is not None
         arms["read"] = lambda: cache.maps(batch, mask)
-        calls = {arm: partial(measure.timed, call, device, clock) for arm, call in arms.items()}
-        seconds = measure.interleave(calls, pairs=pairs, warmup=warmup)
+        seconds = rounds.seconds(arms, device)
         return {
             "batch": list(batch.images.shape),
             "classes": case.classes,
@@ -190,15 +188,10 @@ def as_table(cases: dict[str, dict[str, Any]]) -> str:
     ]
     rows = []
     for name, case in cases.items():
-        part = {
-            arm: f"{v['median']:.3f} [{v['interval'][0]:.3f}, {v['interval'][1]:.3f}]"
-            for arm, v in case["ratio"].items()
-        }
+        part = {arm: measure.with_interval(v) for arm, v in case["ratio"].items()}
         time = {arm: f"{v['median']:.4f}" for arm, v in case["seconds"].items()}
         shown = [part[arm] for arm in ("pi", "pi_pa", "pi_pa_int8", "pi_pa_live")]
-        rows.append(
-            [name, "×".join(map(str, case["batch"])), time["student"], *shown, time["read"]]
-        )
+        rows.append([name, measure.times(case["batch"]), time["student"], *shown, time["read"]])
     return measure.table(head, rows)
 
 
@@ -228,10 +221,7 @@ def storages_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.teacher_cache", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=10)
+    parser = measure.make_parser("teacher_cache", __doc__, pairs=10)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=STANDARD)
     parser.add_argument("--camvid", type=Path, help="for the errors of trained networks, with:")
     parser.add_argument("--teacher", type=Path, help="weights of ESPNet")
@@ -240,41 +230,22 @@ def main(arguments: list[str] | None = None) -> int:
     if args.camvid is not None and None in (args.teacher, args.student):
         raise SystemExit("--camvid needs --teacher FILE and --student FILE")
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(
-        args.output, f"teacher_cache-{device.type}" + ("-dry" if args.dry else "")
-    )
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
-    cases, trained = {}, None
+    path, rounds = measure.begin(args, f"teacher_cache-{device.type}")
+    trained = None
     with started(device.type) as process:
-        for name in args.case:
-            print(f"{name} ...", flush=True)
-            cases[name] = measure_case(
-                CASES[name],
-                process.device,
-                pairs=pairs,
-                warmup=warmup,
-                clock=args.clock,
-                dry=args.dry,
-            )
-        if args.camvid is not None:
-            trained = trained_storages(args, process.device)
-        result = measure.record(
-            "teacher_cache",
-            process.device,
-            clock=args.clock,
-            pairs=pairs,
-            warmup=warmup,
-            cases=cases,
-            trained=trained,
+        device = process.device
+        cases = measure.one_by_one(
+            args.case, lambda name: measure_case(CASES[name], device, rounds, dry=args.dry)
         )
-    measure.write(result, path)
-    print(as_table(cases))
+        if args.camvid is not None:
+            trained = trained_storages(args, device)
     errors = {name: case["storages"] for name, case in cases.items()}
     if trained is not None:
         errors["trained"] = trained["storages"]
-    print(storages_table(errors))
-    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+    tables = as_table(cases), storages_table(errors)
+    return measure.finish(
+        "teacher_cache", path, device, rounds, *tables, cases=cases, trained=trained
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""How many threads should compute beside how many loader workers? A real run's loader and step, wall-clock.
+"""How many threads should compute beside how many loader workers? Times of a real run's loader and step, wall clock.
 
     python -m benchmarks.threads --camvid FOLDER [--workers 0 1 2] [--threads 1 2] [--pairs 6]
 
 Each combination is a process of its own, since a pool of threads cannot be made anew; only one of them works at a time,
-and the others' workers rest with full queues. A turn is some steps whose first few are not timed: they use up what the
-workers had ready. Without --camvid it takes the built-in scenes.
+and the workers of the others rest with full queues. A turn is some steps; the first few are not timed, because they
+use the batches that the workers had ready. Without --camvid the script takes the built-in scenes.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import time
 from collections.abc import Generator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,7 +32,7 @@ RECIPE = "camvid/espnet_c_from_espnet"
 
 
 def batches(overrides: dict[str, Any]) -> tuple[Generator[Batch], Any]:
-    """The endless batches of a run and its step."""
+    """A run's endless batches, and its step."""
     config = load_config(RECIPE, overrides)
     device = torch.device("cpu")
     reader = build_reader(config.data, config.data.train_split, training=True)
@@ -50,7 +50,7 @@ def batches(overrides: dict[str, Any]) -> tuple[Generator[Batch], Any]:
 def serve(
     pipe: Connection, threads: int, spare: int, steps: int, overrides: dict[str, Any]
 ) -> None:
-    """Child: build, then seconds a step each time it is asked."""
+    """The child: it builds the run, then sends the seconds of a step each time it is asked."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     stream, step = batches(overrides)
@@ -62,14 +62,11 @@ def serve(
             step([next(stream).to(torch.device("cpu"))], done)
             done += 1
         pipe.send((time.perf_counter() - begin) / steps)
-    stream.close()  # sends the workers home
+    stream.close()  # ends the workers
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.threads", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=6)
+    parser = measure.make_parser("threads", __doc__, pairs=6)
     parser.add_argument("--camvid", help="folder of CamVid")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
@@ -77,8 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=6, help="timed in a turn")
     args = parser.parse_args(arguments)
     if args.clock != "wall" or args.device == "cuda":
-        raise SystemExit("what waits for what shows on the wall clock of the CPU alone")
-    path = measure.output_path(args.output, "threads" + ("-dry" if args.dry else ""))
+        raise SystemExit(
+            "only the wall clock of the CPU shows what waits for what: leave --clock and --device out"
+        )
+    path, rounds = measure.begin(args, "threads")
     overrides: dict[str, Any] = {
         "data.batch_size": args.batch,
         "teacher.allow_untrained": True,
@@ -91,29 +90,27 @@ def main(arguments: list[str] | None = None) -> int:
     if args.dry:
         overrides |= {"data.crop": [64, 64], "model.options": {"p": 1, "q": 1}}
         overrides |= {"teacher.options": {"p": 1, "q": 1}}
-    pairs, warmup, steps = (2, 1, 1) if args.dry else (args.pairs, args.warmup, args.steps)
+    steps = 1 if args.dry else args.steps
 
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for workers in args.workers:
         for threads in args.threads:
             name = f"workers {workers}, threads {threads}"
-            pipes[name], theirs = context.Pipe()
+            pipes[name], far = context.Pipe()
             given = {**overrides, "data.workers": workers}
             # Not daemonic: daemons may have no workers of their own. A child ends with its pipe.
             context.Process(
-                target=serve, args=(theirs, threads, 2 * workers + 1, steps, given)
+                target=serve, args=(far, threads, 2 * workers + 1, steps, given)
             ).start()
-            theirs.close()
+            far.close()
 
     def ask(name: str) -> float:
         pipes[name].send("go")
         return pipes[name].recv()
 
     try:
-        seconds = measure.interleave(
-            {name: lambda name=name: ask(name) for name in pipes}, pairs=pairs, warmup=warmup
-        )
+        seconds = rounds.interleaved({name: partial(ask, name) for name in pipes})
     finally:
         for pipe in pipes.values():
             pipe.send("end")
@@ -122,24 +119,15 @@ def main(arguments: list[str] | None = None) -> int:
         name: {"seconds": measure.spread(values), "ratio": measure.ratio(values, seconds[first])}
         for name, values in seconds.items()
     }
-    measure.write(
-        measure.record(
-            "threads", torch.device("cpu"), recipe=RECIPE, data="camvid" if args.camvid else "scenes",
-            batch=args.batch, pairs=pairs, cores=available_cores(), allowed=len(os.sched_getaffinity(0)),
-            arms=found, raw_seconds=seconds,
-        ),
-        path,
-    )  # fmt: skip
     rows = [
-        [
-            name, f"{f['seconds']['median']:.3f}",
-            f"{f['ratio']['median']:.3f} [{f['ratio']['interval'][0]:.3f}, {f['ratio']['interval'][1]:.3f}]",
-        ]
+        [name, f"{f['seconds']['median']:.3f}", measure.with_interval(f["ratio"])]
         for name, f in found.items()
-    ]  # fmt: skip
-    print(measure.table(["", "s a step", f"over {first}"], rows))
-    print(f"written to {path}")
-    return 0
+    ]
+    return measure.finish(
+        "threads", path, torch.device("cpu"), rounds, measure.table(["", "s a step", f"over {first}"], rows),
+        recipe=RECIPE, data="camvid" if args.camvid else "scenes", batch=args.batch, cores=available_cores(),
+        allowed=len(os.sched_getaffinity(0)), arms=found, raw_seconds=seconds,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

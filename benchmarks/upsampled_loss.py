@@ -1,15 +1,14 @@
-"""What losses of upsampled logits cost in bands of rows, against upsampling all of them first.
+"""The cost of losses of upsampled logits in bands of rows, against upsampling all logits first.
 
     python -m benchmarks.upsampled_loss [--case ade20k] [--loss kl] [--pairs 6] [--dry] [--output FILE]
 
-Random logits at 1/8 of the labels, float32, forward and backward. "Plain" is what one writes without a thought:
-`interpolate` (align_corners), then torch's own loss. Memory is what a call adds, measured in a fresh process for each
-form: as tensors (PyTorch's profiler) and, on the CPU, as the process sees it.
+Random logits at 1/8 of the labels, float32, forward and backward. "Plain" is the usual code: `interpolate`
+(align_corners), then torch's own loss. Memory is what a call adds, measured in a fresh process for each form: as
+tensors (PyTorch's profiler) and, on the CPU, as the process sees it.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -62,7 +61,7 @@ FORMS: dict[str, dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
 
 
 def make_inputs(shape: tuple[int, int, int, int], device: torch.device) -> Inputs:
-    """An eighth of the labels, in blocks of 8 rows, is ignored."""
+    """Random maps and labels; an eighth of the labels, in blocks of 8 rows, is ignored."""
     n, k, height, width = shape
     g = torch.Generator().manual_seed(0)
     small = (n, k, height // STRIDE, width // STRIDE)
@@ -81,20 +80,14 @@ def call(loss: str, form: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
 def extra_memory(
     loss: str, form: str, shape: tuple[int, int, int, int], kind: str
 ) -> dict[str, int | None]:
-    """What one call adds, in bytes."""
+    """The bytes that one call adds."""
     device = torch.device(kind)
     call(loss, form, make_inputs((1, 2, 16, 16), device))  # what the first call of all loads
     return measure.extra_memory(partial(call, loss, form, make_inputs(shape, device)), device)
 
 
 def measure_loss(
-    loss: str,
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-    *,
-    pairs: int,
-    warmup: int,
-    clock: str,
+    loss: str, shape: tuple[int, int, int, int], device: torch.device, rounds: measure.Rounds
 ) -> dict[str, Any]:
     memory = {
         form: measure.in_fresh_process(extra_memory, loss, form, shape, device.type)
@@ -104,11 +97,8 @@ def measure_loss(
     (value, gradient), (plain_value, plain_gradient) = (
         call(loss, form, inputs) for form in ("densekd", "plain")
     )
-    arms = {
-        form: partial(measure.timed, partial(call, loss, form, inputs), device, clock)
-        for form in FORMS[loss]
-    }
-    seconds = measure.interleave(arms, pairs=pairs, warmup=warmup)
+    calls = {form: partial(call, loss, form, inputs) for form in FORMS[loss]}
+    seconds = rounds.seconds(calls, device)
     return {
         "seconds": {form: measure.spread(found) for form, found in seconds.items()},
         "time_over_plain": measure.ratio(seconds["densekd"], seconds["plain"]),
@@ -128,16 +118,16 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, case in found.items():
         for loss, f in case["losses"].items():
-            time, (plain, ours) = f["time_over_plain"], (f["extra_bytes"][k] for k in f["seconds"])
+            time, (plain, own) = f["time_over_plain"], (f["extra_bytes"][k] for k in f["seconds"])
             process = "–"
             if plain["process"] is not None:
-                process = f"{plain['process'] / 2**20:.0f} / {ours['process'] / 2**20:.0f}"
+                process = f"{plain['process'] / 2**20:.0f} / {own['process'] / 2**20:.0f}"
             rows.append(
                 [
-                    f"{name} {'×'.join(map(str, case['shape']))}", loss,
+                    f"{name} {measure.times(case['shape'])}", loss,
                     *(f"{s['median']:.3f}" for s in f["seconds"].values()),
-                    f"{time['median']:.3f} [{time['interval'][0]:.3f}, {time['interval'][1]:.3f}]",
-                    *(f"{m['tensors'] / 2**20:.0f}" for m in (plain, ours)),
+                    measure.with_interval(time),
+                    *(f"{m['tensors'] / 2**20:.0f}" for m in (plain, own)),
                     f"{f['memory_over_plain']:.3f}", process,
                 ]
             )  # fmt: skip
@@ -145,31 +135,18 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.upsampled_loss", description=__doc__.split("\n")[0]
-    )
-    measure.common_arguments(parser, pairs=6)
+    parser = measure.make_parser("upsampled_loss", __doc__, pairs=6)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--loss", nargs="+", choices=list(FORMS), default=list(FORMS))
     args = parser.parse_args(arguments)
     device = measure.pick(args.device, args.clock)
-    path = measure.output_path(args.output, "upsampled_loss" + ("-dry" if args.dry else ""))
-    pairs, warmup = (2, 1) if args.dry else (args.pairs, args.warmup)
+    path, rounds = measure.begin(args, "upsampled_loss")
     cases = {"dry": DRY} if args.dry else {name: CASES[name] for name in args.case}
     found: dict[str, dict[str, Any]] = {}
     for name, shape in cases.items():
-        losses = {
-            loss: measure_loss(loss, shape, device, pairs=pairs, warmup=warmup, clock=args.clock)
-            for loss in args.loss
-        }
+        losses = {loss: measure_loss(loss, shape, device, rounds) for loss in args.loss}
         found[name] = {"shape": shape, "stride": STRIDE, "losses": losses}
-    result = measure.record(
-        "upsampled_loss", device, clock=args.clock, pairs=pairs, warmup=warmup, cases=found
-    )
-    measure.write(result, path)
-    print(as_table(found))
-    print(f"median of {pairs} interleaved rounds [95 % interval]; written to {path}")
-    return 0
+    return measure.finish("upsampled_loss", path, device, rounds, as_table(found), cases=found)
 
 
 if __name__ == "__main__":

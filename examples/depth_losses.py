@@ -34,16 +34,19 @@ def main(steps: int = 3) -> list[dict[str, float]]:
         depth, camera = batch.targets.depth, batch.targets.intrinsics  # (N, 1, H, W), (N, 4)
         valid = (depth[:, 0] >= RANGE[0]) & (depth[:, 0] <= RANGE[1])  # (N, H, W); the sky is 0
         with torch.no_grad():
-            theirs = teacher(batch.images).prediction
-        mine = student(batch.images).prediction  # (N, 1, H / 4, W / 4)
+            teacher_depth = teacher(batch.images).prediction
+        student_depth = student(batch.images).prediction  # (N, 1, H / 4, W / 4)
 
         # The supervised losses want the size of the truth, and so do the intrinsics.
-        full = resize_map(mine, depth.shape[-2:])
+        full = resize_map(student_depth, depth.shape[-2:])
         terms = {
             "silog": silog(full, depth, mask=valid),
             "virtual_normal": virtual_normal(full, depth, camera, mask=valid, samples=1000),
             "pixel_wise": pixel_wise(
-                mine, theirs, form="regression", mask=resize_labels(valid, mine.shape[-2:])
+                student_depth,
+                teacher_depth,
+                form="regression",
+                mask=resize_labels(valid, student_depth.shape[-2:]),
             ),
         }
         optimizer.zero_grad()

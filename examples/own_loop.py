@@ -31,18 +31,22 @@ def main(teacher_file: str | None = None, steps: int = 5) -> tuple[Taps, list[di
     for step, batch in zip(range(steps), loader, strict=False):  # the loader never ends
         batch = batch.to(torch.device("cpu"))  # images become float in [0, 1]
         with torch.no_grad():
-            taught = teacher(batch.images)
-        output = student(batch.images)
+            teacher_output = teacher(batch.images)
+        student_output = student(batch.images)
 
         # Both sides of a term must have one map size, and so must the mask: resize to the student's (1/8).
-        size = output.prediction.shape[-2:]
+        size = student_output.prediction.shape[-2:]
         valid = resize_labels(batch.targets != scenes.ignore_index, size)  # (N, h, w) bool
         terms = {
-            "ce": cross_entropy(output.prediction, batch.targets),
+            "ce": cross_entropy(student_output.prediction, batch.targets),
             "pixel_wise": 10
-            * pixel_wise(output.prediction, resize_map(taught.prediction, size), mask=valid),
+            * pixel_wise(
+                student_output.prediction, resize_map(teacher_output.prediction, size), mask=valid
+            ),
             "pair_wise": 10
-            * pair_wise(output.features["feature"], taught.features["feature"], mask=valid),
+            * pair_wise(
+                student_output.features["feature"], teacher_output.features["feature"], mask=valid
+            ),
         }
 
         optimizer.zero_grad()

@@ -1,14 +1,10 @@
-import json
-
 import numpy as np
 
 from benchmarks import data_path
 
 
-def test_data_path(tmp_path, capsys):
-    path = tmp_path / "data_path.json"
-    assert data_path.main(["--dry", "--device", "cpu", "--output", str(path)]) == 0
-    found = json.loads(path.read_text())
+def test_data_path(dry):
+    found, printed = dry(data_path)
     assert set(found["sets"]) == set(data_path.SETS)
     for about in found["sets"].values():
         assert about["times_faster"][data_path.BASE]["median"] == 1
@@ -16,7 +12,7 @@ def test_data_path(tmp_path, capsys):
         assert about["times_faster"]["disk, jitter"]["count"] == 2
         # Three bytes and a label a pixel, and where each begins.
         assert 4 * 4 * 64 * 128 <= about["cache_bytes"] <= 4 * (4 * 64 * 128 + 64)
-    assert "| 480x360 png | ram, jitter |" in capsys.readouterr().out
+    assert "| 480x360 png | ram, jitter |" in printed
 
 
 def test_the_sets_are_what_they_were_made_of(tmp_path):

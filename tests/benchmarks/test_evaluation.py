@@ -1,16 +1,12 @@
-"""The script runs: tiny, on the CPU, without data."""
-
-import json
+"""The script runs without data."""
 
 import pytest
 
 from benchmarks import evaluation
 
 
-def test_dry(tmp_path, capsys):
-    path = tmp_path / "evaluation.json"
-    assert evaluation.main(["--dry", "--device", "cpu", "--output", str(path)]) == 0
-    found = json.loads(path.read_text())
+def test_dry(dry):
+    found, printed = dry(evaluation)
     (case,) = found["cases"].values()
     assert set(case["seconds"]) == set(evaluation.ARMS)
     assert case["times_faster"]["plain"]["count"] == 2
@@ -20,7 +16,7 @@ def test_dry(tmp_path, capsys):
     for part in ("after the forward passes", "with them"):
         assert found["views"][part]["views"] == 6
         assert set(found["views"][part]["seconds"]) == {"plain", "densekd"}
-    assert "| six views |" in capsys.readouterr().out
+    assert "| six views |" in printed
 
 
 def test_data_and_weights_come_together(capsys):

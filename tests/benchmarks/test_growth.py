@@ -1,7 +1,5 @@
 """The script of growth runs, and what it counts: memory is linear in pixels."""
 
-import json
-
 import pytest
 import torch
 
@@ -11,17 +9,16 @@ from benchmarks.growth import SUBJECTS, Size, extra_bytes, verdict
 CPU = torch.device("cpu")
 
 
-def test_growth(tmp_path, capsys):
-    path = tmp_path / "growth.json"
-    arguments = ["--dry", "--device", "cpu", "--output", str(path), "--subject", "cross-entropy"]
-    assert growth.main([*arguments, "pair-wise, sigmoid", "step with Pi + Pa"]) == 0
-    found = json.loads(path.read_text())["subjects"]
+def test_growth(dry):
+    subjects = ("cross-entropy", "pair-wise, sigmoid", "step with Pi + Pa")
+    record, printed = dry(growth, "--subject", *subjects)
+    found = record["subjects"]
     assert set(found["cross-entropy"]) == {"pixels", "classes", "batch"}
     pixels = found["cross-entropy"]["pixels"]
     assert pixels["sizes"] == [64**2, 128**2]
     assert pixels["time_exponent"]["count"] == 2
     assert "every pair" in found["pair-wise, sigmoid"]["nodes"]["why"]
-    assert "| step with Pi + Pa | pixels | 4096 – 16384 |" in capsys.readouterr().out
+    assert "| step with Pi + Pa | pixels | 4096 – 16384 |" in printed
 
 
 def peak(call):

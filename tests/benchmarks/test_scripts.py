@@ -13,44 +13,29 @@ from PIL import Image
 from benchmarks import gpu, levers, pack_camvid, pair_wise, step
 from densekd.data import CamVid
 from densekd.engine.folder import RunFolder
+from tests.benchmarks.conftest import PAIR
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_step(tmp_path, capsys):
-    path = tmp_path / "step.json"
-    arguments = [
-        "--dry",
-        "--device",
-        "cpu",
-        "--case",
-        "espnet_c_from_espnet",
-        "--output",
-        str(path),
-    ]
-    assert step.main(arguments) == 0
-    case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
+def test_step(dry):
+    found, printed = dry(step, *PAIR)
+    case = found["cases"]["espnet_c_from_espnet"]
     assert set(case["seconds"]) == {"teacher", "student", "discriminator", "pi_pa", "pi_pa_ho"}
     assert case["ratio"]["pi_pa"]["count"] == 2
-    assert "| espnet_c_from_espnet | 2×3×64×64 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="exists"):
-        step.main(arguments)
+    assert "| espnet_c_from_espnet | 2×3×64×64 |" in printed
 
 
 @pytest.mark.slow  # a process for each arm
-def test_levers(tmp_path):
-    path = tmp_path / "levers.json"
-    arguments = ["--dry", "--case", "espnet_c_from_espnet", "--output", str(path)]
-    assert levers.main([*arguments, "--lever", "allocator_untouched", "channels_last"]) == 0
-    case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
+def test_levers(dry):
+    found, _ = dry(levers, *PAIR, "--lever", "allocator_untouched", "channels_last")
+    case = found["cases"]["espnet_c_from_espnet"]
     assert set(case["ratio"]) == {"allocator_untouched", "channels_last"}
 
 
 @pytest.mark.slow  # a process for each form and size
-def test_pair_wise(tmp_path, capsys):
-    path = tmp_path / "pair_wise.json"
-    assert pair_wise.main(["--dry", "--device", "cpu", "--output", str(path)]) == 0
-    found = json.loads(path.read_text())
+def test_pair_wise(dry):
+    found, printed = dry(pair_wise)
     size = found["channels"]["16"]["512"]
     assert size["relative_difference"] < 1e-5
     assert size["times_faster"]["count"] == 2
@@ -60,7 +45,7 @@ def test_pair_wise(tmp_path, capsys):
     assert set(found["exponents"]["16"]) == {"plain", "densekd"}
     assert found["forms"][0]["asked"] == "softmax"
     assert all(e["densekd"]["value"] < 1e-5 for e in found["errors"] if e["noise"] >= 1e-3)
-    assert "| cosine | 16 | 512 |" in capsys.readouterr().out
+    assert "| cosine | 16 | 512 |" in printed
 
 
 def test_a_power_is_fitted():

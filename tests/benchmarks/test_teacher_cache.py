@@ -1,25 +1,12 @@
-"""The script runs: tiny, on the CPU."""
-
-import json
-
 import pytest
 
 from benchmarks import teacher_cache
+from tests.benchmarks.conftest import PAIR
 
 
-def test_dry(tmp_path, capsys):
-    path = tmp_path / "cache.json"
-    arguments = [
-        "--dry",
-        "--device",
-        "cpu",
-        "--case",
-        "espnet_c_from_espnet",
-        "--output",
-        str(path),
-    ]
-    assert teacher_cache.main(arguments) == 0
-    case = json.loads(path.read_text())["cases"]["espnet_c_from_espnet"]
+def test_dry(dry):
+    found, printed = dry(teacher_cache, *PAIR)
+    case = found["cases"]["espnet_c_from_espnet"]
     assert set(case["ratio"]) == {"pi", "pi_pa", "pi_pa_int8", "pi_pa_live", "read"}
     assert case["ratio"]["pi_pa"]["count"] == 2
     half, byte = (case["storages"][name] for name in ("fp16", "int8"))
@@ -27,8 +14,6 @@ def test_dry(tmp_path, capsys):
     for term in ("pixel_wise", "pair_wise"):
         assert half["terms"][term]["value"] < byte["terms"][term]["value"] < 0.05
         assert half["terms"][term]["gradient"] < byte["terms"][term]["gradient"] < 0.05
-    assert "| espnet_c_from_espnet | 2×3×64×64 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="exists"):
-        teacher_cache.main(arguments)
+    assert "| espnet_c_from_espnet | 2×3×64×64 |" in printed
     with pytest.raises(SystemExit, match="--teacher FILE"):
         teacher_cache.main(["--dry", "--camvid", "anywhere"])

@@ -1,20 +1,15 @@
 """The script that measures threads beside loader workers."""
 
-import json
-
 import pytest
 
 from benchmarks import threads
 
 
 @pytest.mark.slow  # a process for each combination
-def test_threads(tmp_path, capsys):
-    path = tmp_path / "threads.json"
-    arguments = ["--dry", "--workers", "1", "--threads", "1", "--output", str(path)]
-    assert threads.main(arguments) == 0
-    found = json.loads(path.read_text())
+def test_threads(dry):
+    found, printed = dry(threads, "--workers", "1", "--threads", "1")
     assert set(found["arms"]) == {"workers 1, threads 1"}
     assert found["data"] == "scenes"
-    assert "| workers 1, threads 1 |" in capsys.readouterr().out
+    assert "| workers 1, threads 1 |" in printed
     with pytest.raises(SystemExit, match="wall clock"):
         threads.main(["--clock", "cpu"])

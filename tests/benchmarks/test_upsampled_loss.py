@@ -1,18 +1,12 @@
-"""The script runs: tiny, on the CPU."""
-
-import json
-
 import pytest
 
 from benchmarks import upsampled_loss
 
 
 @pytest.mark.slow  # a process for each form and loss
-def test_upsampled_loss(tmp_path, capsys):
-    path = tmp_path / "upsampled_loss.json"
-    arguments = ["--dry", "--device", "cpu", "--output", str(path), "--loss", "cross_entropy", "kl"]
-    assert upsampled_loss.main(arguments) == 0
-    case = json.loads(path.read_text())["cases"]["dry"]
+def test_upsampled_loss(dry):
+    found, printed = dry(upsampled_loss, "--loss", "cross_entropy", "kl")
+    case = found["cases"]["dry"]
     n, k, height, width = case["shape"]
     full = 4 * n * k * height * width
     assert set(case["losses"]) == {"cross_entropy", "kl"}
@@ -22,4 +16,4 @@ def test_upsampled_loss(tmp_path, capsys):
         assert loss["relative_difference"]["gradient"] < 1e-5
         # The upsampled logits, their softmax, its gradient; a band, and some maps of one value a pixel.
         assert loss["extra_bytes"]["plain"]["tensors"] > 2.9 * full, name
-    assert "| dry 2×5×256×512 | kl |" in capsys.readouterr().out
+    assert "| dry 2×5×256×512 | kl |" in printed

@@ -273,6 +273,7 @@ def test_a_validation_image_that_is_skipped_is_counted_too(tmp_path, recipe, cap
     assert f"skipped 1 unreadable files: {bad}" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_the_process_that_meets_a_bad_file_names_it(late):
     path, name = late

@@ -318,6 +318,7 @@ def _worker(rank, address, queue):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_ddp_gradients_equal_the_full_batch(tmp_path):
     context = mp.get_context("spawn")

@@ -211,6 +211,7 @@ RANK = """
 """
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_uneven_ranks_count_every_image_once(root, reader, tmp_path):
     script = tmp_path / "rank.py"

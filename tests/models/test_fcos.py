@@ -180,7 +180,7 @@ def test_anchors_stay_float32_under_autocast() -> None:
         ({"pyramid_channels": 48}, r"48; the heads' group norms have 32 groups"),
         ({"extra_levels": 1}, r"extra_levels is 1; expected 2"),
         ({"finest_stride": 6}, r"strides \[.*8, 16, 32\]; .*finest_stride=6"),
-        ({"backbone": "vit_tiny_patch16_224"}, r"strides \[16, 16.*one a stride"),
+        ({"backbone": "vit_tiny_patch16_224"}, r"strides \[16, 16.*one map a stride"),
         ({"backbone_weights": "mobilenetv2-offline"}, r"fits the backbone mobilenetv2_100"),
     ],
 )

@@ -24,7 +24,7 @@ SHARES = {"uneven": (3, 1), "even": (2, 2), "one": (4, 0)}
 RANK = """
     import sys, torch
     from densekd.engine.launch import started
-    from tests.layers.test_synchronise import CASES, whole
+    from tests.rewrite.test_synchronise import CASES, whole
 
     torch.set_num_threads(1)
     with started("cpu") as process:
@@ -104,6 +104,7 @@ def whole(case: str, rank: int | None = None):
     }
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_ranks_have_the_gradients_of_the_whole_batch(tmp_path) -> None:
     script = tmp_path / "rank.py"

@@ -88,6 +88,7 @@ def test_the_score_file_equals_cityscapesscripts(made, tmp_path, monkeypatch, ca
     assert sum(iou is not None and iou > 0 for iou in scores["iou"].values()) > 1
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_two_processes_give_the_score_of_one(made, tmp_path):
     tree, weights, _, recipe = made

@@ -137,6 +137,7 @@ def test_evaluate_writes_the_tasks_scores(trees, kind, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", ["detection", "depth"])
 def test_two_processes_distil_and_give_the_scores_of_one(trees, kind, tmp_path):
@@ -161,6 +162,7 @@ def test_two_processes_distil_and_give_the_scores_of_one(trees, kind, tmp_path):
     assert together["objects" if kind == "detection" else "pixels"] > 0
 
 
+@pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 def test_two_processes_write_the_results_of_one(trees, tmp_path):
     tree = trees["detection"]

@@ -20,24 +20,24 @@ class ABN(nn.BatchNorm2d):
     weight is negative. Keys are ``weight, bias, running_mean, running_var``: the authors' files hold no
     ``num_batches_tracked``, and one that a file carries is dropped.
 
-    In training, norm and activation are one step that keeps its output only (`inplace_abn`). The identity keeps its
-    input, as torch's norm does: what follows it in the networks here (a ReLU, a sum) does not keep its output. ELU
-    keeps its input in half precision, where it cannot be inverted.
+    In training, norm and activation are one step that keeps only its output for backward (`inplace_abn`). With the
+    identity it keeps its input, as torch's norm does, because the operations after it in the networks here (a ReLU, a
+    sum) do not keep its output. With ELU in half precision, which cannot be inverted, it keeps its input too.
 
     Differs from the original: the input is not overwritten, only not kept, and where a channel has a single value
     (global pooling of a batch of one in training) the running statistics are used, since one value has no variance.
 
     Args:
-        num_features: channels C.
+        num_features: the number of channels C.
         activation: ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
-        slope: of the leaky ReLU.
+        slope: the leaky ReLU's slope below 0.
 
     Attributes:
-        synchronised: in training, statistics over all ranks, which then all run this norm.
+        synchronised: whether training takes statistics over all ranks; then every rank must run this norm.
 
     Note:
-        `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would turn it into a plain norm:
-        `densekd.rewrite.synchronise` does not.
+        `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would replace it by a plain norm;
+        `densekd.rewrite.synchronise` keeps it.
 
     Example:
         >>> ABN(8)(torch.randn(2, 8, 4, 4)).shape

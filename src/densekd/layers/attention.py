@@ -9,11 +9,11 @@ from torch import Tensor, nn
 class SelfAttention2d(nn.Module):
     """SAGAN's self-attention: out = γ · softmax(QᵀK) V + x, with γ starting at 0 (the identity).
 
-    Written as matmul, softmax, matmul: the fused scaled_dot_product_attention has no reliable double
-    backward, which a gradient penalty needs. No 1/√d, as in SAGAN and in the authors' code.
+    The code is matmul, softmax, matmul, because the fused scaled_dot_product_attention has no reliable double
+    backward, which a gradient penalty needs. The scores have no factor 1/√d, as in SAGAN and in the authors' code.
 
     Args:
-        channels: of the map; queries and keys have an eighth of them (at least 1).
+        channels: the number of the map's channels; queries and keys have an eighth of it (at least 1).
 
     Shapes:
         (N, C, h, w) -> (N, C, h, w); memory grows with (h·w)².

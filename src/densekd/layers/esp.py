@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-NORM_EPS = 1e-3  # of every norm in ESPNet, where torch's own default is 1e-5
+NORM_EPS = 1e-3  # the eps of every norm in ESPNet; torch's own default is 1e-5
 
 
 class Conv(nn.Module):
@@ -67,10 +67,10 @@ class ConvNormAct(Conv):
 
 
 class DilatedPyramid(nn.Module):
-    """Reduce, five dilated branches, and hierarchical fusion: each branch is added to the sum of the smaller ones.
+    """A reduction, five dilated branches, and hierarchical fusion: each branch is added to the sum of the smaller ones.
 
-    The fusion hides the grid that large dilations leave. Branch 1 stays outside of it and takes the channels that five
-    does not divide.
+    The fusion hides the grid that large dilations leave. Branch 1 is not part of the fusion; it takes the channels that
+    are left when the number is divided by five.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int) -> None:
@@ -120,7 +120,7 @@ class ESPBlock(DilatedPyramid):
 
 
 class ImagePyramid(nn.Module):
-    """The image halved `times` times by average pooling, to be joined to the features of that size."""
+    """Halves the image `times` times by average pooling; the result joins the features of that size."""
 
     def __init__(self, times: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch norm and activation as one step that keeps its output only, and batch statistics over all ranks."""
+"""Batch norm and activation as one step that keeps only its output, and batch statistics over all ranks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def inplace_abn(
 ) -> Tensor:
     """Batch norm with the batch's own statistics, then an activation; backward needs the output alone.
 
-    Backward inverts the activation and the affine map to get the normalised input again, so of a convolution, this
-    and the next convolution one map is kept instead of two or three. The result is a new tensor: the convolution's
-    own output is left as it is, so whoever reads it (a tap, a sum) may, and is freed where nobody does.
+    Backward inverts the activation and the affine map to get the normalised input again. So for a convolution, this
+    step and the next convolution one map is kept instead of two or three. The result is a new tensor and the
+    convolution's own output stays unchanged: a tap or a sum may read it, and it is freed where nothing reads it.
 
     Source: Rota Bulò et al., *In-Place Activated BatchNorm for Memory-Optimized Training of DNNs* (CVPR 2018).
 
@@ -41,16 +41,16 @@ def inplace_abn(
         scale: (C,), positive. The normalised input comes back with an error of about ε · |output| / scale, ε being
             that of the output's dtype: a scale of 1e-5 in float32 leaves 1 %, where little gradient flows.
         bias: (C,).
-        running_mean, running_var: (C,), updated in place; None: not tracked.
+        running_mean, running_var: (C,), updated in place; with None they are not tracked.
         activation: ``"leaky_relu"``, ``"elu"`` or ``"identity"``. ELU should be left to float32: in half precision
             it is -1 from -6 down, whatever went in.
-        slope: of the leaky ReLU, above 0.
-        momentum, eps: as in `torch.nn.functional.batch_norm`.
-        synchronised: statistics over all ranks, which must then all call this; one reduction in forward, one in
-            backward.
+        slope: the leaky ReLU's slope below 0; it must be above 0.
+        momentum, eps: have the meaning that they have in `torch.nn.functional.batch_norm`.
+        synchronised: take statistics over all ranks, which must then all call this function; it makes one reduction
+            in forward and one in backward.
 
     Returns:
-        (N, C, ...). Changed in place afterwards, backward is an error. There is no second derivative.
+        (N, C, ...). Changing it in place makes backward an error. There is no second derivative.
 
     Raises:
         ValueError: an unknown activation, or a slope that cannot be inverted.
@@ -90,7 +90,7 @@ def synchronised_batch_norm(
 
 
 class _Again:
-    """The norm once more, with the statistics that are known by then."""
+    """Computes the norm again, with the statistics of its forward."""
 
     def __init__(self, eps: float) -> None:
         self.eps = eps

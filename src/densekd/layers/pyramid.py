@@ -1,4 +1,4 @@
-"""Pyramid pooling (PSP): what the pair-wise term looks at in the paper."""
+"""Pyramid pooling (PSP), whose output the paper's pair-wise term compares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PyramidPooling(nn.Module):
 
     Args:
         in_channels: C of the input.
-        out_channels: of each projection and of the result.
+        out_channels: the channels of each projection and of the result.
         sizes: side lengths of the pooled grids.
         dropout: whole channels, in training.
 

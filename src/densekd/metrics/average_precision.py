@@ -29,14 +29,15 @@ NAMES = (
 
 
 class AveragePrecision:
-    """Collects boxes of images and compares them once at the end.
+    """Collects the boxes of images and compares them once at the end.
 
-    COCO's definitions: AP is the mean over IoU thresholds 0.50, 0.55, ... 0.95 and over the classes that occur, of the
-    precision at 101 recalls, from at most 100 detections an image and class. Small, medium and large are areas below
-    32², below 96² and above, in pixels of the image as its annotation file has it; the area is that of the object's
-    mask where the file gives one. Objects marked `ignored` (COCO's crowds, VOC's difficult ones) enter as crowds: a
-    detection that lies mostly inside of one counts neither way, nor does missing one. (VOC's own evaluation ignores a
-    detection by its IoU with a difficult object, COCO's by the share of the detection that lies inside.)
+    The definitions are COCO's. AP is the mean over IoU thresholds 0.50, 0.55, ... 0.95 and over the classes that occur,
+    of the precision at 101 recalls, from at most 100 detections an image and class. Small, medium and large are areas
+    below 32², below 96² and above, in pixels of the image as its annotation file has it; the area is that of the
+    object's mask where the file gives one. Objects marked `ignored` (COCO's crowds, VOC's difficult ones) enter as
+    crowds: a detection that lies mostly inside of a crowd counts neither as right nor as wrong, and missing a crowd
+    does not count. (VOC's own evaluation ignores a detection by its IoU with a difficult object, COCO's by the share of
+    the detection that lies inside.)
 
     Args:
         classes: names in index order.
@@ -55,34 +56,34 @@ class AveragePrecision:
         self.images: dict[int, dict[str, Any]] = {}
 
     def update(self, found: Sequence[Detections], truth: Sequence[Boxes]) -> None:
-        """Add images, one entry of each list an image, boxes of both in pixels of the same image.
+        """Add images: entry i of both lists has the boxes of image i, in the pixels of that image.
 
         Raises:
-            ValueError: lists of different lengths, or an image id that was there before.
+            ValueError: the lists have different lengths, or an image id was added before.
         """
         if len(found) != len(truth):
             raise ValueError(f"detections of {len(found)} images for truth of {len(truth)}")
-        for mine, target in zip(found, truth, strict=True):
+        for detections, target in zip(found, truth, strict=True):
             if target.image_id in self.images:
                 raise ValueError(
                     f"image id {target.image_id} comes twice; each image needs an id of its own"
                 )
-            # To the CPU first: not every device (Apple's MPS) knows float64.
+            # To the CPU first: not every device (Apple's MPS) has float64.
             self.images[target.image_id] = {
                 "size": target.size,
                 "truth": target.boxes.cpu().double().numpy(),
                 "truth_labels": target.labels.cpu().numpy(),
                 "ignored": target.ignored.cpu().numpy(),
                 "areas": target.areas.cpu().double().numpy(),
-                "boxes": mine.boxes.cpu().double().numpy(),
-                "labels": mine.labels.cpu().numpy(),
-                "scores": mine.scores.cpu().double().numpy(),
+                "boxes": detections.boxes.cpu().double().numpy(),
+                "labels": detections.labels.cpu().numpy(),
+                "scores": detections.scores.cpu().double().numpy(),
             }
 
     def compute(self) -> dict[str, Any]:
-        """Fractions by `NAMES` (None where nothing of the kind occurs), ``per_class`` AP, ``images``, ``objects``.
+        """Fractions by `NAMES` (None where nothing of that kind occurs), ``per_class`` AP, ``images``, ``objects``.
 
-        Joins all ranks: every rank must call it. The order of images and ranks does not matter.
+        It joins all ranks, so every rank must call it. The order of images and ranks does not matter.
         """
         images = self._all()
         objects = sum(int((~image["ignored"]).sum()) for image in images.values())
@@ -92,7 +93,7 @@ class AveragePrecision:
             evaluation = evaluate(images, len(self.classes))
             numbers = [float(value) for value in evaluation.stats[: len(NAMES)]]
             scores |= {
-                # COCO writes -1 for what does not occur.
+                # COCO writes -1 where nothing of that kind occurs.
                 name: None if value < 0 else value
                 for name, value in zip(NAMES, numbers, strict=True)
             }
@@ -105,9 +106,10 @@ class AveragePrecision:
         return scores | {"images": len(images), "objects": objects}
 
     def results(self) -> list[dict[str, Any]]:
-        """What COCO's ``results.json`` holds, of all ranks, with the annotation file's own ids.
+        """The content of COCO's ``results.json`` from all ranks, with the annotation file's own ids.
 
-        Not rounded: a hundredth of a pixel moves a box over a threshold, and equal scores change their order.
+        The numbers are not rounded: a hundredth of a pixel moves a box over a threshold, and equal scores change their
+        order.
         """
         return [
             {

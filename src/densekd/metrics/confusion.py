@@ -11,7 +11,7 @@ from torch import Tensor
 
 from densekd.ops.collectives import all_reduce_sum
 
-# Entries of the table of all values that is counted in: labels up to 255 for up to 1024 classes.
+# The largest table of all pairs of values that counting uses: labels up to 255 for up to 1024 classes.
 TABLE = 2**18
 # Others (floats, torch's wider unsigned types, which know few operations) are counted as int64.
 COUNTED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -23,8 +23,8 @@ class ConfusionMatrix:
     Args:
         num_classes: K.
         ignore_index: pixels with this label do not count, whatever was predicted.
-        device: where the counts begin; `update` moves them to its tensors. A rank that is given nothing to count can
-            only be summed where the others are, which NCCL wants on its GPU.
+        device: the device of the first counts; `update` moves them to its tensors' device. A rank that counts nothing
+            still takes part in the sum over ranks, for which NCCL needs its counts on its GPU.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class ConfusionMatrix:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        # row: truth
+        # A row is a true class.
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add class maps of one shape, (N, H, W) or (H, W), any integer dtype; small ones are counted the fastest.
+        """Add class maps of one shape, (N, H, W) or (H, W), of any integer dtype; small dtypes are counted the fastest.
 
         Raises:
-            ValueError: shapes differ, or a value is outside the classes. Labels may also be ignore_index; what was
-                predicted there may be anything.
+            ValueError: shapes differ, or a value is outside the classes. Labels may also be ignore_index, and the
+                prediction there may have any value.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -64,9 +64,9 @@ class ConfusionMatrix:
         self.counts = self.counts.to(counts.device) + counts
 
     def _count(self, guess: Tensor, truth: Tensor) -> Tensor | None:
-        """(K, K), or None: there are values that do not count, or too far apart for a table of all of them.
+        """(K, K); None where some values do not count, or lie too far apart for a table of all of them.
 
-        The table has a row for every label up to the largest, ignore_index included: no pixel is looked at twice.
+        The table has a row for every label up to the largest, ignore_index included, so that one pass is enough.
         """
         k = self.num_classes
         ends = [end.long() for x in (guess, truth) for end in x.aminmax()]

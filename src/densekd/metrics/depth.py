@@ -1,4 +1,4 @@
-"""Errors of depth maps as the field reports them: of each image over its valid pixels, then the mean over images.
+"""The field's errors of depth maps: each error over the valid pixels of an image, then the mean over images.
 
 Source: Eigen et al. (NeurIPS 2014) for the errors and crops, KITTI's depth devkit for SILog.
 """
@@ -50,13 +50,13 @@ class DepthMetrics:
         crop: None, ``"nyu_eigen"``, ``"kitti_eigen"`` or ``"garg"``, in proportion to the image: NYUv2's box is exact
             at 480x640 and scaled at other sizes.
         align: None; ``"median"``, which scales a prediction so that its median is the truth's; or ``"least_squares"``,
-            which fits scale and shift of depth to the truth. For networks that know depth up to such a factor: scores
-            with an alignment look at the truth and compare with others of the same kind only.
-        device: where the sums are joined over ranks (NCCL wants its GPU); errors are computed on the CPU, since not
-            every device (Apple's MPS) knows float64.
+            which fits scale and shift of depth to the truth. They are for networks that know depth up to such a factor:
+            scores with an alignment use the truth, and compare only with others of the same kind.
+        device: the device on which the sums are joined over ranks (NCCL needs its GPU); errors are computed on the CPU,
+            since not every device (Apple's MPS) has float64.
 
     Raises:
-        ValueError: unknown names or a range that is none.
+        ValueError: a name is unknown, or the range is not valid.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DepthMetrics:
         self.crop = crop
         self.align = align
         self.device = torch.device(device)
-        # sums of ERRORS over images, then images and pixels
+        # The sums of ERRORS over images, then the numbers of images and pixels.
         self.sums = torch.zeros(len(ERRORS) + 2, dtype=torch.float64)
 
     def update(
@@ -93,7 +93,7 @@ class DepthMetrics:
         Args:
             prediction: (N, 1, H, W) metres.
             target: (N, 1, H, W) metres, 0 where unknown.
-            sizes: (height, width) of each image without padding at the bottom and right, which the crop goes by.
+            sizes: (height, width) of each image without padding at the bottom and right; the crop is relative to it.
 
         Raises:
             ValueError: shapes differ.
@@ -160,12 +160,12 @@ class DepthMetrics:
 def aligned(prediction: Tensor, target: Tensor, how: str | None) -> Tensor:
     """Flat predictions scaled (``"median"``) or scaled and shifted (``"least_squares"``) to flat targets."""
     if how == "median":
-        # quantile, not median: the mean of the middle two where there are two, as numpy has it
+        # The mean of the middle two where there are two, as in numpy; torch.median takes the lower one.
         return prediction * (middle(target) / middle(prediction).clamp(min=1e-12))
     if how == "least_squares":
         p, t = prediction - prediction.mean(), target - target.mean()
         spread = p.square().sum()
-        # A flat prediction has no scale to fit: the shift alone.
+        # A flat prediction has no scale to fit, so only the shift is fitted.
         scale = torch.where(spread > 0, (p * t).sum() / spread.clamp(min=1e-12), 0.0)
         return scale * p + target.mean()
     return prediction

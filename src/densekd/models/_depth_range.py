@@ -1,4 +1,4 @@
-"""From one unbounded channel to a depth inside a range."""
+"""Maps one unbounded channel to a depth inside a range."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_depth_range(
     """The range as floats.
 
     Raises:
-        UserError: a regression network (one class) without a range, or a range that is none.
+        UserError: a regression network (one class) has no range, or the range is not valid.
     """
     if depth_range is None:
         if num_classes == 1:
@@ -33,10 +33,10 @@ def check_depth_range(
 
 
 def bounded_depth(x: Tensor, depth_range: tuple[float, float]) -> Tensor:
-    """Any real -> metres: the sigmoid's place between the logarithms of the range.
+    """Any real number -> metres: a sigmoid places the depth between the logarithms of the range's ends.
 
     0 gives the geometric mean of the range. Equal steps of x are (in the middle) equal factors of depth, so near and
-    far learn alike. Float32 whatever comes in: half precision knows only three digits of a depth.
+    far learn alike. The result is float32 for any input: half precision has only three digits of a depth.
     """
     low, high = (math.log(v) for v in depth_range)
     return (low + x.float().sigmoid() * (high - low)).exp()

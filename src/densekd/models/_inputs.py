@@ -1,4 +1,4 @@
-"""What a network wants to see where no published statistics apply."""
+"""The input of a network for which no published statistics apply."""
 
 from densekd.types import InputSpec
 

@@ -15,17 +15,17 @@ from densekd.models._timm_backbone import TimmBackbone
 from densekd.models.weights import rename_prefixes
 from densekd.types import DetectorOutput, Feature, InputSpec
 
-# Of COCO's category ids 1 to 90 the ones that its detection files use.
+# The category ids that COCO's detection files use, out of 1 to 90.
 COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
-GROUPS = 32  # of the heads' group norms, in torchvision and in the papers' code
+GROUPS = 32  # the groups of the heads' norms, in torchvision and in the papers' code
 
 
 class FeaturePyramid(FeaturePyramidNetwork):
     """torchvision's pyramid with its keys, from a list of maps to a list of levels, fine to coarse.
 
     Args:
-        in_channels: of each map, fine to coarse.
-        channels: of every level.
+        in_channels: the channels of each map, fine to coarse.
+        channels: the channels of every level.
         extra_levels: 0, or 2 for P6 and P7, strided convolutions on P5 (as in FCOS; RetinaNet's paper takes C5).
     """
 
@@ -45,26 +45,26 @@ class FeaturePyramid(FeaturePyramidNetwork):
 class Detector(nn.Module):
     """A backbone, a feature pyramid, and one of torchvision's dense heads on every level.
 
-    Takes images of any size, without padding: anchors lie at multiples of each level's own stride. (torchvision takes
-    image side // map side for the stride, which is the same where sides are multiples of the coarsest stride, and
+    It takes images of any size, without padding: anchors lie at multiples of each level's own stride. (torchvision
+    takes image side // map side for the stride, which is the same where sides are multiples of the coarsest stride, and
     drifts elsewhere.) As in torchvision, the first anchor's centre is the image's corner (0, 0), not half a stride
-    in. Returns the same in training and in evaluation; knows no target, threshold or NMS.
+    in. It returns the same in training and in evaluation, and knows no target, threshold or NMS.
 
     Args:
         backbone: image -> list (or ordered dict) of maps, fine to coarse.
-        fpn: on those maps.
+        fpn: the pyramid on those maps.
         head: torchvision's ``FCOSHead`` or ``RetinaNetHead``.
-        anchors: with one entry a level.
-        strides: of the levels.
+        anchors: a generator with one entry a level.
+        strides: the stride of each level.
         kind: ``"fcos"`` or ``"retinanet"``.
         num_classes: K; there is no background class.
-        pyramid_channels: of the levels.
-        input_spec: of the backbone.
-        features: of the backbone, under their paths here.
+        pyramid_channels: the channels of every level.
+        input_spec: the input that the backbone expects.
+        features: the backbone's maps, under their paths in this network.
 
     Attributes:
         pair_wise_tap: every level of the pyramid.
-        feature_info: what can be tapped.
+        feature_info: the maps that can be tapped.
     """
 
     pair_wise_tap = "fpn:*"
@@ -98,11 +98,11 @@ class Detector(nn.Module):
         ]
 
     def forward(self, x: Tensor) -> DetectorOutput:
-        """(N, C, H, W) -> raw outputs a level, and the anchors in pixels of this input."""
+        """(N, C, H, W) -> the raw outputs of each level, and the anchors in pixels of this input."""
         maps = self.backbone(x)
         if isinstance(maps, dict):
             maps = list(maps.values())
-        # A timm backbone also gives its finer maps.
+        # A timm backbone also returns its finer maps, which have no level.
         levels = self.fpn(maps[len(maps) - len(self.fpn.inner_blocks) :])
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         raw = self.head(levels)
@@ -123,13 +123,13 @@ class Detector(nn.Module):
         return self.anchors.grid_anchors([list(size) for size in sizes], strides)  # type: ignore[arg-type]
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys of torchvision's detectors -> ours; those of its first pyramids (``inner_blocks.0.weight``) as well.
+        """Keys of torchvision's detectors (and of its first pyramids, ``inner_blocks.0.weight``) -> the keys used here.
 
-        Of torchvision's 91 outputs for COCO, one a category id, a network of 80 classes takes those of the 80 ids in
-        use, ascending, as `densekd.data.Coco` numbers its classes.
+        torchvision has 91 outputs for COCO, one for each category id. A network of 80 classes takes those of the 80 ids
+        in use, in ascending order, as `densekd.data.Coco` numbers its classes.
         """
         if not any(key.startswith("backbone.fpn.") for key in state):
-            return state  # ours: a timm backbone has a ``backbone.body`` of its own
+            return state  # our own keys: a timm backbone has a ``backbone.body`` of its own
         state = rename_prefixes(state, {"backbone.body.": "backbone.", "backbone.fpn.": "fpn."})
         state = {first_pyramid(key): value for key, value in state.items()}
         for key in ("weight", "bias"):
@@ -171,7 +171,7 @@ def pyramid_on(
     check_channels(pyramid_channels)
     if finest not in backbone.strides or len(set(backbone.strides)) < len(backbone.strides):
         raise UserError(
-            f"backbone {name!r} gives maps of strides {backbone.strides}; a detector wants one a stride from "
+            f"backbone {name!r} gives maps of strides {backbone.strides}; a detector needs one map a stride from "
             f"finest_stride={finest} on: take another, such as resnet18, mobilenetv2_100 or tf_efficientnet_lite0"
         )
     first = backbone.strides.index(finest)

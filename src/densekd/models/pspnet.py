@@ -25,7 +25,7 @@ class PSPNet(DilatedResNet):
     """Dilated ResNet, pyramid pooling, 1x1 classifier, and an auxiliary head on ``layer3``.
 
     Source: Zhao et al., CVPR 2017; layout, norms (`ABN`) and keys of the authors of *Structured Knowledge Distillation
-    for Dense Prediction*. Differs from theirs: the auxiliary head runs in training only.
+    for Dense Prediction*. Differs from their code: the auxiliary head runs in training only.
 
     Args:
         block, depths, in_channels, width: see `DilatedResNet`.
@@ -33,8 +33,8 @@ class PSPNet(DilatedResNet):
         aux_head: whether to build the auxiliary head ``dsn``.
 
     Attributes:
-        feature_info: what can be tapped.
-        pair_wise_tap: where the pair-wise term looks by default.
+        feature_info: the maps that can be tapped.
+        pair_wise_tap: the map that the pair-wise term compares by default.
         input_spec: BGR, 0-255, minus the authors' mean.
     """
 
@@ -90,7 +90,7 @@ class PSPNet(DilatedResNet):
 
     @staticmethod
     def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys of the authors' teacher files (``head.0.*``, ``head.1.*``) -> ours."""
+        """Keys of the authors' teacher files (``head.0.*``, ``head.1.*``) -> the keys used here."""
         if not any(key.startswith("head.0.") for key in state):
             return state
         return rename_prefixes(state, {"head.0.": "pspmodule.", "head.1.": "head."})

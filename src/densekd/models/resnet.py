@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; four times as many channels come out."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut; the output has four times as many channels."""
 
     expansion = 4
 
@@ -81,12 +81,12 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
 class DilatedResNet(nn.Module):
     """Stem of three 3x3 convolutions, then four stages at strides 4, 8, 8, 8 (dilations 1, 1, 2, 4).
 
-    The max pool rounds up: a 512x512 crop gives 65x65 maps, a size the authors' terms and their discriminator know.
+    The max pool rounds up: a 512x512 crop gives 65x65 maps, as the authors' terms and discriminator expect.
     Keys are those of the deep-stem ImageNet ResNets (``conv1`` … ``bn3``, ``layer1`` … ``layer4``).
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        depths: blocks in each stage.
+        depths: the number of blocks in each stage.
         in_channels: channels of the image.
         width: multiplies every channel count.
     """

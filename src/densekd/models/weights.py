@@ -16,9 +16,9 @@ from densekd.errors import WeightsError
 from densekd.ops.files import replacing
 from densekd.ops.names import first_few
 
-# Where training codes put the network inside a checkpoint, tried in this order.
+# The keys under which training codes put the network inside a checkpoint, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
-# What data parallelism and torch.compile put before every key.
+# The prefixes that data parallelism and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"
 
@@ -30,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
 
     Raises:
-        WeightsError: the file is missing, empty, no weights file, cut short, or needs unpickling.
+        WeightsError: the file is missing, empty, cut short, not a weights file, or needs unpickling.
     """
     path = Path(path)
     return strip_prefixes(unwrap(read_file(path), path))
@@ -48,7 +48,7 @@ def read_file(path: Path) -> Mapping[str, object]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not start:
         raise WeightsError(f"{path}: is empty; download or copy it again")
-    # Asked first: a safetensors file starts with a length, whose bytes may look like anything.
+    # Checked first: a safetensors file starts with a length, whose bytes may be any.
     if start[8:9] == b"{":
         return read_safetensors(path)
     if start.lstrip().startswith(b"<"):
@@ -116,19 +116,19 @@ def load_weights(
     """Load a file or a state dict into `model`, checking every key and shape before touching it.
 
     A model may declare ``rename_keys`` (static; state dict -> state dict: the key map of published files) and
-    ``optional_prefixes`` (keys a file may hold that this model has no use for).
+    ``optional_prefixes`` (keys that a file may hold and this model does not need).
 
     Args:
         model: the bare network.
-        source: file, or state dict.
-        strict: False loads what fits and leaves the rest as it is.
+        source: a file, or a state dict.
+        strict: False loads the tensors that fit and leaves the rest as it is.
 
     Returns:
-        the model's keys that were left as they were (empty when strict).
+        The model's keys that were left as they were (empty when strict).
 
     Raises:
-        WeightsError: the weights do not fit; says which keys, and why where that can be told. Also without `strict`
-            where nothing fits.
+        WeightsError: the weights do not fit; the message names the keys, and the cause where it is known. Without
+            `strict` it is raised where nothing fits.
     """
     if isinstance(source, Mapping):
         name, state = "the given weights", strip_prefixes(source)
@@ -139,7 +139,7 @@ def load_weights(
     fits = compare(
         expected, state, name, strict=strict, num_classes=getattr(model, "num_classes", None)
     )
-    # Norms' counters are kept where a file has none: nothing in evaluation reads them.
+    # The norms' counters stay where a file has none, since evaluation does not read them.
     counters = {k: v for k, v in expected.items() if k.endswith(COUNTER)}
     left = [key for key in expected if key not in fits and key not in counters]
     model.load_state_dict({**counters, **fits}, strict=not left)
@@ -161,7 +161,7 @@ def load_part(model: nn.Module, source: str | Path, *, without: Iterable[str]) -
 
 
 def prepare(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply the model's own key map, and drop what it says it has no use for."""
+    """Apply the model's own key map, and drop the keys that the model declares optional."""
     own = set(model.state_dict())
     # The trainer's `last` holds the student inside of its wrapper.
     inner = {key.removeprefix("model."): value for key, value in state.items()}
@@ -194,7 +194,7 @@ def compare(
     strict: bool,
     num_classes: int | None,
 ) -> dict[str, Tensor]:
-    """The tensors that fit; raises where they must all fit and do not."""
+    """The tensors that fit; with `strict` it raises WeightsError where not all do."""
     wanted = {k for k in expected if not k.endswith(COUNTER)}
     given = {k for k in state if not k.endswith(COUNTER)}
     shared = wanted & given
@@ -232,13 +232,13 @@ def class_counts(
     wrong: Iterable[str],
     num_classes: int | None,
 ) -> int | None:
-    """The checkpoint's class count, if that is what the wrong shapes have in common."""
+    """The checkpoint's class count, if it explains the wrong shapes."""
     found: Counter[int] = Counter()
     for key in wrong:
         if state[key].ndim == expected[key].ndim:
-            for theirs, ours in zip(state[key].shape, expected[key].shape, strict=True):
-                if ours == num_classes and theirs != ours:
-                    found[theirs] += 1
+            for given, wanted in zip(state[key].shape, expected[key].shape, strict=True):
+                if wanted == num_classes and given != wanted:
+                    found[given] += 1
     return found.most_common(1)[0][0] if found else None
 
 
@@ -249,7 +249,7 @@ def save_weights(
 
     Args:
         model: bare, so that its keys carry no wrapper's prefix.
-        path: of the file; its folder is made.
+        path: the file to write; its folder is made where it does not exist.
         metadata: strings to travel with the weights (input spec, class names as JSON).
     """
     # Cloned: safetensors refuses tensors that share memory.

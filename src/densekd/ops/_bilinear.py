@@ -1,8 +1,8 @@
-"""The arithmetic of `resize_map` on the CPU, in pieces: a full-size map need not exist to know its values.
+"""The arithmetic of `resize_map` on the CPU, in pieces, so that the full-size map need not exist.
 
-PyTorch's kernel takes ``h0 * (w0 * a + w1 * b) + h1 * (w0 * c + w1 * d)``, where its compiler joins the first product
-of each sum with the sum into one rounding where the processor can; so does `torch.addcmul`. Whether both came out
-alike in the build at hand is tried once, by `is_exact`.
+PyTorch's kernel computes ``h0 * (w0 * a + w1 * b) + h1 * (w0 * c + w1 * d)``. Where the processor can, its compiler
+joins the first product of each sum and the sum into one rounding; so does `torch.addcmul`. `is_exact` tries once
+whether both have the same rounding in the build at hand.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from densekd.ops.resize import ALIGN_CORNERS, resize_map
 
-# PyTorch takes another kernel for three channels and where height + width is at most 128. Its roundings depend on the
-# number of channels, so there they must stay together.
+# PyTorch uses another kernel for three channels, and where height + width is at most 128. The rounding of that kernel
+# depends on the number of channels, so there all channels must be computed together.
 OTHER_CHANNELS, OTHER_SIZE = 3, 128
-ROWS = 8  # of a map that has its size already
+ROWS = 8  # the rows of a band where the map already has its size
 
 
 def lerp(a: Tensor, b: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Axis:
         real = scale * torch.arange(large, dtype=torch.float32)
         near = real.long().clamp(max=small - 1)
         w1 = (real - near).clamp(0, 1)
-        # Where nothing is resized the kernel reads one neighbour, whatever the other: 0 * inf is NaN.
+        # Where the size stays the kernel reads one neighbour only: 0 times an infinite other one would be NaN.
         far = near if small == large else (near + 1).clamp(max=small - 1)
         low, count = torch.unique_consecutive(near, return_counts=True)
         first = count.cumsum(0) - count
@@ -69,8 +69,8 @@ class Axis:
 def bands(maps: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
     """Maps (N, K, h, w) -> (rows, resize_map(maps, size)[:, :, rows]), a few rows at a time, from the top.
 
-    The bits are those of `resize_map`: where they cannot be had otherwise, and on a GPU, which likes large pieces, all
-    rows come at once, from there. They are not to be written to.
+    The bits are those of `resize_map`. Where the pieces would give other bits, and on a GPU, which is faster with large
+    pieces, all rows come at once from `resize_map` itself. The caller must not write to them.
     """
     if maps.device.type == "cpu" and tuple(maps.shape[-2:]) == tuple(size):
         for start in range(0, size[0], ROWS):
@@ -113,7 +113,7 @@ def is_exact(maps: Tensor, size: Sequence[int]) -> bool:
 
 @lru_cache
 def _same_bits() -> bool:
-    """Tried on a random map, with the sides of vectors and without."""
+    """Tries it on a random map, whose sides are no multiples of a vector's length."""
     assert ALIGN_CORNERS
     maps = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(0))
     y, x = Axis.make(9, 83), Axis.make(11, 97)

@@ -1,8 +1,8 @@
-"""The class map of upsampled scores, without the upsampled scores.
+"""The class map of upsampled scores, computed without the upsampled scores.
 
 Bilinear interpolation takes a mean of four neighbours with weights that are not negative. Where one class leads every
-other one at all four, it does so everywhere between them, and nothing needs to be computed there: only the cells on
-borders between classes are interpolated, and of the classes only those that can win there.
+other class at all four neighbours, it leads everywhere between them. So only the cells on borders between classes are
+interpolated, and there only the classes that can win.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from densekd.ops.resize import resize_map
 LEAD = 2**-20
 # The largest score must be above, so that no product falls below what float32 holds.
 SMALLEST = 2.0**-100
-MANY = 0.5  # cells on borders, as a fraction, from which on it is faster to interpolate everything
-AT_ONCE = 2**17  # interpolated values held at a time
+MANY = 0.5  # the fraction of cells on borders above which it is faster to interpolate everything
+AT_ONCE = 2**17  # the most interpolated values held at a time
 
 
 @torch.no_grad()
 def argmax_map(maps: Tensor, size: Sequence[int]) -> Tensor:
     """``resize_map(maps.float().contiguous(), size).argmax(1)``, pixel for pixel, in less time and memory.
 
-    Equal scores go to the lowest class and NaN counts as the largest, as in `torch.argmax`. Scores of all classes at
-    full size are not held: on the CPU a few rows are (but for maps whose two sides add up to 128 at most, and three
-    classes), on other devices two classes.
+    Equal scores go to the lowest class and NaN counts as the largest, as in `torch.argmax`. The scores of all classes
+    are never held at full size: the CPU holds a few rows (except for maps whose two sides add up to 128 at most, and
+    for three classes), other devices hold two classes.
 
     Args:
         maps: (N, K, h, w) scores of any float type.
@@ -54,20 +54,20 @@ def argmax_map(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _by_classes(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """`resize_map` on two classes at a time; int64. All at once where their number decides what it rounds to."""
+    """`resize_map` on two classes at a time; int64. All classes at once where their number changes the rounding."""
     if maps.shape[1] <= 3 or (maps.device.type == "cpu" and sum(size) <= OTHER_SIZE):
         return resize_map(maps, size).max(1).indices
     best, answer = resize_map(maps[:, :2], size).max(1)
     for first in range(2, maps.shape[1], 2):
         value, index = resize_map(maps[:, first : first + 2], size).max(1)
-        # max over both knows what to do with ties and NaN
+        # The max over both treats ties and NaN as argmax does.
         best, newer = torch.stack([best, value]).max(0)
         answer = torch.where(newer.bool(), index + first, answer)
     return answer
 
 
 def _by_cells(scores: Tensor, out: Tensor) -> bool:
-    """Fill `out` (H, W) from finite (K, h, w); False, and `out` is left alone, where that would not pay.
+    """Fill `out` (H, W) from finite (K, h, w); where that is not faster, leave `out` alone and return False.
 
     U: the uncertain cells. Corners: upper left, upper right, lower left, lower right.
     """
@@ -99,7 +99,7 @@ def _by_cells(scores: Tensor, out: Tensor) -> bool:
         if cells_of_k == 0:
             continue
         for cells in (number == k).nonzero()[:, 0].split(max(1, AT_ONCE // (k * longest))):
-            # (k, u) names of each cell's candidates, rising
+            # (k, u): the classes that are each cell's candidates, in rising order
             names = possible[:, cells].mT.nonzero()[:, 1].view(-1, k).mT.contiguous()
             some = values[:, :, cells].gather(0, names[:, None].expand(-1, 4, -1))
             line, place = y_places[:, rows[cells]], x_places[:, columns[cells]]
@@ -111,8 +111,8 @@ def _by_cells(scores: Tensor, out: Tensor) -> bool:
 def _possible(values: Tensor, top: Tensor, lead: float) -> Tensor:
     """(K, U): which classes may win inside of cells whose corners have these values (K, 4, U) and top classes (4, U).
 
-    A class cannot where another one, or the mean of two others, leads it at all four corners. Tried are two classes
-    that are on top of a corner: most borders lie between two.
+    A class cannot win where another class, or the mean of two others, leads it at all four corners. Two classes that
+    are on top of a corner are tried as leaders, since most borders lie between two classes.
     """
     first = other = top[0]
     for t in top[1:]:

@@ -17,7 +17,7 @@ DepthRange = tuple[float, float]
 
 
 def check_range(depth_range: DepthRange, bins: int = 2) -> None:
-    """Raise ValueError unless 0 < nearest < farthest and there are bins to choose from."""
+    """Raise ValueError unless 0 < nearest < farthest and the number of bins is large enough."""
     low, high = depth_range
     if not 0 < low < high or math.isinf(high):
         raise ValueError(

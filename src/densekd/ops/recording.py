@@ -1,4 +1,4 @@
-"""How a block tells whoever records the forward pass that its result can be made again."""
+"""How a block tells the recorder of a forward pass that its result can be computed again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Recorder(Protocol):
-    """What `densekd.rewrite.recompute_norms` keeps while it is on."""
+    """The object that `densekd.rewrite.recompute_norms` keeps while it is on."""
 
     def find(self, tensor: Any) -> Any:
         """How `tensor` is made, or None where it is kept as it is."""

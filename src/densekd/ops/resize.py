@@ -1,10 +1,10 @@
 """The one place where align_corners is decided.
 
-Everything of this package resizes maps bilinearly with ``align_corners=True``, as the paper's authors do for logits,
+All of this package resizes maps bilinearly with ``align_corners=True``, as the paper's authors do for logits,
 pyramid priors and the discriminator's image. (mmsegmentation and SMP use False; a map of a network trained there may
 be handed in at full size instead.) Class labels and masks are resized by nearest neighbour on the same grid.
 
-Images whose answer is in coordinates (boxes) are resized by the areas of their pixels, ``align_corners=False``, as in
+Images whose result is in coordinates (boxes) are resized by the areas of their pixels, ``align_corners=False``, as in
 training: box corners are points of the plane in which pixel j covers [j, j + 1], and scale with the image's sides.
 On the grid of `resize_map` the content of an image's border would move by up to half a pixel against them. Where maps
 come back to the image's own size (`densekd.ops.tiling.predict_dense`), image and maps share the grid of `resize_map`,
@@ -32,10 +32,10 @@ def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
 def resize_image(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear (N, C, H, W) -> (N, C, *size) by pixel areas; the tensor itself where the size already fits.
 
-    What ``cv2.resize`` does to training images, and torchvision's detectors to theirs. Neither is smoothed when it
-    shrinks, and nor is this: a network is to see in evaluation what it learned from. (An FCOS that had learned from
-    VOC's pictures at a short side of 256 had AP 19.4 there, 18.1 with ``antialias=True`` and 18.9 on the grid of
-    `resize_map`. At 160, much smaller than what it knew, smoothing helped: 15.1 and 15.7.)
+    ``cv2.resize`` does the same to training images, and torchvision's detectors to their images. Neither smooths an
+    image that it shrinks, and nor does this: in evaluation a network should see what it learned from. (An FCOS that was
+    trained on VOC's pictures at a short side of 256 had AP 19.4 there, 18.1 with ``antialias=True`` and 18.9 on the
+    grid of `resize_map`. At 160, much smaller than in training, smoothing helped: 15.1 without and 15.7 with it.)
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x

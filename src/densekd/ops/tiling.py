@@ -20,15 +20,15 @@ from densekd.ops.resize import resize_map
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is looked at when it is scored.
+    """The views of an image whose predictions are averaged when it is scored.
 
     Attributes:
         scales: factors on the image's size; several are averaged.
-        short_side: scale 1 means that the shorter side has this many pixels; None means the image's own size.
-        long_side: but the longer side has at most so many; None sets no limit.
-        flip: average with the mirrored image.
+        short_side: the pixels of the shorter side at scale 1; None means the image's own size.
+        long_side: the most pixels of the longer side at scale 1; None sets no limit.
+        flip: whether the mirrored image is averaged too.
         window: (height, width) of a sliding window, or None for the whole image.
-        overlap: of neighbouring windows, as a fraction.
+        overlap: the share of a window that its neighbour covers too.
     """
 
     scales: Sequence[float] = (1.0,)
@@ -40,7 +40,7 @@ class Views:
 
     @property
     def count(self) -> int:
-        """How many answers are averaged."""
+        """How many predictions are averaged."""
         return len(self.scales) * (2 if self.flip else 1)
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -55,8 +55,8 @@ class Views:
 
 
 Predict = Callable[[Tensor], Tensor]  # (N, C, H, W) images -> (N, K, h, w) logits
-AT_ONCE = 8  # windows a forward pass takes, so that memory does not grow with the image
-PIXELS_AT_ONCE = 2**21  # of images that are seen together with their mirror images
+AT_ONCE = 8  # the windows of one forward pass, so that memory does not grow with the image
+PIXELS_AT_ONCE = 2**21  # the most pixels for which images and mirror images share a forward pass
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -163,10 +163,10 @@ def predict_classes(
 def _passes(predict: Predict, images: Tensor, views: Views) -> Iterator[Tensor]:
     """Float32 maps of each view as the network gives them, those of mirrored images mirrored back.
 
-    Small images are seen together with their mirror images, in one forward pass.
+    Small images and their mirror images share one forward pass.
     """
 
-    def look(seen: Tensor) -> Tensor:
+    def maps_of(seen: Tensor) -> Tensor:
         if views.window is not None:
             return predict_windows(predict, seen, window=views.window, overlap=views.overlap)
         return predict(seen).float()
@@ -176,10 +176,10 @@ def _passes(predict: Predict, images: Tensor, views: Views) -> Iterator[Tensor]:
         scaled = images if scaled_size == (height, width) else resize_map(images, scaled_size)
         pixels = 2 * scaled.shape[0] * scaled.shape[2] * scaled.shape[3]
         if views.flip and views.window is None and pixels <= PIXELS_AT_ONCE:
-            straight, mirrored = look(torch.cat([scaled, scaled.flip(-1)])).chunk(2)
+            straight, mirrored = maps_of(torch.cat([scaled, scaled.flip(-1)])).chunk(2)
             yield straight
             yield mirrored.flip(-1)
             continue
-        yield look(scaled)
+        yield maps_of(scaled)
         if views.flip:
-            yield look(scaled.flip(-1)).flip(-1)
+            yield maps_of(scaled.flip(-1)).flip(-1)

@@ -1,7 +1,7 @@
-"""How things are measured: warm-up, arms interleaved in one run, medians with their spread.
+"""How time and memory are measured: warm-up, arms interleaved in one run, medians with their spread.
 
-A ratio is taken within a round, between calls that ran seconds apart, so what slows the machine for a while slows
-both. The interval is that of the median over rounds.
+A ratio is taken within a round, between calls that ran seconds apart, so a disturbance that slows the machine for a
+while slows both. The interval is that of the median over rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the device was asked to do."""
+    """Wait until the device has done all work that was sent to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -26,7 +26,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def timed(call: Callable[[], Any], device: torch.device, clock: str = "wall") -> float:
-    """Seconds of one call, the device's work included.
+    """The seconds of one call, including the device's work.
 
     Args:
         clock: ``"wall"``, or ``"cpu"``: this process's time on the cores, which leaves out waiting for a core that
@@ -43,21 +43,21 @@ def timed(call: Callable[[], Any], device: torch.device, clock: str = "wall") ->
 def interleave(
     arms: Mapping[str, Callable[[], float]], *, pairs: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each arm in each of `pairs` rounds; every other round goes backwards.
+    """The seconds of each arm in each of `pairs` rounds; every other round goes backwards.
 
     Args:
-        arms: name -> something that does the work once and returns its seconds (see `timed`).
+        arms: name -> a function that does the work once and returns its seconds (see `timed`).
         warmup: rounds that are not counted.
     """
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}; expected 1 or more")
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(warmup + pairs):
-        names = list(arms) if turn % 2 == 0 else list(arms)[::-1]
+    for number in range(warmup + pairs):
+        names = list(arms) if number % 2 == 0 else list(arms)[::-1]
         gc.collect()
         for name in names:
             value = arms[name]()
-            if turn >= warmup:
+            if number >= warmup:
                 seconds[name].append(value)
     return seconds
 
@@ -93,12 +93,12 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
 
 
 def total(*parts: Sequence[float]) -> list[float]:
-    """Sum of several arms round by round."""
+    """The sum of several arms, round by round."""
     return [sum(values) for values in zip(*parts, strict=True)]
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes at the peak of one call: tensors on a GPU, else the process's resident set (Linux), else None."""
+    """The bytes at the peak of one call: tensors on a GPU, else the process's resident set (Linux), else None."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

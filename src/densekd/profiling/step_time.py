@@ -1,4 +1,4 @@
-"""Where a step's time goes: its parts, its floor, and what the loop waits for beside it."""
+"""The time of a step: its parts, its floor, and what the loop waits for beside it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from densekd.losses import holistic
 from densekd.profiling.measure import interleave, ratio, spread, synchronise, timed, total
 from densekd.types import Batch
 
-LATE = 2**31  # a step at which the student hears the discriminator whatever its start_step
+LATE = (
+    2**31
+)  # a step number at which the student gets the discriminator's term, whatever its start_step
 TEACHER, STUDENT, TASK = "teacher", "student forward", "supervised loss"
 HOLISTIC = "distill/holistic"
 BACKWARD, OPTIMIZER, DISCRIMINATOR, OTHER = "backward", "optimizer", "discriminator", "other"
 
 
 class Clock:
-    """Seconds by name. Of a part within another, the time counts to the inner one alone.
+    """Seconds by name. The time of a part within another counts for the inner part alone.
 
-    Waits for the device wherever a part begins or ends, which keeps a GPU from working ahead: parts add up to a
-    little more than a step that nobody watches.
+    It waits for the device wherever a part begins or ends, which keeps a GPU from working ahead: the parts add up to a
+    little more than a step without the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,16 +41,16 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        self._turn()
+        self._charge()
         self._open.append(name)
         try:
             yield
         finally:
-            self._turn()
+            self._charge()
             self._open.pop()
 
-    def _turn(self) -> None:
-        """The time since the last turn belongs to the innermost part."""
+    def _charge(self) -> None:
+        """Count the time since the last call to the innermost part that is open."""
         synchronise(self.device)
         now = time.perf_counter()
         if self._open:
@@ -58,9 +60,9 @@ class Clock:
 
 
 class _Watched:
-    """Stands for a network, and tells the clock of its calls.
+    """Stands in for a network and times its calls.
 
-    No hook of the module: in a compiled one they would be compiled too, or not be seen.
+    It is no hook of the module, because hooks of a compiled module would be compiled too, or not run.
     """
 
     def __init__(self, network: Any, clock: Clock, name: str) -> None:
@@ -81,7 +83,7 @@ class _Watched:
 
 
 class _WatchedTerms(list):
-    """Terms; each turn of a loop over them is a part, with all that is done to its maps."""
+    """Terms; each round of a loop over them is a part, with all that is done to its maps."""
 
     def __init__(self, terms: Sequence[Any], clock: Clock) -> None:
         super().__init__(terms)
@@ -95,10 +97,10 @@ class _WatchedTerms(list):
 
 @contextmanager
 def watched(step: Step, clock: Clock) -> Iterator[None]:
-    """Within it, calls of `step` tell `clock` how long each part takes; afterwards `step` is as it was."""
+    """Within it, `clock` times each part of the calls of `step`; afterwards `step` is as it was."""
     distiller, adversary = step.distiller, step.distiller.adversary
 
-    def told(owner: Any, method: str, name: str) -> tuple[Any, str, Any]:
+    def timed_method(owner: Any, method: str, name: str) -> tuple[Any, str, Any]:
         call = getattr(owner, method)
 
         def watch(*args: Any, **options: Any) -> Any:
@@ -110,13 +112,13 @@ def watched(step: Step, clock: Clock) -> Iterator[None]:
     swaps = [
         (distiller, "student", _Watched(distiller.student, clock, STUDENT)),
         (distiller, "terms", _WatchedTerms(distiller.terms, clock)),
-        told(distiller.task, "loss", TASK),
-        told(
+        timed_method(distiller.task, "loss", TASK),
+        timed_method(
             distiller, "student_phase", OTHER
         ),  # masks, and maps of one size for the discriminator
         # What is left of it is the backward pass, with the gradient's norm and the scalars' way to the CPU.
-        told(step, "_student_gradients", BACKWARD),
-        told(step, "_apply", OPTIMIZER),
+        timed_method(step, "_student_gradients", BACKWARD),
+        timed_method(step, "_apply", OPTIMIZER),
     ]
     if distiller.source is not None:
         live = _live(distiller)
@@ -127,9 +129,9 @@ def watched(step: Step, clock: Clock) -> Iterator[None]:
     if adversary is not None:
         assert step.discriminator_optimizer is not None
         swaps += [
-            told(adversary.discriminator, "forward", HOLISTIC),
-            told(step, "_discriminator_gradients", DISCRIMINATOR),
-            told(step.discriminator_optimizer, "step", DISCRIMINATOR),
+            timed_method(adversary.discriminator, "forward", HOLISTIC),
+            timed_method(step, "_discriminator_gradients", DISCRIMINATOR),
+            timed_method(step.discriminator_optimizer, "step", DISCRIMINATOR),
         ]
     with _swapped(swaps):
         yield
@@ -158,7 +160,7 @@ def _live(distiller: Distiller) -> LiveTeacher:
 
 
 def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Callable[[], Any]]:
-    """Name -> one call of what a distillation step cannot do without; together they are its floor.
+    """Name -> one call of a part that every distillation step needs; together the parts are its floor.
 
     Args:
         alone: the student's own step, without a teacher.
@@ -166,10 +168,10 @@ def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Calla
     """
     teacher, adversary = step.distiller.teacher, step.distiller.adversary
     assert teacher is not None, "no teacher: the step is its own floor"
-    asked: list[tuple[Any, Any]] = []  # what the step asks of the teacher, and nothing else
+    calls_of_teacher: list[tuple[Any, Any]] = []  # the arguments of the step's calls of the teacher
 
     def ask(*args: Any, **options: Any) -> Any:
-        asked.append((args, options))
+        calls_of_teacher.append((args, options))
         return teacher(*args, **options)
 
     with _swapped([(_live(step.distiller), "teacher", ask)]), step._autocast():
@@ -177,7 +179,7 @@ def floor_of(step: Step, alone: Step, group: Sequence[Batch]) -> dict[str, Calla
 
     def forward() -> None:
         with step._autocast():
-            for args, options in asked:
+            for args, options in calls_of_teacher:
                 teacher(*args, **options)
 
     calls: dict[str, Callable[[], Any]] = {
@@ -308,7 +310,7 @@ def time_loop(
     for _ in range(ahead):
         next(batches)
     seconds: dict[str, list[float]] = {"wait": [], "move": [], "step": []}
-    for turn in range(warmup + steps):
+    for number in range(warmup + steps):
         clock = Clock(device)
         group = []
         for _ in range(accumulate):
@@ -318,7 +320,7 @@ def time_loop(
                 group.append(batch.to(device, channels_last))
         with clock.part("step"):
             step(group, LATE)
-        if turn >= warmup:
+        if number >= warmup:
             for name, values in seconds.items():
                 values.append(clock.seconds[name])
         if progress is not None:

@@ -18,9 +18,9 @@ def grid(
     """Pictures in a table with a header.
 
     Args:
-        columns: header texts.
-        rows: of (H, W, 3) uint8 RGB pictures, as many as columns in each row.
-        width: of one picture in the grid, in pixels; heights follow each row's first picture.
+        columns: the texts of the header.
+        rows: each row has as many (H, W, 3) uint8 RGB pictures as there are columns.
+        width: the width of a picture in the grid, in pixels; the height follows each row's first picture.
     """
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"each row must have {len(columns)} pictures, one a column")

@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from densekd.layers.abn import ABN
 
-TOLERANCE = 1e-3  # of the largest value of a tensor: what folding may change in it
+TOLERANCE = 1e-3  # how much folding may change a tensor, relative to its largest value
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "identity": nn.Identity}
 
 
@@ -25,7 +25,7 @@ def fold_norms(model: nn.Module, images: Tensor) -> int:
     """Fold norms in eval mode into the convolutions that feed them; what the network computes stays, up to rounding.
 
     Pairs are found by data flow in one real forward: a norm whose input is a convolution's output, where nothing else
-    reads that output: no operation, no tap (a hook that looks at a module's output) and not the caller. So it works on
+    reads that output: no operation, no tap (a hook that reads a module's output) and not the caller. So it works on
     any network that runs, traceable or not. `nn.BatchNorm2d`, `ABN`, timm's ``BatchNormAct2d`` and torchvision's
     ``FrozenBatchNorm2d`` are folded, each into an `nn.Conv2d` or `nn.ConvTranspose2d`. In the norm's place remains its
     activation, or an identity, under the same path and with the same hooks, so that a tap on the norm gives what it
@@ -34,11 +34,11 @@ def fold_norms(model: nn.Module, images: Tensor) -> int:
     Each pair is checked on the forward's own tensors, and all of them on the network's outputs; what differs by
     more than `TOLERANCE` of a tensor's largest value is put back.
 
-    For a network that no longer trains: its parameters and keys are others afterwards.
+    Use it for a network that no longer trains: its parameters and keys change.
 
     Args:
         model: any network, or `Taps` around it; called as ``model(images)``. Its mode is restored.
-        images: what it takes, of any size that it takes.
+        images: an input that the network takes, of any size.
 
     Returns:
         How many norms were folded.
@@ -70,11 +70,11 @@ def fold_norms(model: nn.Module, images: Tensor) -> int:
 
 @dataclass
 class Flow:
-    """Which tensor went where in one forward; all of them are kept, so that their ids stay theirs."""
+    """The flow of tensors through one forward; all of them are kept, so that no id is used twice."""
 
     made: dict[int, nn.Module] = field(default_factory=dict)  # id of a tensor -> its convolution
-    inputs: dict[nn.Module, Tensor] = field(default_factory=dict)  # of convolutions
-    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)  # of norms
+    inputs: dict[nn.Module, Tensor] = field(default_factory=dict)  # the inputs of convolutions
+    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)  # the outputs of norms
     fed: list[tuple[nn.Module, int]] = field(default_factory=list)  # norm, id of its input
     runs: Counter[nn.Module] = field(default_factory=Counter)
     reads: Counter[int] = field(default_factory=Counter)  # operations that take the tensor
@@ -101,7 +101,7 @@ class Flow:
         return output
 
     def _hooked(self, module: nn.Module, given: Any, output: Any) -> None:
-        # Hooks that were there before: on the way in they look at the input, on the way out (taps) at the output.
+        # Hooks from before: a pre-hook reads the input, a forward hook (a tap) the output.
         self.seen.update(id(x) for x in tensors(output))
         if module._forward_pre_hooks:
             self.seen.update(id(x) for x in tensors(given))
@@ -187,7 +187,7 @@ def folded(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def _like(x: Tensor, weight: Tensor) -> Tensor:
-    """In the weight's precision, and the weight itself in its memory format."""
+    """`x` in the weight's precision; a tensor with the weight's shape also gets its memory format."""
     return torch.empty_like(weight).copy_(x) if x.ndim == 4 else x.to(weight.dtype)
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from densekd.ops.recording import recording
 
-# Each value depends on the same place of the first argument (and of no random draw).
+# Each value depends on the same place of the first argument alone, and on no random draw.
 ACTIVATIONS: frozenset[Any] = frozenset(
     {
         F.relu, F.relu_, F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.silu,
@@ -28,14 +28,14 @@ class Recipe:
     """How to make a tensor again: ``function(*given)``.
 
     Args:
-        function: of tensors that are kept anyway, and of other things.
-        given: what it takes.
-        device: type of the tensors' device.
-        before: makes a first argument to put before `given`, the result of another recipe.
+        function: computes the tensor from tensors that are kept anyway, and from other values.
+        given: the function's arguments.
+        device: the type of the tensors' device.
+        before: another recipe, whose result is the function's first argument, before `given`.
 
     Attributes:
-        places: saved places that hold this recipe.
-        left: those that have not asked in this backward pass; until the last one has, the value is kept.
+        places: how many saved places hold this recipe.
+        left: how many of them have not yet taken the value in this backward pass; it is kept until the last one has.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Recipe:
         self.places = self.left = 0
 
     def take(self) -> Tensor:
-        """For one of the places."""
+        """The tensor, for one of the places that hold this recipe."""
         value = self.make()
         self.left -= 1
         if self.left <= 0:
@@ -81,7 +81,7 @@ class _Kept:
     """A tensor as it was: autograd's own check for changes in place is off where saving is hooked."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # without its graph, which would hold this in turn
+        self.tensor = tensor.detach()  # without its graph, which would hold this object in turn
         self.version = tensor._version
 
     def get(self) -> Tensor:
@@ -94,7 +94,7 @@ class _Kept:
 
 
 class _Saved:
-    """What autograd holds in a saved tensor's place."""
+    """The object that autograd holds in place of a saved tensor."""
 
     def __init__(self, content: _Kept | Recipe) -> None:
         self.content = content
@@ -130,7 +130,7 @@ class _Known:
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees norms and activations as they are called, whoever calls them, and decides what autograd saves."""
+    """Sees every call of a norm or an activation, and decides what autograd saves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,9 @@ class _Recorder(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> None:
-        if training:  # the batch's statistics are found again: the running ones have moved on
+        if (
+            training
+        ):  # the batch's statistics are computed again, because the running ones have changed since
             mean = var = None
         self.note(result, F.batch_norm, [x, mean, var, weight, bias, training, 0.0, eps])
 
@@ -180,7 +182,7 @@ class _Recorder(TorchFunctionMode):
                 if kept.data_ptr() == result.data_ptr() and kept.shape == result.shape:
                     saved.hold(again)
                 elif in_place and kept.shape == result.shape:
-                    saved.hold(recipe)  # a copy of what came in (silu_, hardswish_, mish_)
+                    saved.hold(recipe)  # a copy of the input (silu_, hardswish_, mish_)
         return result
 
     def note(
@@ -214,7 +216,7 @@ class _Recorder(TorchFunctionMode):
 
 
 class _Activation:
-    """One with its keyword arguments. In backward others may still ask for what an activation in place changes."""
+    """An activation with its keyword arguments. In place it works on a copy: backward may still need its input."""
 
     def __init__(
         self, function: Callable[..., Tensor], kwargs: dict[str, Any], in_place: bool
@@ -235,18 +237,17 @@ _entered = _Entered()
 
 @contextmanager
 def recompute_norms() -> Iterator[None]:
-    """Within it, what batch norms and the activations after them give is not kept for backward but made again there.
+    """Within it, the results of batch norms and of the activations after them are computed again in backward, not kept.
 
-    Of convolution, norm, activation, convolution autograd keeps two maps or three: the norm's input and what the
-    activation and the next convolution save. Here it keeps the norm's input, from which backward repeats norm and
-    activation, by the same kernels: values and gradients are those of the plain way bit for bit on the CPU, for any
-    weights of any sign. Calls are seen as they happen, so any network will do, with modules or functions, in place
-    or not, one ReLU shared by many norms.
+    For convolution, norm, activation and convolution autograd keeps two or three maps: the norm's input, and what the
+    activation and the next convolution save. Here it keeps only the norm's input, from which backward computes norm and
+    activation again with the same kernels. On the CPU values and gradients are equal to those of the plain way bit for
+    bit, for weights of any sign. The calls are seen as they happen, so this works for any network, with modules or
+    functions, in place or not, also where many norms share one ReLU.
 
-    - A map that somebody else holds (a tap, a skip connection that is summed) is not freed by that, only not kept
-      twice.
-    - A sum of branches and its ReLU are kept: only what follows a norm directly is made again.
-    - Second derivatives work. `torch.compile` decides by itself what to keep: under it this does nothing.
+    - A map that something else holds (a tap, a skip connection that is summed) is not freed; it is only not kept twice.
+    - A sum of branches and its ReLU are kept: only an activation that follows a norm directly is computed again.
+    - Second derivatives work. Under `torch.compile`, which decides by itself what to keep, this does nothing.
 
     Call the network inside, backward outside.
     """
@@ -274,7 +275,7 @@ def to_inplace(model: nn.Module) -> nn.Module:
     `torch.compile`.
 
     Args:
-        model: any network. Its own call counts, not those of parts of it.
+        model: any network. Calls of the network itself count, not calls of its parts.
 
     Returns:
         The network itself.
@@ -304,7 +305,7 @@ def _after(module: nn.Module, args: Any, output: Any) -> None:
 
 
 def enter(module: nn.Module, context: AbstractContextManager | None) -> None:
-    """In a forward pre-hook."""
+    """Runs in a forward pre-hook."""
     if any(inside is module for inside, _ in _entered.modules):
         while _leave_last() is not module:  # Ctrl-C ended a forward without its last hooks
             pass
@@ -314,7 +315,7 @@ def enter(module: nn.Module, context: AbstractContextManager | None) -> None:
 
 
 def leave(module: nn.Module, args: Any, output: Any) -> None:
-    """In a forward hook that is always called; one after an error in an earlier pre-hook finds nothing to leave."""
+    """Runs in a forward hook that is always called; after an error in an earlier pre-hook there is nothing to leave."""
     if _entered.modules and _entered.modules[-1][0] is module:
         _leave_last()
 

@@ -17,7 +17,7 @@ from densekd.rewrite.recompute import enter, leave
 
 
 class _Redirect(TorchFunctionMode):
-    """Batch norms called inside take the statistics of all ranks."""
+    """Batch norms that are called within it take the statistics of all ranks."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -30,9 +30,9 @@ class _Redirect(TorchFunctionMode):
 def synchronise(model: nn.Module) -> nn.Module:
     """Make every batch norm of a network take its statistics over all ranks while it trains.
 
-    Modules, keys, values and hooks stay as they are. It holds for `ABN`, torch's batch norms and subclasses of them
-    (timm's `BatchNormAct2d`, which `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would strip of its activation),
-    on any device.
+    Modules, keys, values and hooks stay as they are. It works for `ABN`, torch's batch norms and their subclasses (also
+    timm's `BatchNormAct2d`, whose activation `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would drop), on any
+    device.
 
     Returns:
         The network itself.
