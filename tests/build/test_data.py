@@ -7,7 +7,7 @@ import pytest
 from densekd.build.data import build_reader, check_reader
 from densekd.config.load import make_config
 from densekd.config.schema import Data
-from densekd.data.sets.scene_set import SceneSet
+from densekd.data import SceneSet
 from densekd.errors import DataError, UserError
 
 
