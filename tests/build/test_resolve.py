@@ -35,6 +35,7 @@ def anything(root: str, **rest: int) -> dict:
 
 def test_options_by_name():
     assert list(parameters(Packed)) == ["root", "own", "first", "second"]
+    assert [p.name for p in parameters(Packed).values() if p.default is p.empty] == ["root"]
     assert list(parameters(Plain)) == ["root", "split", "verify_files"]
     assert list(parameters(anything)) == ["root", "rest"]
 

@@ -49,8 +49,10 @@ def parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             continue
         if get_origin(hints.get(rest.name)) is Unpack:
             del found[rest.name]
-            for key in get_type_hints(*get_args(hints[rest.name])):
-                found[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
+            (keys,) = get_args(hints[rest.name])
+            for key in get_type_hints(keys):
+                default = None if key in keys.__optional_keys__ else inspect.Parameter.empty
+                found[key] = inspect.Parameter(key, rest.KEYWORD_ONLY, default=default)
     return found
 
 
