@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from my_memory import Remembering
+from torch import nn
 
 from densekd.build.dry_run import dry_run
 from densekd.config.load import make_config
@@ -17,40 +18,15 @@ from densekd.engine.checkpoint import load_checkpoint, save_atomic
 from densekd.engine.folder import RunFolder
 from densekd.engine.trainer import Training
 from densekd.errors import UserError
-from densekd.losses import Wants
 from densekd.models.weights import read_weights
-from densekd.ops.collectives import gather_rows
 from densekd.workflows.run import run
 from tests.distill.helpers import make_batch, make_distiller
 
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT / folder) for folder in ("", "src", "examples")]
 
 
-class Remembering(nn.Module):
-    """Compares a generated feature with the teacher's, and its mean with those of the last teachers' images."""
-
-    wants = Wants(targets=True, step=True)
-
-    def __init__(self, *, channels: int, slots: int = 6) -> None:
-        super().__init__()
-        self.generator = nn.Conv2d(channels, channels, 1)
-        self.register_buffer("queue", torch.zeros(slots, channels))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-
-    def forward(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, *, targets: Tensor, step: int
-    ) -> Tensor:
-        assert targets.shape[0] == student.shape[0]
-        generated = self.generator(student)  # (N, C, h, w)
-        apart = generated.mean((2, 3))[:, None] - self.queue.clone()  # (N, slots, C)
-        loss = (generated - teacher).square().mean() + apart.square().mean() / (1 + step)
-        rows = gather_rows(teacher.mean((2, 3)))
-        self.queue.copy_(torch.cat([rows, self.queue])[: len(self.queue)])
-        self.seen += len(rows)
-        return loss
-
-
-LOSS = "tests.distill.test_term_state.Remembering"
+LOSS = "my_memory.Remembering"  # examples/ is on the path of the tests
 
 
 @pytest.fixture
@@ -197,7 +173,7 @@ def test_two_ranks_hold_equal_parameters_and_queues(tmp_path):
          "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tmp_path)],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1"},
         timeout=240,
         capture_output=True,
     )  # fmt: skip

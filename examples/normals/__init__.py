@@ -1,0 +1,1 @@
+"""A fourth task, added from outside the package: the direction that each visible surface faces."""
