@@ -7,7 +7,14 @@ from densekd.errors import UserError
 from densekd.workflows.demo import demo
 
 ROWS = {
-    "segmentation": ("teacher (fpn_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"),
+    "segmentation": (
+        "teacher (fpn_timm)",
+        "student alone",
+        "+Pi ",
+        "+Pi +Pa ",
+        "+Pi +Pa +Ho",
+        "student alone, all labels",
+    ),
     "detection": ("teacher (fcos_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Mimic"),
     "depth": ("teacher (depth_timm)", "student alone", "+Pi ", "+Pi +Pa ", "+Pi +Pa +Ho"),
 }

@@ -226,6 +226,10 @@ def build_eval_loader(
     )
 
 
+# Argument of `Views` -> setting.
+VIEWS = {name: f"evaluate.{name}" for name in ("scales", "flip", "window")}
+
+
 def build_views(evaluate: schema.Evaluate) -> Views:
     return Views(
         scales=tuple(evaluate.scales),

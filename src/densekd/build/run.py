@@ -10,6 +10,7 @@ from torch import nn
 
 from densekd.build import provenance
 from densekd.build.data import (
+    VIEWS,
     build_augment,
     build_device_loader,
     build_eval_loader,
@@ -22,6 +23,7 @@ from densekd.build.data import (
 )
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
+from densekd.build.settings import naming_settings
 from densekd.build.step import build_step
 from densekd.build.task import best_metric, build_task, check_extras
 from densekd.build.teachers import open_teacher_cache
@@ -117,14 +119,15 @@ class Run:
         loader = build_eval_loader(
             self.config, self.val_set, self.spec, self.process, limit=limit, skipped=skipped
         )
-        return evaluate(
-            Taps(network, {}, self.spec),
-            loader,
-            self.task,
-            device=self.process.device,
-            views=build_views(self.config.evaluate),
-            amp=AMP[self.config.train.amp],
-        )
+        with naming_settings(VIEWS):
+            return evaluate(
+                Taps(network, {}, self.spec),
+                loader,
+                self.task,
+                device=self.process.device,
+                views=build_views(self.config.evaluate),
+                amp=AMP[self.config.train.amp],
+            )
 
 
 def open_sets(config: Config) -> Sets:

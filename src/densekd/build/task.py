@@ -55,7 +55,11 @@ def best_metric(config: schema.Config, task: Task) -> str:
 
 
 def check_extras(config: schema.Config) -> None:
-    if config.task.name == "detection" and importlib.util.find_spec("faster_coco_eval") is None:
-        raise UserError("task detection is scored by faster-coco-eval: pip install 'densekd[det]'")
+    """UserError where a package is missing that the task's scores or a setting need."""
+    for module, extra in getattr(task_class(config.task), "packages", {}).items():
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"task {task_name(config.task)} is scored by {module.replace('_', '-')}: pip install 'densekd[{extra}]'"
+            )
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("train.tensorboard needs the extra: pip install 'densekd[tensorboard]'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densekd.build import provenance
 from densekd.build.data import build_train_loader
 from densekd.build.networks import build_network
+from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
 from densekd.data.augment import Augment
@@ -33,6 +34,10 @@ from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
 
 CACHE = "distill.teacher_cache"
+# Argument of the store -> setting; messages begin with the section.
+STORE = {name: name for name in ("storage", "top_k", "disk_gb", "folder")} | {
+    "epochs": "data.augment_epochs"
+}
 
 
 def build_teacher(
@@ -93,7 +98,7 @@ def open_teacher_cache(
     assert distiller.teacher is not None
     adversary = distiller.adversary
     assert isinstance(distiller.source, LiveTeacher)
-    with naming(CACHE):
+    with naming_settings(STORE, CACHE):
         plan = make_plan(
             distiller.student,
             distiller.source,
@@ -103,7 +108,7 @@ def open_teacher_cache(
             storage=settings.storage,
             top_k=settings.top_k,
         )
-    with naming(CACHE, "epochs are data.augment_epochs"):
+    with naming_settings(STORE, CACHE):
         cache = TeacherCache(
             distiller.source,
             plan,
@@ -119,7 +124,7 @@ def open_teacher_cache(
         )
     dtype = AMP[config.train.amp]
     with (
-        naming(CACHE),
+        naming_settings(STORE, CACHE),
         torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None),
     ):
         for sample in _samples(config, reader, augment, batch.images.device, epochs):
@@ -135,22 +140,11 @@ class StoredTeacher:
         self.cache = cache
 
     def maps(self, batch: Batch, mask: Tensor | None) -> TeacherMaps:
-        with naming(CACHE):
+        with naming_settings(STORE, CACHE):
             return self.cache.maps(batch, mask)
 
     def __str__(self) -> str:
         return str(self.cache)
-
-
-@contextmanager
-def naming(setting: str, hint: str = "") -> Iterator[None]:
-    """Put a setting's name before the message of a UserError from within, which names an argument of it."""
-    try:
-        yield
-    except UserError as error:
-        named = type(error)(f"{setting}: {error}" + (f" ({hint})" if hint else ""))
-        named.one_rank = error.one_rank
-        raise named from error
 
 
 def _samples(

@@ -36,6 +36,7 @@ class Task(Protocol):
         map_names: what `map` can give besides ``"prediction"``.
         network_arguments: what builders of networks are given where they take it (``num_classes``, ``depth_range``).
         term_options: loss name -> arguments that this task wants of it where the recipe does not say.
+        packages: optional; module that the scores need -> our extra that brings it.
         holistic_channels, holistic_activation: of the discriminator's maps; ``"softmax"``, ``"sigmoid"`` or ``"none"``.
     """
 

@@ -10,9 +10,6 @@ import torch
 from annotated_types import Ge, Interval
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torchvision.models.detection.fcos import FCOS
-from torchvision.models.detection.retinanet import RetinaNet
-from torchvision.ops import box_iou
 from typing_extensions import Doc
 
 from densekd.errors import UserError
@@ -20,6 +17,8 @@ from densekd.metrics.average_precision import AveragePrecision
 from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.targets import BoxTarget
+from densekd.tasks._frequent_boxes import frequent_boxes
+from densekd.tasks._torchvision_rules import anchors_a_location, flatten, torchvision_rules
 from densekd.tasks.base import Column
 from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
 
@@ -30,9 +29,7 @@ LOSSES = {
     "bbox_regression": "task/box",
     "bbox_ctrness": "task/centerness",
 }
-GUESSES = 5  # boxes a class that `constant_guess` may take
 NAMED_FROM = 200  # shorter side of a picture, in pixels, from which boxes carry names: on smaller ones names hide all
-CANDIDATES = 400  # boxes a class that it looks at
 
 
 class Detection:
@@ -56,6 +53,7 @@ class Detection:
     target = BoxTarget
     metric_names = ("ap", "ap50", "ap75")
     smaller_is_better: frozenset[str] = frozenset()
+    packages: Mapping[str, str] = {"faster_coco_eval": "det"}  # what scores need -> our extra
     quick_metric = "ap50"
     columns = (Column("ap", "AP", 100, 1), Column("ap50", "AP50", 100, 1))
     map_names: tuple[str, ...] = ()
@@ -244,43 +242,8 @@ class Detection:
         return DetectionMetric(self.classes, self.category_ids)
 
     def constant_guess(self, targets: Iterable[Any]) -> list[tuple[int, float, list[float]]]:
-        """The boxes that hit most objects of the training images, whatever the image.
-
-        For each class, up to `GUESSES` times, the one of its boxes (relative to the image; of up to `CANDIDATES`) that
-        has an IoU of 0.5 with the most objects not hit yet. Its score is that number over the number of images: how
-        often it is right.
-
-        Args:
-            targets: pairs (target with ``boxes``, ``labels``, ``ignored``; (height, width)).
-
-        Returns:
-            (class, score, [x1, y1, x2, y2] from 0 to 1), for `guess`.
-        """
-        boxes: list[list[np.ndarray]] = [[] for _ in self.classes]
-        images = 0
-        for target, (height, width) in targets:
-            images += 1
-            keep = ~np.asarray(target.ignored)
-            sides = np.array([width, height, width, height], np.float32)
-            relative = np.asarray(target.boxes, np.float32)[keep] / sides
-            for box, label in zip(relative, np.asarray(target.labels)[keep], strict=True):
-                boxes[int(label)].append(box)
-        constant = []
-        for label, of_class in enumerate(boxes):
-            step = max(1, len(of_class) // (10 * CANDIDATES))
-            left = torch.from_numpy(np.array(of_class[::step], np.float32).reshape(-1, 4))
-            share = len(of_class) / max(1, len(left) * images)
-            candidates = left[:: max(1, len(left) // CANDIDATES)]
-            for _ in range(GUESSES):
-                if not len(left):
-                    break
-                hits = box_iou(candidates, left) >= 0.5
-                best = int(hits.sum(1).argmax())
-                score = min(1.0, float(hits[best].sum()) * share)
-                if score > 0:
-                    constant.append((label, score, candidates[best].tolist()))
-                left = left[~hits[best]]
-        return constant
+        """The boxes that hit most objects of the training images: see `frequent_boxes`."""
+        return frequent_boxes(targets, len(self.classes))
 
     def guess(self, constant: Any, batch: Batch) -> list[Detections]:
         """`constant_guess` as the prediction of a batch."""
@@ -379,48 +342,14 @@ class DetectionMetric:
         return self.precision.results()
 
 
-class NoNetwork(nn.Module):
-    """Stands where torchvision's detectors want a network, of whose rules alone we make use."""
-
-    out_channels = 32
-
-
-def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
-    """torchvision's detector without a network: its assignment, losses and post-processing.
-
-    Built on the meta device: the heads it insists on cost nothing and draw no random numbers; their ``compute_loss``
-    reads no parameter.
-    """
-    with torch.device("meta"):
-        build = FCOS if kind == "fcos" else RetinaNet
-        return build(NoNetwork(), num_classes, **settings)
-
-
-def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
-    """Levels (N, A * C, h, w) -> torchvision's (N, h * w * A, C) under its names, float32."""
-    a = anchors_a_location(raw)
-    given = {"cls_logits": raw.logits, "bbox_regression": raw.boxes}
-    if raw.centerness is not None:
-        given["bbox_ctrness"] = raw.centerness
-    return {
-        name: [x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for x in levels]
-        for name, levels in given.items()
-    }
-
-
-def anchors_a_location(raw: DetectorOutput) -> int:
-    height, width = raw.logits[0].shape[-2:]
-    return max(1, len(raw.anchors[0]) // (height * width))
-
-
 def check_views(views: Views) -> None:
     wrong = []
     if len(views.scales) != 1:
-        wrong.append(f"evaluate.scales is {list(views.scales)}: give one")
+        wrong.append(f"`scales` is {list(views.scales)}: give one")
     if views.flip:
-        wrong.append("evaluate.flip is true: set it to false")
+        wrong.append("`flip` is true: set it to false")
     if views.window is not None:
-        wrong.append(f"evaluate.window is {list(views.window)}: leave it out")
+        wrong.append(f"`window` is {list(views.window)}: leave it out")
     if wrong:
         raise UserError("boxes of several views of one image are not joined; " + "; ".join(wrong))
 

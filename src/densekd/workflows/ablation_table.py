@@ -13,7 +13,7 @@ from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
 from densekd.ops.files import write_text
 from densekd.tasks import Column, Task
-from densekd.workflows.variants import Variant
+from densekd.workflows.variants import Variant, few_labels
 
 CONSTANT = "constant_guess.json"
 
@@ -72,7 +72,9 @@ def write_table(
     run = {r["title"] for r in rows}
     empty = " |" * (len(headings) + 2)
     lines += [f"| {v.title} (not run yet) |{empty}" for v in variants if v.title not in run]
-    note = f" Note: {config.note}." if config.note else ""
+    few = ", ".join(f"{key}: {value}" for key, value in few_labels(config).items())
+    note = f" Labels: {few}; distilled students see the other training images too." if few else ""
+    note += f" Note: {config.note}." if config.note else ""
     lines += [
         "",
         f"Student {config.model.name}, {config.train.steps} steps of {config.data.batch_size} images, last weights, "

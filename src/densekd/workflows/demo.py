@@ -95,7 +95,14 @@ def demo(
 
 def _scaled(config: Config, scale: float) -> Config:
     steps = max(2, round(config.train.steps * scale))
-    return replace(config, train=replace(config.train, steps=steps))
+    options = dict(config.data.train_options)
+    if "labelled" in options:
+        options["labelled"] = max(1, round(options["labelled"] * scale))
+    return replace(
+        config,
+        train=replace(config.train, steps=steps),
+        data=replace(config.data, train_options=options),
+    )
 
 
 def _write_scenes(folder: Path, scale: float, *, extras: bool) -> None:
@@ -107,7 +114,7 @@ def _write_scenes(folder: Path, scale: float, *, extras: bool) -> None:
 
 def _draw(config: Config, folder: Path, teacher: RunFolder, picture: Path) -> None:
     variants = term_variants(config)
-    first, last = variants[0], variants[-1]
+    first, last = variants[0], [variant for variant in variants if variant.distil][-1]
     assert config.teacher is not None
     runs = {
         v.key: RunFolder(folder / "ablation" / v.key / f"seed{config.seed}") for v in (first, last)

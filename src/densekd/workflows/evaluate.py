@@ -12,8 +12,9 @@ from rich.progress import track
 from torch import nn
 
 from densekd.build import provenance
-from densekd.build.data import build_eval_loader, build_reader, build_views, check_reader
+from densekd.build.data import VIEWS, build_eval_loader, build_reader, build_views, check_reader
 from densekd.build.networks import build_network
+from densekd.build.settings import naming_settings
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.evaluate import evaluate
@@ -111,7 +112,7 @@ def evaluate_network(
             else track(loader, description=f"evaluate {split}", total=len(loader), transient=True)
         )
         try:
-            with evaluating(network):  # every module's own mode afterwards
+            with naming_settings(VIEWS), evaluating(network):  # every module's own mode afterwards
                 scores = evaluate(
                     tapped,
                     shown,

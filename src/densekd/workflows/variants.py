@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from densekd.build.task import check_task
 from densekd.config.load import make_config, to_tree
@@ -13,6 +14,8 @@ from densekd.errors import UserError
 
 SHORT = {"pixel_wise": "Pi", "pair_wise": "Pa", "holistic": "Ho", "feature_mimic": "Mimic"}
 ORDER = ["pixel_wise", "pair_wise", "holistic"]  # the paper's; other terms follow as written
+
+FEW = ("labelled", "labelled_every")  # readers' options that withhold labels
 
 
 @dataclass
@@ -26,14 +29,17 @@ class Variant:
 
 
 def term_variants(config: Config) -> list[Variant]:
-    """Student alone, then one term more a row: the paper's table."""
+    """Student alone, then one term more a row: the paper's table.
+
+    Where labels are withheld (`few_labels`), the last row is the student alone with all of them.
+    """
     names = [*config.distill.terms, *(["holistic"] if config.distill.holistic else [])]
     if not names:
         raise UserError(
             "distill: no term to ablate; add pixel_wise, pair_wise or holistic with a weight"
         )
     names.sort(key=lambda n: ORDER.index(n) if n in ORDER else ORDER.index("pair_wise") + 0.5)
-    variants = [Variant("student", "student alone", config, distil=False)]
+    variants = [Variant("student", "student alone", _labelled_only(config), distil=False)]
     for count in range(1, len(names) + 1):
         used = names[:count]
         tree = to_tree(config)
@@ -48,7 +54,29 @@ def term_variants(config: Config) -> list[Variant]:
                 distil=True,
             )
         )
+    if few_labels(config):
+        variants.append(
+            Variant("student_all", "student alone, all labels", _all_labels(config), distil=False)
+        )
     return variants
+
+
+def few_labels(config: Config) -> dict[str, Any]:
+    """The options by which the training set keeps the labels of some images only; empty where it keeps all."""
+    return {key: value for key, value in config.data.train_options.items() if key in FEW}
+
+
+def _labelled_only(config: Config) -> Config:
+    """Alone, a student learns nothing from images whose labels are withheld: they are left out."""
+    if not few_labels(config):
+        return config
+    return replace(config, data=replace(config.data, allow_unlabelled=False))
+
+
+def _all_labels(config: Config) -> Config:
+    """The same with the labels that are withheld: what they would have been worth."""
+    options = {k: v for k, v in config.data.train_options.items() if k not in FEW}
+    return replace(config, data=replace(config.data, train_options=options, allow_unlabelled=False))
 
 
 def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:

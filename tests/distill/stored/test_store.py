@@ -56,7 +56,9 @@ def test_int8_keeps_constant_channels_and_the_zeros_of_a_relu():
 
 
 def test_half_refuses_what_it_cannot_hold():
-    with pytest.raises(UserError, match=r"65504 and the teacher's reach 1e.06; take storage int8"):
+    with pytest.raises(
+        UserError, match=r"65504 and the teacher's reach 1e.06; take `storage` int8"
+    ):
         Half(SHAPE).encode(torch.full((1, *SHAPE), -1e6))
 
 
@@ -110,7 +112,7 @@ def test_records_stand_where_they_were_put(tmp_path):
 
 def test_a_file_that_cannot_be_made_is_the_users_to_mend(tmp_path):
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot be used .*folder another place"):
+    with pytest.raises(UserError, match=r"cannot be used .*`folder` another place"):
         RecordFile(tmp_path / "taken" / "a.maps", 2, 40)
 
 
@@ -387,7 +389,7 @@ def test_a_fresh_store_passes_its_check(tmp_path, form):
 
 
 def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"8 images × 2 epochs = 16 records × .*disk_gb 1e-06"):
+    with pytest.raises(UserError, match=r"8 images × 2 epochs = 16 records × .*disk_gb` 1e-06"):
         cached(make_distiller(), tmp_path / "a", disk_gb=1e-6)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("densekd.distill.stored.store.shutil.disk_usage", lambda _: usage)

@@ -64,8 +64,8 @@ class Half:
         largest = float(x.abs().amax())
         if largest > LARGEST_HALF:
             raise UserError(
-                f"storage fp16 holds values up to {LARGEST_HALF:g} and the teacher's reach "
-                f"{largest:.4g}; take storage int8"
+                f"`storage` fp16 holds values up to {LARGEST_HALF:g} and the teacher's reach "
+                f"{largest:.4g}; take `storage` int8"
             )
         return _bytes(x.half())
 

@@ -171,7 +171,7 @@ def _class_form(terms: Sequence[Term], activation: str | None, channels: int, to
     """
     if top_k >= channels:
         raise UserError(
-            f"top_k is {top_k} of {channels} classes: nothing would be saved; take fewer, or storage int8"
+            f"`top_k` is {top_k} of {channels} classes: nothing would be saved; take fewer, or `storage` int8"
         )
     others = [
         term.name for term in terms if term.teacher == PREDICTION and not term.wants.softmax_alone
@@ -180,7 +180,7 @@ def _class_form(terms: Sequence[Term], activation: str | None, channels: int, to
         others.append("holistic")
     if others:
         raise UserError(
-            f"storage top_k keeps probabilities of a softmax, and {', '.join(others)} sees the prediction in another "
+            f"`storage` top_k keeps probabilities of a softmax, and {', '.join(others)} sees the prediction in another "
             "form; take fp16 or int8"
         )
     return "top_k"

@@ -44,7 +44,7 @@ class RecordFile:
                 os.ftruncate(self._file.fileno(), length)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be used ({error.strerror}); give folder another place"
+                f"{path} cannot be used ({error.strerror}); give `folder` another place"
             ) from error
         self._map = mmap.mmap(self._file.fileno(), length, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -78,7 +78,7 @@ class RecordFile:
             self._put(_checksum(data).to_bytes(4, "little"), 4 * place)
         except OSError as error:
             failed = UserError(
-                f"{self.path} cannot be written ({error.strerror}); make room, or give folder another place, then "
+                f"{self.path} cannot be written ({error.strerror}); make room, or give `folder` another place, then "
                 "resume"
             )
             failed.one_rank = True  # each rank fills places of its own

@@ -101,10 +101,10 @@ class TeacherCache:
         )
 
     def _refuse(self, disk_gb: float) -> None:
-        remedy = "take fewer epochs, a smaller storage (int8, top_k), or a larger granularity of the pair-wise term"
+        remedy = "take fewer `epochs`, a smaller `storage` (int8, top_k), or a larger granularity of the pair-wise term"
         if self.nbytes > disk_gb * 1e9:
             raise UserError(
-                f"{self._estimate()}, more than disk_gb {disk_gb:g}: {remedy}; or raise disk_gb"
+                f"{self._estimate()}, more than `disk_gb` {disk_gb:g}: {remedy}; or raise `disk_gb`"
             )
         existing = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         there = sum(
@@ -115,7 +115,8 @@ class TeacherCache:
         free = shutil.disk_usage(existing).free
         if self.nbytes - there > free:
             raise UserError(
-                f"{self._estimate()}, and {existing} has {bytes_text(free)} free: {remedy}; or give folder another disk"
+                f"{self._estimate()}, and {existing} has {bytes_text(free)} free: {remedy}; "
+                "or give `folder` another disk"
             )
 
     @torch.no_grad()
