@@ -45,8 +45,8 @@ INTRODUCTION = """\
 <!-- Made by docs/make_config_reference.py from src/densekd/config/schema.py and src/densekd/tasks. Do not edit. -->
 
 A recipe is a YAML file of sections. What it leaves out has the default given here. `densekd config show RECIPE` \
-prints a recipe with every default of its sections filled in; `densekd config validate RECIPE` also builds its networks and \
-terms.
+prints a recipe with every default of its sections filled in; `densekd config validate RECIPE` also builds \
+its networks and terms.
 
 - On the command line every setting is `--section.key VALUE` (or `--section.key=VALUE`). The value is read as YAML: \
 `--optim.lr 0.02`, `--data.crop '[256, 256]'`, `--distill.holistic null`.
