@@ -44,18 +44,18 @@ INTRODUCTION = """\
 
 <!-- Made by docs/make_config_reference.py from src/densekd/config/schema.py and src/densekd/tasks. Do not edit. -->
 
-A recipe is a YAML file of sections. What it leaves out has the default given here. `densekd config show RECIPE` prints
-a recipe with every default of its sections filled in; `densekd config validate RECIPE` also builds its networks and
-terms.
+A recipe is a YAML file of sections. What it leaves out has the default given here. `densekd config show RECIPE` \
+prints a recipe with every default of its sections filled in; `densekd config validate RECIPE` also builds \
+its networks and terms.
 
-- On the command line every setting is `--section.key VALUE` (or `--section.key=VALUE`). The value is read as YAML:
-  `--optim.lr 0.02`, `--data.crop '[256, 256]'`, `--distill.holistic null`.
-- An unknown key, a value of the wrong type or out of its range and a key that stands twice are errors: status 2, and a
-  message with the file, the key, the reason and, for a mistyped key, the nearest one.
-- A key under `distill` that is no setting of its own names a term: `distill.pixel_wise.weight`. A key of a term that
-  is no setting of a term is an argument of its loss: `distill.pair_wise.granularity`.
-- A key under `task` is an argument of the task: `task: {name: depth, bins: 32}`. A task of your own documents its
-  arguments as ours do, by annotations: `Annotated[float, Gt(0), Doc("metres")]`.
+- On the command line every setting is `--section.key VALUE` (or `--section.key=VALUE`). The value is read as YAML: \
+`--optim.lr 0.02`, `--data.crop '[256, 256]'`, `--distill.holistic null`.
+- An unknown key, a value of the wrong type or out of its range and a key that stands twice are errors: status 2, \
+and a message with the file, the key, the reason and, for a mistyped key, the nearest one.
+- A key under `distill` that is no setting of its own names a term: `distill.pixel_wise.weight`. A key of a term that \
+is no setting of a term is an argument of its loss: `distill.pair_wise.granularity`.
+- A key under `task` is an argument of the task: `task: {name: depth, bins: 32}`. A task of your own documents its \
+arguments in the same way, by annotations: `Annotated[float, Gt(0), Doc("metres")]`.
 - `options` of a model or a data set are the arguments of its builder. They are checked against its signature.
 """
 HEAD = ["| key | value | default | |", "| --- | --- | --- | --- |"]

@@ -6,8 +6,8 @@ python examples/detection_terms.py
 import torch
 from torch import nn
 
+from densekd import Distiller, Term
 from densekd.data import Augment, SceneSet, TrainLoader
-from densekd.distill import Distiller, Term
 from densekd.losses import FeatureMimic, PairWise, PixelWise
 from densekd.models import Taps, fcos_timm
 from densekd.tasks.detection import Detection

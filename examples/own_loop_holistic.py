@@ -5,8 +5,8 @@ python examples/own_loop_holistic.py
 
 import torch
 
-from densekd import data, losses, models, tasks
-from densekd.distill import Adversary, Discriminator, Distiller, Term
+from densekd import Distiller, Term, data, losses, models, tasks
+from densekd.distill import Adversary, Discriminator
 
 
 def main(steps: int = 3) -> tuple[Distiller, list[dict[str, float]]]:

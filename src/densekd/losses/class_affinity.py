@@ -34,8 +34,7 @@ def class_affinity(
         student: logits (N, C, h, w).
         teacher: the same; receives no gradient.
         activation: ``"softmax"`` makes probabilities of the logits, with C > 1. ``"none"`` takes maps as they are,
-            features of one width for
-            instance: a map and its negative then have one affinity.
+            features of one width for instance: a map and its negative then have one affinity.
         mask: (N, h, w) bool, True where a pixel counts. The others have no affinity, and an image without
             valid pixels drops out of the mean.
 
