@@ -371,9 +371,9 @@ def test_boxes_come_back_in_the_images_own_pixels():
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        (Views(scales=(0.5, 1.0)), r"evaluate\.scales is \[0.5, 1.0\]: give one"),
-        (Views(flip=True), r"evaluate\.flip is true"),
-        (Views(window=(64, 64)), r"evaluate\.window is \[64, 64\]: leave it out"),
+        (Views(scales=(0.5, 1.0)), r"`scales` is \[0.5, 1.0\]: give one"),
+        (Views(flip=True), r"`flip` is true"),
+        (Views(window=(64, 64)), r"`window` is \[64, 64\]: leave it out"),
     ],
 )
 def test_views_that_boxes_do_not_know(views, message):

@@ -393,7 +393,7 @@ def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_pat
         cached(make_distiller(), tmp_path / "a", disk_gb=1e-6)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("densekd.distill.stored.store.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"1 kB free: take fewer epochs"):
+    with pytest.raises(UserError, match=r"1 kB free: take fewer `epochs`"):
         cached(make_distiller(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
