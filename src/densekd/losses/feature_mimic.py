@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, check_mask, check_pair, full_precision
@@ -56,8 +57,9 @@ def feature_mimic(
         )
     difference = full_precision(student) - full_precision(teacher.detach())
     if mask is not None:
-        # Filled, not multiplied, and before the square: what is masked may be infinite, and its gradient is 0.
-        difference = difference.masked_fill(~mask[:, None], 0.0)
+        # Chosen, not multiplied, and before the square: what is masked may be infinite, and its gradient is 0. Unlike
+        # masked_fill, where keeps the memory format, on which the last bit of the mean over channels depends.
+        difference = torch.where(mask[:, None], difference, 0.0)
     per_place = difference.square().mean(dim=1)  # (N, h, w)
     if weight is None:
         weight = per_place.new_ones(n, 1, h, w)
