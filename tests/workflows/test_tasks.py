@@ -316,9 +316,11 @@ def test_a_mimic_named_like_a_tap_leaves_the_tap_alone(trees):
     config = make_config(tree, "test")
     task = build_task(config, build_reader(config.data, "train", training=True))
     distiller, _ = build_distiller(config, task, distil=True, device=torch.device("cpu"))
-    features = distiller.student(torch.rand(1, 3, 64, 64)).features
-    assert features["fuse"].shape[1] == 16
-    assert features["fuse_adapted"].shape[1] == 32
+    output = distiller.student(torch.rand(1, 3, 64, 64))
+    assert output.features["fuse"].shape[1] == 16
+    mimic = distiller.terms[1]
+    assert mimic.name == "fuse"
+    assert mimic.student_maps(output, task)[0].shape[1] == 32
 
 
 def test_a_softmax_over_metres_is_refused(trees, tmp_path):
