@@ -188,7 +188,7 @@ def test_intrinsics():
     unknown[1] = torch.nan
     with pytest.raises(
         ValueError,
-        match=r"image 1 of the batch .*\(data\.options\.intrinsics\), or leave virtual_normal out of depth\.losses",
+        match=r"image 1 of the batch .*\(its option `intrinsics`\), or leave virtual_normal out",
     ):
         virtual_normal(prediction, target, unknown)
     with pytest.raises(ValueError, match=r"expected \(2, 4\): fx, fy, cx, cy"):

@@ -114,8 +114,9 @@ class Int8:
 class TopK:
     """The k largest log-probabilities of a softmax over channels in float16; what is left is spread evenly.
 
-    Comes back as log-probabilities, whose softmax at any temperature is that of logits. A kept probability is off by
-    at most 2·10⁻⁴; any other by at most the smallest kept one. The sum over those others is right.
+    Comes back as log-probabilities, whose softmax at any temperature is that of logits. Half precision moves a kept
+    probability p by up to p·|ln p|·2⁻¹¹ (at most 2·10⁻⁴), and the sum of all kept ones, and so the sum of the others,
+    by up to max(1, ln k)·2⁻¹¹. A probability that is not kept is off by the smallest kept one besides.
     """
 
     shape: tuple[int, int, int]
@@ -147,7 +148,8 @@ class TopK:
         return x.float().softmax(dim=1)
 
     def error(self, x: Tensor) -> Tensor:
-        return x.float().softmax(dim=1).topk(self.k, dim=1).values[:, -1:] + 2e-4
+        rounding = 2e-4 + max(1.0, math.log(self.k)) * 2**-11
+        return x.float().softmax(dim=1).topk(self.k, dim=1).values[:, -1:] + rounding
 
 
 def make_storage(form: str, shape: tuple[int, int, int], k: int) -> Storage:
