@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.build import provenance
-from densekd.build.data import build_train_loader
+from densekd.build.data import build_second, build_train_loader, in_small_batches
 from densekd.build.networks import build_network
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
@@ -85,13 +85,21 @@ def freeze(config: schema.Config, network: Taps) -> Teacher:
 
 
 def open_teacher_cache(
-    config: schema.Config, distiller: Distiller, reader: Any, augment: Augment, batch: Batch
+    config: schema.Config,
+    distiller: Distiller,
+    reader: Any,
+    augment: Augment,
+    batch: Batch,
+    *,
+    unlabelled: Any | None = None,
 ) -> StoredTeacher:
     """The store that stands in for the teacher. A few records that are there already are compared with the live one.
 
     Args:
         batch: any of the run's.
+        unlabelled: the images of `data.unlabelled`.
     """
+    second = build_second(config.data, unlabelled, augment)
     settings, epochs = config.distill.teacher_cache, config.data.augment_epochs
     assert settings is not None
     assert epochs is not None  # checked with the settings
@@ -116,9 +124,9 @@ def open_teacher_cache(
             if settings.folder
             else cache_folder("teacher"),
             identity=provenance.teacher_cache_identity(
-                config, distiller.task, distiller.teacher, reader, augment
+                config, distiller.task, distiller.teacher, reader, augment, second
             ),
-            images=len(reader),
+            images=len(reader) if second is None else (len(reader), len(second.reader)),
             epochs=epochs,
             disk_gb=settings.disk_gb,
         )
@@ -127,7 +135,8 @@ def open_teacher_cache(
         naming_settings(STORE, CACHE),
         torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None),
     ):
-        for sample in _samples(config, reader, augment, batch.images.device, epochs):
+        device = batch.images.device
+        for sample in _samples(config, reader, augment, device, epochs, unlabelled):
             mask = distiller.task.mask(sample, distiller.mask)
             cache.check(sample, mask, same_images=config.data.cache != "device")
     return StoredTeacher(cache)
@@ -148,12 +157,18 @@ class StoredTeacher:
 
 
 def _samples(
-    config: schema.Config, reader: Any, augment: Augment, device: torch.device, epochs: int
+    config: schema.Config,
+    reader: Any,
+    augment: Augment,
+    device: torch.device,
+    epochs: int,
+    unlabelled: Any | None,
 ) -> Iterator[Batch]:
-    """Two images at a time from the beginning, the middle and the end of all that is augmented differently."""
-    data = replace(config.data, batch_size=2, workers=0)
+    """Two images of a set at a time from the beginning, the middle and the end of all that is augmented differently."""
+    data = replace(in_small_batches(config.data, 2), batch_size=2, workers=0)
     few = replace(config, data=data, train=replace(config.train, accumulate=1))
     last = max(0, epochs * len(reader) // 2 - 1)
     for step in sorted({0, last // 2, last}):
-        loader = build_train_loader(few, reader, augment, Process(0, 1, device), step)
+        process = Process(0, 1, device)
+        loader = build_train_loader(few, reader, augment, process, step, unlabelled=unlabelled)
         yield next(iter(loader)).to(device)

@@ -93,6 +93,34 @@ class Teacher(Model):
 
 
 @dataclass
+class Unlabelled:
+    """A second set of images without labels: some of them are added to every batch, for the distillation terms alone.
+
+    It needs `data.crop`; `densekd train` leaves it out. What is null is as in `data`.
+    """
+
+    __pydantic_config__ = STRICT
+    root: Annotated[
+        str | None, Doc("a folder of images, with all folders inside it; or the root of `dataset`")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        Doc("a name or dotted path as in data.dataset, whose labels are ignored; null: any images"),
+    ] = None
+    split: Annotated[str | None, Doc("the split of `dataset`; null: data.train_split")] = None
+    options: Annotated[dict[str, Any], Doc("arguments of the reader of `dataset`")] = field(
+        default_factory=dict
+    )
+    batch_size: Annotated[Count, Doc("images that are added to a batch of one process")] = 4
+    scale: Annotated[LowHigh | None, Doc("their own data.scale, also in place of data.scales")] = (
+        None
+    )
+    short_side: Annotated[Count | None, Doc("their own data.short_side")] = None
+    hflip: Annotated[Share | None, Doc("their own data.hflip")] = None
+    color_jitter: Annotated[NotNegative | None, Doc("their own data.color_jitter")] = None
+
+
+@dataclass
 class Data:
     """Where images and labels come from and how they are cut."""
 
@@ -145,6 +173,9 @@ class Data:
     allow_unlabelled: Annotated[
         bool, Doc("accept images without a label; they train the distillation terms only")
     ] = False
+    unlabelled: Annotated[
+        Unlabelled | None, Doc("a second set, whose images are added to every batch; null: none")
+    ] = None
     on_bad_file: Annotated[
         Literal["stop", "skip"], Doc("what happens when training meets an unreadable file")
     ] = "stop"
