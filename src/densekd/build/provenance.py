@@ -138,7 +138,7 @@ def teacher_cache_identity(
     second: Unlabelled | None = None,
 ) -> dict[str, Any]:
     """All that a teacher's maps of the augmented samples depend on, in plain values."""
-    more = {}
+    more: dict[str, Any] = {}
     if second is not None:
         assert config.data.unlabelled is not None
         more["unlabelled"] = {
@@ -151,6 +151,8 @@ def teacher_cache_identity(
     data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
     options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
     precision = config.teacher.precision
+    if config.teacher.classes is not None:
+        more["teacher_classes"] = config.teacher.classes
     return {
         "version": densekd.__version__,
         "task": {"name": task.name, **plain(task.network_arguments)},

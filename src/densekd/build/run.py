@@ -29,7 +29,7 @@ from densekd.build.dry_run import dry_run, example_batch
 from densekd.build.settings import naming_settings
 from densekd.build.step import build_step
 from densekd.build.task import best_metric, build_task, check_extras
-from densekd.build.teachers import open_teacher_cache
+from densekd.build.teachers import label_space_remarks, open_teacher_cache
 from densekd.config.schema import Config
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
@@ -187,6 +187,7 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
         few, task, sets.train, augment, alone, made_up=sets.made_up, unlabelled=sets.unlabelled
     )
     remarks += dry_run(distiller, batch)
+    remarks += label_space_remarks(distiller.teacher, batch.images)
     if config.distill.teacher_cache is not None:
         stored = open_teacher_cache(
             config, distiller, sets.train, augment, batch, unlabelled=sets.unlabelled

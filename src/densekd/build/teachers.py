@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from densekd.build import provenance
 from densekd.build.data import build_second, build_train_loader, in_small_batches
 from densekd.build.networks import build_network
+from densekd.build.resolve import accepts, resolve
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
+from densekd.config.names import MODELS
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.maps import TeacherMaps
@@ -27,9 +30,12 @@ from densekd.distill.teacher import Teacher
 from densekd.engine.launch import Process
 from densekd.engine.step import AMP
 from densekd.errors import UserError
+from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps
 from densekd.ops.files import cache_folder
+from densekd.ops.names import did_you_mean
 from densekd.rewrite.fold import fold_norms
+from densekd.targets import ClassMap
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
 
@@ -41,7 +47,7 @@ STORE = {name: name for name in ("storage", "top_k", "disk_gb", "folder")} | {
 
 
 def build_teacher(
-    config: schema.Teacher, task: Task, device: torch.device
+    config: schema.Teacher, task: Task, device: torch.device, space: LabelSpace | None = None
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if config.weights is None and not config.allow_untrained:
@@ -51,8 +57,65 @@ def build_teacher(
                 "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
-    network, spec = build_network(config, task, "teacher")
+    num_classes = None if space is None else space.inputs
+    network, spec = build_network(config, task, "teacher", num_classes=num_classes)
     return network.to(device), spec
+
+
+def build_label_space(config: schema.Teacher, task: Task) -> LabelSpace | None:
+    """How the teacher's classes become the student's (`teacher.classes`); None where they are the same."""
+    if config.classes is None:
+        return None
+    if task.target is not ClassMap:
+        raise UserError(
+            f"teacher.classes: puts the classes of a map together; leave it out with {task.target.name}"
+        )
+    unknown = [name for name in config.classes if name not in task.classes]
+    if unknown:
+        raise UserError(
+            f"teacher.classes: the student has no class {unknown[0]!r}; {did_you_mean(unknown[0], task.classes)}"
+        )
+    missing = [name for name in task.classes if name not in config.classes]
+    if missing:
+        raise UserError(
+            f"teacher.classes: nothing is said of {', '.join(missing)}; give the teacher's indices of each, or [] "
+            "where the teacher knows no such class"
+        )
+    groups = [config.classes[name] for name in task.classes]
+    inputs = config.num_classes
+    if inputs is None and config.weights is not None:
+        inputs = len(provenance.about_weights(config.weights).get("classes", [])) or None
+    builder = resolve(config.name, MODELS, "teacher.name")
+    if inputs is None and accepts(builder, "num_classes"):
+        if config.weights is not None:
+            raise UserError(
+                f"teacher.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
+            )
+        inputs = max((index + 1 for group in groups for index in group), default=None)
+    with naming_settings({}, "teacher.classes"):
+        try:
+            return LabelSpace(groups, inputs)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+@torch.no_grad()
+def label_space_remarks(teacher: Teacher | None, images: Tensor) -> list[str]:
+    """How much of what the teacher says belongs to none of the student's classes."""
+    space = None if teacher is None else teacher.network.label_space
+    if teacher is None or space is None:
+        return []
+    network = copy.copy(teacher.network)
+    network.label_space = None
+    logits = network.forward(images).prediction  # a compiled call would be the original's
+    unused = [str(i) for i in range(logits.shape[1]) if i not in space.used]
+    if not unused:
+        return [f"teacher.classes: all {logits.shape[1]} classes of the teacher are used"]
+    return [
+        f"teacher.classes: {len(unused)} of the teacher's {logits.shape[1]} classes belong to none of the student's "
+        f"({', '.join(unused)}); they have {space.left_over(logits):.1%} of the probability on a first batch, which "
+        "is taken off, and the rest sums to 1 again"
+    ]
 
 
 def freeze(config: schema.Config, network: Taps) -> Teacher:

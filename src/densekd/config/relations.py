@@ -15,6 +15,11 @@ def broken_relations(config: Config) -> list[str]:
         lines.append(
             "data.cache: device keeps one set alone on the device; take disk or ram with data.unlabelled"
         )
+    teacher = config.teacher
+    if teacher is not None and teacher.num_classes is not None and teacher.classes is None:
+        lines.append(
+            "teacher.num_classes: needs teacher.classes, which says what the student makes of the teacher's classes"
+        )
     if config.distill.teacher_cache is None:
         return lines
     needed = (

@@ -78,6 +78,16 @@ class Teacher(Model):
         Literal["same", "fp32", "bf16", "fp16"],
         Doc("what the teacher computes in; same: as train.amp says"),
     ] = "same"
+    classes: Annotated[
+        dict[str, list[int]] | None,
+        Doc(
+            "the student's class name -> the teacher's indices that are this class, [] for none; null: the same classes"
+        ),
+    ] = None
+    num_classes: Annotated[
+        Count | None,
+        Doc("how many classes it predicts, with `classes`; null: as its weights file says"),
+    ] = None
     fold_norms: Annotated[
         bool,
         Doc("fold batch norms into the convolutions before them: less work, equal up to rounding"),
