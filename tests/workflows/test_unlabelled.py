@@ -22,6 +22,7 @@ from densekd.workflows.bench import bench
 from densekd.workflows.check import check_splits
 from densekd.workflows.run import run
 from densekd.workflows.validate import validate
+from tests.cli.helpers import torchrun, write_recipe
 from tests.data.conftest import make_image
 from tests.workflows.test_tasks import DEPTH, DETECTOR, wider
 
@@ -265,3 +266,14 @@ def test_bad_second_sets_fail_before_the_folder_is_made(tree, tmp_path, unlabell
     with pytest.raises(error, match=message):
         go(tree, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_see_a_share_each(tree, tmp_path):
+    tree["train"]["steps"] = 2
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    result = torchrun("distill", recipe, "--out", tmp_path, "--name", "run", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    shown = "effective batch 10 ((2 labelled + 3 unlabelled) x 1 accumulated x 2 processes)"
+    assert shown in " ".join(result.stdout.split())

@@ -106,7 +106,7 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     tree = {**to_tree(variant.config), "seed": seed}
     if not variant.distil:
         # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.
-        tree.update(teacher=None, distill={}, note="")
+        tree.update(teacher=None, distill={}, note="", data={**tree["data"], "unlabelled": None})
     recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
     text = yaml.safe_dump(tree, sort_keys=False)
     if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
