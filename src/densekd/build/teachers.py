@@ -82,12 +82,10 @@ def build_label_space(config: schema.Teacher, task: Task) -> LabelSpace | None:
             "where the teacher knows no such class"
         )
     groups = [config.classes[name] for name in task.classes]
-    inputs = config.num_classes
-    if inputs is None and config.weights is not None:
-        inputs = len(provenance.about_weights(config.weights).get("classes", [])) or None
+    inputs = config.num_classes or _classes_of_weights(config)
     builder = resolve(config.name, MODELS, "teacher.name")
     if inputs is None and accepts(builder, "num_classes"):
-        if config.weights is not None:
+        if config.weights is not None and Path(config.weights).is_file():
             raise UserError(
                 f"teacher.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
             )
@@ -97,6 +95,13 @@ def build_label_space(config: schema.Teacher, task: Task) -> LabelSpace | None:
             return LabelSpace(groups, inputs)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _classes_of_weights(config: schema.Teacher) -> int | None:
+    """How many classes the weights of a run were trained for; None where the file does not say, or is not there."""
+    if config.weights is None or not Path(config.weights).is_file():
+        return None
+    return len(provenance.about_weights(config.weights).get("classes", [])) or None
 
 
 @torch.no_grad()

@@ -103,10 +103,13 @@ def _check_folder(folder: Path, config: Config) -> None:
 
 
 def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
-    tree = {**to_tree(variant.config), "seed": seed}
+    config = variant.config
+    if not variant.distil:
+        config = replace(config, data=replace(config.data, unlabelled=None))
+    tree = {**to_tree(config), "seed": seed}
     if not variant.distil:
         # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.
-        tree.update(teacher=None, distill={}, note="", data={**tree["data"], "unlabelled": None})
+        tree.update(teacher=None, distill={}, note="")
     recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
     text = yaml.safe_dump(tree, sort_keys=False)
     if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
