@@ -28,6 +28,7 @@ PLACES = {
     schema.Input: "model.input, teacher.input",
     schema.Teacher: "teacher",
     schema.Data: "data",
+    schema.Unlabelled: "data.unlabelled",
     schema.Task: "task",
     schema.Distill: "distill",
     schema.Term: "distill.TERM",

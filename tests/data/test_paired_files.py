@@ -93,13 +93,21 @@ def test_labels_of_the_first_images_alone(tmp_path):
     assert few.read(1).target is not None
 
 
-@pytest.mark.parametrize("labelled", [0, -1, 4])
-def test_more_labels_than_there_are(tmp_path, labelled):
-    pairs = shuffled(tmp_path)
+@pytest.mark.parametrize(("labelled", "others"), [(0, False), (-1, False), (-1, True), (4, True)])
+def test_more_labels_than_there_are(tmp_path, labelled, others):
+    pairs = [pair for pair in shuffled(tmp_path) if others or pair[1] is not None]
     with pytest.raises(
-        UserError, match=rf"`labelled` is {labelled}; expected 1 to 3, the number of"
+        UserError,
+        match=rf"`labelled` is {labelled}; expected {int(not others)} to 3, the number of",
     ):
-        PairedFiles(pairs, classes=["x"], root=tmp_path, allow_unlabelled=True, labelled=labelled)
+        PairedFiles(pairs, classes=["x"], root=tmp_path, allow_unlabelled=others, labelled=labelled)
+
+
+def test_labels_of_no_image_at_all(tmp_path):
+    images = PairedFiles(
+        shuffled(tmp_path), classes=["x"], root=tmp_path, allow_unlabelled=True, labelled=0
+    )
+    assert [images.read(i).target for i in range(len(images))] == [None] * 4
 
 
 def test_an_unknown_option_is_named(tmp_path):

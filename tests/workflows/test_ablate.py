@@ -9,6 +9,7 @@ from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.models.espnet import espnet
 from densekd.models.weights import save_weights
+from densekd.scenes import CLASSES
 from densekd.workflows.ablate import ablate
 from densekd.workflows.ablation_table import CONSTANT, write_table
 from densekd.workflows.variants import Variant, setting_variants, term_variants
@@ -151,6 +152,23 @@ def small(tiny_tree, tmp_path):
 
 def go(tree, folder, **options):
     return ablate(make_config(tree, "test"), folder=folder, jobs=2, device="cpu", **options)
+
+
+@pytest.mark.slow
+def test_a_second_set_and_a_teacher_of_other_classes(small, tmp_path):
+    """The student alone sees no unlabelled images, what has finished is not run again, and no row is the teacher's."""
+    options = {"height": 32, "width": 64, "length": 4}
+    small["data"]["unlabelled"] = {"dataset": "scenes", "split": "test", "options": options}
+    small["teacher"]["num_classes"] = 9
+    small["teacher"]["classes"] = {name: [i] for i, name in enumerate(CLASSES)}
+    small["distill"] = {"pixel_wise": {"weight": 10}}
+    folder = tmp_path / "ablation"
+    status, table = go(small, folder)
+    assert status == 0
+    assert titles(table) == [row for row in ROWS[:4] if not row.startswith("teacher")]
+    assert "Distilled students see 4 unlabelled images more in a step." in table
+    assert "unlabelled: null" in (folder / "student" / "seed0" / "config.yaml").read_text()
+    assert go(small, folder) == (0, table)
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from densekd.build.resolve import accepts, call, parameters, resolve
@@ -14,9 +17,11 @@ from densekd.config.names import DATASETS
 from densekd.data.augment import Augment
 from densekd.data.check import sample_check
 from densekd.data.device import DeviceLoader, check_device
-from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.data.loader import EvalLoader, TrainLoader, Unlabelled
+from densekd.data.unlabelled import ImageFolder, WithoutLabels
 from densekd.engine.launch import Process
 from densekd.errors import UserError
+from densekd.ops.names import did_you_mean
 from densekd.ops.tiling import Views
 from densekd.targets import kind_of_set
 from densekd.types import InputSpec
@@ -61,6 +66,78 @@ def build_reader(
             "(see densekd.data.base.DenseSet)"
         )
     return reader
+
+
+def build_unlabelled(data: schema.Data, of: Any, *, verify_files: bool = True) -> Any | None:
+    """The images of `data.unlabelled`, in the form of the training set `of`; None where there are none."""
+    settings, where = data.unlabelled, "data.unlabelled"
+    if settings is None:
+        return None
+    builder = check_unlabelled_options(settings)
+    given: dict[str, Any] = {"verify_files": verify_files}
+    if settings.dataset is not None:
+        given["split"] = settings.split or data.train_split
+        if {"labelled", "allow_unlabelled"} <= parameters(builder).keys():
+            given |= {"labelled": 0, "allow_unlabelled": True}  # label files are not even read
+    else:
+        given["channels"] = of.channels
+    if settings.root is not None:
+        given["root"] = settings.root
+    elif needs_root(builder):
+        raise UserError(f"{where}.root: missing; give --{where}.root FOLDER, a folder of images")
+    names = {name: f"{where}.options.{name}" for name in parameters(builder)}
+    with naming_settings({**names, "root": f"{where}.root"}):
+        reader = call(builder, settings.options, f"{where}.options", **given)
+    with naming_settings({}, where):
+        return WithoutLabels(reader, of)
+
+
+def check_unlabelled_options(settings: schema.Unlabelled) -> Callable[..., Any]:
+    """The builder of the set of `data.unlabelled`, where its settings fit each other; no file is read."""
+    where, given = (
+        "data.unlabelled",
+        {"root", "split", "verify_files", "allow_unlabelled", "labelled"},
+    )
+    if settings.dataset is None:
+        if settings.split is not None:
+            raise UserError(
+                f"{where}.split: a folder of images has no splits; give the folder of the split as {where}.root, or "
+                f"name its reader in {where}.dataset"
+            )
+        if settings.options:
+            raise UserError(
+                f"{where}.options: a folder of images has none; name a reader in {where}.dataset"
+            )
+        return ImageFolder
+    builder = resolve(settings.dataset, DATASETS, f"{where}.dataset")
+    if settings.root is not None and not accepts(builder, "root"):
+        raise UserError(f"{where}.root: {settings.dataset} takes no folder; leave it out")
+    for key in settings.options:
+        if key in given or not accepts(builder, key):
+            hint = did_you_mean(key, sorted(set(parameters(builder)) - given))
+            raise UserError(f"{where}.options.{key}: unknown option; {hint}")
+    return builder
+
+
+def check_unlabelled(unlabelled: Any, val: Any) -> list[str]:
+    """A spread of the images can be read; remarks on them, and where they are validation images too."""
+    with naming_settings({}, "data.unlabelled"):
+        remarks = [f"data.unlabelled: {remark}" for remark in sample_check(unlabelled)]
+    if not (hasattr(val, "paths") and hasattr(unlabelled.reader, "paths")):
+        return remarks
+    files = {os.path.abspath(path) for path in _image_files(unlabelled)}
+    both = sum(os.path.abspath(path) in files for path in _image_files(val))
+    if both:
+        remarks.append(
+            f"data.unlabelled: {both} of {len(val)} validation images are among its images: the student meets them in "
+            "training, without their labels"
+        )
+    return remarks
+
+
+def _image_files(reader: Any) -> Iterator[Path]:
+    images = (reader.paths(index)[0] for index in range(len(reader)))
+    return (path for path in images if path is not None)
 
 
 def needs_root(builder: Callable[..., Any]) -> bool:
@@ -152,6 +229,28 @@ def build_augment(data: schema.Data, reader: Any, spec: InputSpec) -> Augment:
         )
 
 
+def build_second(data: schema.Data, reader: Any, augment: Augment) -> Unlabelled | None:
+    """How a loader adds the images of `data.unlabelled`; `reader` has them, or is None where there are none."""
+    settings = data.unlabelled
+    if settings is None or reader is None:
+        return None
+    own = ("scale", "short_side", "hflip", "color_jitter")
+    changed = {key: getattr(settings, key) for key in own if getattr(settings, key) is not None}
+    if "scale" in changed:
+        changed["scales"] = None
+    # Without labels there is no class that could cover too much.
+    transform = replace(augment, **changed, cat_max_ratio=None)
+    return Unlabelled(reader, settings.batch_size, transform)
+
+
+def in_small_batches(data: schema.Data, batch_size: int) -> schema.Data:
+    """The same data in smaller batches, for trials."""
+    second = data.unlabelled
+    if second is not None:
+        second = replace(second, batch_size=min(batch_size, second.batch_size))
+    return replace(data, batch_size=min(batch_size, data.batch_size), unlabelled=second)
+
+
 def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
     """(height, width) the student sees in training at scale 1: the crop, or the first image's size."""
     if config.data.crop is not None:
@@ -168,10 +267,13 @@ def build_train_loader(
     process: Process,
     start_step: int,
     skipped: dict[str, str] | None = None,
+    unlabelled: Any | None = None,
 ) -> TrainLoader:
     """Samples decoded and augmented on the host; `skipped` is a record of unreadable files to go on with."""
     stream = _stream(config, augment, process, start_step)
-    return TrainLoader(reader, workers=config.data.workers, skipped=skipped, **stream)
+    second = build_second(config.data, unlabelled, augment)
+    workers = config.data.workers
+    return TrainLoader(reader, workers=workers, skipped=skipped, unlabelled=second, **stream)
 
 
 def build_device_loader(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from densekd.build.networks import build_network
-from densekd.build.teachers import build_teacher, freeze
+from densekd.build.teachers import build_label_space, build_teacher, freeze
 from densekd.build.terms import add_adapters, build_adversary, build_terms
 from densekd.config import schema
 from densekd.config.names import LOSSES
@@ -35,14 +35,15 @@ def build_distiller(
             f"teacher.in_channels is {config.teacher.in_channels} and model.in_channels "
             f"{config.model.in_channels}; both see the same images"
         )
-    other, other_spec = build_teacher(config.teacher, task, device)
+    space = build_label_space(config.teacher, task)
+    other, other_spec = build_teacher(config.teacher, task, device, space)
     terms, student_taps, teacher_taps = build_terms(config.distill, task, network, other)
     adversary = None
     if config.distill.holistic is not None:
         adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student = Taps(network, student_taps, spec).to(device)
-    teacher = Taps(other, teacher_taps, other_spec)
+    teacher = Taps(other, teacher_taps, other_spec, label_space=space)
     add_adapters(terms, task, student, teacher, config.model.in_channels)
     distiller = Distiller(
         _placed(config, Student(student, terms), device),

@@ -16,12 +16,18 @@ from densekd.tasks import Task
 from densekd.types import InputSpec
 
 
-def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Module, InputSpec]:
+def build_network(
+    model: schema.Model, task: Task, where: str, *, num_classes: int | None = None
+) -> tuple[nn.Module, InputSpec]:
     """The bare network with its weights, and what it wants to see.
 
     Weights that a run wrote know their task, classes and input: another task, other classes or another range of
     depth are errors, and their input holds where the recipe does not set one.
+
+    Args:
+        num_classes: what the network predicts, where that is not what the task does.
     """
+    own_classes = {} if num_classes is None else {"num_classes": num_classes}
     builder = resolve(model.name, MODELS, f"{where}.name")
     options = dict(model.options)
     if model.weights is not None and "backbone_weights" in options:
@@ -31,7 +37,7 @@ def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Modul
         options,
         f"{where}.options",
         in_channels=model.in_channels,
-        **task.network_arguments,
+        **{**task.network_arguments, **own_classes},
     )
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -41,15 +47,20 @@ def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Modul
     if model.weights is not None:
         load_weights(network, model.weights)
         about = provenance.about_weights(model.weights)
-        check_origin(about, task, f"{where}.weights: {model.weights}")
+        check_origin(about, task, f"{where}.weights: {model.weights}", classes=not own_classes)
         own = InputSpec(**about["input"]) if "input" in about else own
     return network, build_input_spec(model, own, where)
 
 
-def check_origin(about: dict[str, Any], task: Task, file: str) -> None:
-    """Raise UserError unless the weights of a run were trained for this task, these classes and this range of depth."""
+def check_origin(about: dict[str, Any], task: Task, file: str, *, classes: bool = True) -> None:
+    """Raise UserError unless the weights of a run were trained for this task, these classes and this range of depth.
+
+    Without `classes` only the task is compared.
+    """
     if about.get("task", task.name) != task.name:
         raise UserError(f"{file} was trained for {about['task']}; the task here is {task.name}")
+    if not classes:
+        return
     trained = about.get("classes", task.classes)
     if task.classes != trained:
         raise UserError(

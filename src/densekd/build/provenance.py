@@ -17,6 +17,7 @@ from densekd.config import schema
 from densekd.config.load import to_tree
 from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
+from densekd.data.loader import Unlabelled
 from densekd.models.weights import read_metadata
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -124,19 +125,34 @@ def samples_digest(reader: Any, root: str | None) -> str:
 
 # Settings that change neither an augmented sample nor, by much, what a teacher says of it.
 _NOT_OF_THE_SAMPLE = {
-    "root", "workers", "cache", "cache_gb", "batch_size", "on_bad_file", "val_split", "val_options",
+    "root", "workers", "cache", "cache_gb", "batch_size", "on_bad_file", "val_split", "val_options", "unlabelled",
 }  # fmt: skip
 
 
 def teacher_cache_identity(
-    config: schema.Config, task: Task, teacher: nn.Module, reader: Any, augment: Any
+    config: schema.Config,
+    task: Task,
+    teacher: nn.Module,
+    reader: Any,
+    augment: Any,
+    second: Unlabelled | None = None,
 ) -> dict[str, Any]:
     """All that a teacher's maps of the augmented samples depend on, in plain values."""
+    more: dict[str, Any] = {}
+    if second is not None:
+        assert config.data.unlabelled is not None
+        more["unlabelled"] = {
+            "dataset": config.data.unlabelled.dataset,
+            "samples": samples_digest(second.reader, config.data.unlabelled.root),
+            "augment": repr(second.transform),
+        }
     assert config.teacher is not None
     tree = to_tree(config)
     data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
     options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
     precision = config.teacher.precision
+    if config.teacher.classes is not None:
+        more["teacher_classes"] = config.teacher.classes
     return {
         "version": densekd.__version__,
         "task": {"name": task.name, **plain(task.network_arguments)},
@@ -153,4 +169,5 @@ def teacher_cache_identity(
         # Images made on the device are equal up to rounding only.
         "made on": "device" if config.data.cache == "device" else "host",
         "seed": config.seed,
+        **more,
     }

@@ -16,9 +16,12 @@ from densekd.build.data import (
     build_eval_loader,
     build_reader,
     build_train_loader,
+    build_unlabelled,
     build_views,
     check_reader,
+    check_unlabelled,
     compare_readers,
+    in_small_batches,
     input_size,
 )
 from densekd.build.distiller import build_distiller
@@ -26,7 +29,7 @@ from densekd.build.dry_run import dry_run, example_batch
 from densekd.build.settings import naming_settings
 from densekd.build.step import build_step
 from densekd.build.task import best_metric, build_task, check_extras
-from densekd.build.teachers import open_teacher_cache
+from densekd.build.teachers import label_space_remarks, open_teacher_cache
 from densekd.config.schema import Config
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
@@ -47,6 +50,7 @@ class Sets:
 
     Attributes:
         train, val: readers of the two splits; `val` is None where nothing will be scored.
+        unlabelled: the images of `data.unlabelled`; None where there are none.
         remarks: what is legal in them but unlikely to be meant.
         made_up: there is no data: `train` only answers for the classes, and batches are made up.
     """
@@ -55,6 +59,7 @@ class Sets:
     val: Any | None = None
     remarks: list[str] = field(default_factory=list)
     made_up: bool = False
+    unlabelled: Any | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Run:
 
     Attributes:
         train_set, val_set: readers of the two splits; `val_set` is None where nothing will be scored.
+        unlabelled_set: the images of `data.unlabelled`; None where there are none.
         spec: what the student wants to see.
         size: (height, width) that the student sees in training at scale 1.
         remarks: what is legal but unlikely to be meant, for the log.
@@ -72,6 +78,7 @@ class Run:
     process: Process
     train_set: Any
     val_set: Any | None
+    unlabelled_set: Any | None
     made_up: bool
     task: Task
     spec: InputSpec
@@ -103,14 +110,21 @@ class Run:
     def first_batch(self) -> Batch:
         """This process's first batch, on its device."""
         return first_batch(
-            self.config, self.task, self.train_set, self.augment, self.process, self.made_up
+            self.config,
+            self.task,
+            self.train_set,
+            self.augment,
+            self.process,
+            made_up=self.made_up,
+            unlabelled=self.unlabelled_set,
         )
 
     def train_loader(self, start_step: int, skipped: dict[str, str]) -> Any:
         """Endless batches from `start_step` on; unreadable files that are left out are noted in `skipped`."""
-        on_device = self.config.data.cache == "device"
-        make = build_device_loader if on_device else build_train_loader
-        return make(self.config, self.train_set, self.augment, self.process, start_step, skipped)
+        given = (self.config, self.train_set, self.augment, self.process, start_step, skipped)
+        if self.config.data.cache == "device":
+            return build_device_loader(*given)
+        return build_train_loader(*given, unlabelled=self.unlabelled_set)
 
     def score(
         self, network: nn.Module, skipped: dict[str, str], limit: int | None = None
@@ -139,7 +153,10 @@ def open_sets(config: Config) -> Sets:
     remarks = [
         f"{split}: {remark}" for split, reader in splits for remark in check_reader(reader, config)
     ]
-    return Sets(train, val, remarks)
+    unlabelled = build_unlabelled(data, train)
+    if unlabelled is not None:
+        remarks += check_unlabelled(unlabelled, val)
+    return Sets(train, val, remarks, unlabelled=unlabelled)
 
 
 def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | None = None) -> Run:
@@ -164,12 +181,17 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
     size = input_size(config, sets.train)
     augment = build_augment(config.data, sets.train, spec)
     # Every rank tries the same few images, so that all of them stop or none does.
-    few = replace(config, data=replace(config.data, batch_size=min(2, config.data.batch_size)))
+    few = replace(config, data=in_small_batches(config.data, 2))
     alone = Process(rank=0, world_size=1, device=process.device)
-    batch = first_batch(few, task, sets.train, augment, alone, sets.made_up)
+    batch = first_batch(
+        few, task, sets.train, augment, alone, made_up=sets.made_up, unlabelled=sets.unlabelled
+    )
     remarks += dry_run(distiller, batch)
+    remarks += label_space_remarks(distiller.teacher, batch.images)
     if config.distill.teacher_cache is not None:
-        stored = open_teacher_cache(config, distiller, sets.train, augment, batch)
+        stored = open_teacher_cache(
+            config, distiller, sets.train, augment, batch, unlabelled=sets.unlabelled
+        )
         distiller = distiller.with_source(stored)
         remarks.append(str(stored))
     if sets.val is not None:
@@ -179,6 +201,7 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
         process=process,
         train_set=sets.train,
         val_set=sets.val,
+        unlabelled_set=sets.unlabelled,
         made_up=sets.made_up,
         task=task,
         spec=spec,
@@ -206,15 +229,21 @@ def first_batch(
     reader: Any,
     augment: Augment,
     process: Process,
+    *,
     made_up: bool = False,
+    unlabelled: Any | None = None,
 ) -> Batch:
     """A first batch on the process's device, made up where there is no data."""
     if made_up:
         size = input_size(config, reader)
-        count = config.data.batch_size
-        return example_batch(task, config.model.in_channels, size, process.device, count)
+        labelled, second = config.data.batch_size, config.data.unlabelled
+        count = labelled + (0 if second is None else second.batch_size)
+        batch = example_batch(task, config.model.in_channels, size, process.device, count)
+        batch.labelled[labelled:] = False
+        return batch
     data = replace(config.data, workers=0)
-    loader = build_train_loader(replace(config, data=data), reader, augment, process, 0)
+    config = replace(config, data=data)
+    loader = build_train_loader(config, reader, augment, process, 0, unlabelled=unlabelled)
     batch = next(iter(loader)).to(process.device)
     kind = kind_of_set(reader)
     if hasattr(kind, "numbered"):

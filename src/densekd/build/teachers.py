@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from densekd.build import provenance
-from densekd.build.data import build_train_loader
+from densekd.build.data import build_second, build_train_loader, in_small_batches
 from densekd.build.networks import build_network
+from densekd.build.resolve import accepts, resolve
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
+from densekd.config.names import MODELS
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.maps import TeacherMaps
@@ -27,9 +30,12 @@ from densekd.distill.teacher import Teacher
 from densekd.engine.launch import Process
 from densekd.engine.step import AMP
 from densekd.errors import UserError
+from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps
 from densekd.ops.files import cache_folder
+from densekd.ops.names import did_you_mean
 from densekd.rewrite.fold import fold_norms
+from densekd.targets import ClassMap
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
 
@@ -41,7 +47,7 @@ STORE = {name: name for name in ("storage", "top_k", "disk_gb", "folder")} | {
 
 
 def build_teacher(
-    config: schema.Teacher, task: Task, device: torch.device
+    config: schema.Teacher, task: Task, device: torch.device, space: LabelSpace | None = None
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if config.weights is None and not config.allow_untrained:
@@ -51,8 +57,70 @@ def build_teacher(
                 "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
-    network, spec = build_network(config, task, "teacher")
+    num_classes = None if space is None else space.inputs
+    network, spec = build_network(config, task, "teacher", num_classes=num_classes)
     return network.to(device), spec
+
+
+def build_label_space(config: schema.Teacher, task: Task) -> LabelSpace | None:
+    """How the teacher's classes become the student's (`teacher.classes`); None where they are the same."""
+    if config.classes is None:
+        return None
+    if task.target is not ClassMap:
+        raise UserError(
+            f"teacher.classes: puts the classes of a map together; leave it out with {task.target.name}"
+        )
+    unknown = [name for name in config.classes if name not in task.classes]
+    if unknown:
+        raise UserError(
+            f"teacher.classes: the student has no class {unknown[0]!r}; {did_you_mean(unknown[0], task.classes)}"
+        )
+    missing = [name for name in task.classes if name not in config.classes]
+    if missing:
+        raise UserError(
+            f"teacher.classes: nothing is said of {', '.join(missing)}; give the teacher's indices of each, or [] "
+            "where the teacher knows no such class"
+        )
+    groups = [config.classes[name] for name in task.classes]
+    inputs = config.num_classes or _classes_of_weights(config)
+    builder = resolve(config.name, MODELS, "teacher.name")
+    if inputs is None and accepts(builder, "num_classes"):
+        if config.weights is not None and Path(config.weights).is_file():
+            raise UserError(
+                f"teacher.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
+            )
+        inputs = max((index + 1 for group in groups for index in group), default=None)
+    with naming_settings({}, "teacher.classes"):
+        try:
+            return LabelSpace(groups, inputs)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def _classes_of_weights(config: schema.Teacher) -> int | None:
+    """How many classes the weights of a run were trained for; None where the file does not say, or is not there."""
+    if config.weights is None or not Path(config.weights).is_file():
+        return None
+    return len(provenance.about_weights(config.weights).get("classes", [])) or None
+
+
+@torch.no_grad()
+def label_space_remarks(teacher: Teacher | None, images: Tensor) -> list[str]:
+    """How much of what the teacher says belongs to none of the student's classes."""
+    space = None if teacher is None else teacher.network.label_space
+    if teacher is None or space is None:
+        return []
+    network = copy.copy(teacher.network)
+    network.label_space = None
+    logits = network.forward(images).prediction  # a compiled call would be the original's
+    unused = [str(i) for i in range(logits.shape[1]) if i not in space.used]
+    if not unused:
+        return [f"teacher.classes: all {logits.shape[1]} classes of the teacher are used"]
+    return [
+        f"teacher.classes: {len(unused)} of the teacher's {logits.shape[1]} classes belong to none of the student's "
+        f"({', '.join(unused)}); they have {space.left_over(logits):.1%} of the probability on a first batch, which "
+        "is taken off, and the rest sums to 1 again"
+    ]
 
 
 def freeze(config: schema.Config, network: Taps) -> Teacher:
@@ -85,13 +153,21 @@ def freeze(config: schema.Config, network: Taps) -> Teacher:
 
 
 def open_teacher_cache(
-    config: schema.Config, distiller: Distiller, reader: Any, augment: Augment, batch: Batch
+    config: schema.Config,
+    distiller: Distiller,
+    reader: Any,
+    augment: Augment,
+    batch: Batch,
+    *,
+    unlabelled: Any | None = None,
 ) -> StoredTeacher:
     """The store that stands in for the teacher. A few records that are there already are compared with the live one.
 
     Args:
         batch: any of the run's.
+        unlabelled: the images of `data.unlabelled`.
     """
+    second = build_second(config.data, unlabelled, augment)
     settings, epochs = config.distill.teacher_cache, config.data.augment_epochs
     assert settings is not None
     assert epochs is not None  # checked with the settings
@@ -116,9 +192,9 @@ def open_teacher_cache(
             if settings.folder
             else cache_folder("teacher"),
             identity=provenance.teacher_cache_identity(
-                config, distiller.task, distiller.teacher, reader, augment
+                config, distiller.task, distiller.teacher, reader, augment, second
             ),
-            images=len(reader),
+            images=len(reader) if second is None else (len(reader), len(second.reader)),
             epochs=epochs,
             disk_gb=settings.disk_gb,
         )
@@ -127,7 +203,8 @@ def open_teacher_cache(
         naming_settings(STORE, CACHE),
         torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None),
     ):
-        for sample in _samples(config, reader, augment, batch.images.device, epochs):
+        device = batch.images.device
+        for sample in _samples(config, reader, augment, device, epochs, unlabelled):
             mask = distiller.task.mask(sample, distiller.mask)
             cache.check(sample, mask, same_images=config.data.cache != "device")
     return StoredTeacher(cache)
@@ -148,12 +225,18 @@ class StoredTeacher:
 
 
 def _samples(
-    config: schema.Config, reader: Any, augment: Augment, device: torch.device, epochs: int
+    config: schema.Config,
+    reader: Any,
+    augment: Augment,
+    device: torch.device,
+    epochs: int,
+    unlabelled: Any | None,
 ) -> Iterator[Batch]:
-    """Two images at a time from the beginning, the middle and the end of all that is augmented differently."""
-    data = replace(config.data, batch_size=2, workers=0)
+    """Two images of a set at a time from the beginning, the middle and the end of all that is augmented differently."""
+    data = replace(in_small_batches(config.data, 2), batch_size=2, workers=0)
     few = replace(config, data=data, train=replace(config.train, accumulate=1))
     last = max(0, epochs * len(reader) // 2 - 1)
     for step in sorted({0, last // 2, last}):
-        loader = build_train_loader(few, reader, augment, Process(0, 1, device), step)
+        process = Process(0, 1, device)
+        loader = build_train_loader(few, reader, augment, process, step, unlabelled=unlabelled)
         yield next(iter(loader)).to(device)

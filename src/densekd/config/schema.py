@@ -78,6 +78,16 @@ class Teacher(Model):
         Literal["same", "fp32", "bf16", "fp16"],
         Doc("what the teacher computes in; same: as train.amp says"),
     ] = "same"
+    classes: Annotated[
+        dict[str, list[int]] | None,
+        Doc(
+            "the student's class name -> the teacher's indices that are this class, [] for none; null: the same classes"
+        ),
+    ] = None
+    num_classes: Annotated[
+        Count | None,
+        Doc("how many classes it predicts, with `classes`; null: as its weights file says"),
+    ] = None
     fold_norms: Annotated[
         bool,
         Doc("fold batch norms into the convolutions before them: less work, equal up to rounding"),
@@ -90,6 +100,34 @@ class Teacher(Model):
         Count | None,
         Doc("the teacher sees at most so many images at a time; null: the whole batch"),
     ] = None
+
+
+@dataclass
+class Unlabelled:
+    """A second set of images without labels: some of them are added to every batch, for the distillation terms alone.
+
+    It needs `data.crop`; `densekd train` leaves it out. What is null is as in `data`.
+    """
+
+    __pydantic_config__ = STRICT
+    root: Annotated[
+        str | None, Doc("a folder of images, with all folders inside it; or the root of `dataset`")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        Doc("a name or dotted path as in data.dataset, whose labels are ignored; null: any images"),
+    ] = None
+    split: Annotated[str | None, Doc("the split of `dataset`; null: data.train_split")] = None
+    options: Annotated[dict[str, Any], Doc("arguments of the reader of `dataset`")] = field(
+        default_factory=dict
+    )
+    batch_size: Annotated[Count, Doc("images that are added to a batch of one process")] = 4
+    scale: Annotated[LowHigh | None, Doc("their own data.scale, also in place of data.scales")] = (
+        None
+    )
+    short_side: Annotated[Count | None, Doc("their own data.short_side")] = None
+    hflip: Annotated[Share | None, Doc("their own data.hflip")] = None
+    color_jitter: Annotated[NotNegative | None, Doc("their own data.color_jitter")] = None
 
 
 @dataclass
@@ -145,6 +183,9 @@ class Data:
     allow_unlabelled: Annotated[
         bool, Doc("accept images without a label; they train the distillation terms only")
     ] = False
+    unlabelled: Annotated[
+        Unlabelled | None, Doc("a second set, whose images are added to every batch; null: none")
+    ] = None
     on_bad_file: Annotated[
         Literal["stop", "skip"], Doc("what happens when training meets an unreadable file")
     ] = "stop"

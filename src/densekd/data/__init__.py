@@ -7,7 +7,7 @@ from densekd.data.check import check_all, sample_check
 from densekd.data.collate import Item, collate
 from densekd.data.device import DeviceLoader
 from densekd.data.files import read_image, read_labels
-from densekd.data.loader import EvalLoader, TrainLoader
+from densekd.data.loader import EvalLoader, TrainLoader, Unlabelled
 from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.data.sets._depth_files import DepthFiles
 from densekd.data.sets.ade20k import ADE20K
@@ -22,6 +22,7 @@ from densekd.data.sets.nyuv2 import NYUv2
 from densekd.data.sets.scenes import SceneSet
 from densekd.data.sets.voc import VOC
 from densekd.data.sets.voc_boxes import VOCBoxes
+from densekd.data.unlabelled import ImageFolder
 from densekd.targets import BoxTarget, CheckReport, DepthTarget, task_of
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "FileOptions",
     "Folder",
     "IDDLite",
+    "ImageFolder",
     "Item",
     "Kitti",
     "NYUv2",
@@ -51,6 +53,7 @@ __all__ = [
     "SceneSet",
     "SegmentationSet",
     "TrainLoader",
+    "Unlabelled",
     "VOCBoxes",
     "augment",
     "cached",

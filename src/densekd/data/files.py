@@ -12,6 +12,7 @@ from densekd.errors import DataError
 from densekd.ops.names import nearest
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +13,29 @@ from torch.utils.data import DataLoader, Dataset
 from densekd.data.augment import Augment, Augmented, whole
 from densekd.data.base import DenseSet, Sample
 from densekd.data.collate import Item, Stacked, finish, stack
-from densekd.data.stream import Positions, Stream, check_stream, nothing_readable
+from densekd.data.stream import Positions, Stream, Together, check_stream, nothing_readable
+from densekd.data.unlabelled import WithoutLabels
 from densekd.data.workers import closed_at_exit, start_worker
 from densekd.errors import DataError, UserError
 from densekd.targets import kind_of_set
 from densekd.types import Batch
 
 Transform = Callable[[Sample, np.random.Generator], Augmented]
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """A second set of images, so many of which stand behind the first set's in every batch, without labels.
+
+    Args:
+        reader: any data set, or an `ImageFolder`; its labels are ignored.
+        batch_size: images per rank and step.
+        transform: as in `TrainLoader`; None takes that of the first set.
+    """
+
+    reader: DenseSet
+    batch_size: int
+    transform: Transform | None = None
 
 
 class TrainLoader:
@@ -38,6 +54,7 @@ class TrainLoader:
             readable sample of the epoch's order in its place and notes the file in `skipped`.
         pin_memory: None means where CUDA is available.
         skipped: a record to go on with, of name and reason of each skipped file; None begins an empty one.
+        unlabelled: a second set, whose images are added to every batch.
 
     Attributes:
         skipped: name -> reason of the files skipped so far.
@@ -58,25 +75,36 @@ class TrainLoader:
         on_bad_file: str = "stop",
         pin_memory: bool | None = None,
         skipped: dict[str, str] | None = None,
+        unlabelled: Unlabelled | None = None,
     ) -> None:
-        check_loader(reader, batch_size, rank, world_size, workers, on_bad_file)
         check_stream(seed, start_step, augment_epochs)
         transform = fitting(transform, reader)
+        sets = [(reader, batch_size, transform)]
+        if unlabelled is not None:
+            second = WithoutLabels(unlabelled.reader, reader)
+            own = fitting(unlabelled.transform or transform, second)
+            sets.append((second, unlabelled.batch_size, own))
+        for each, size, _ in sets:
+            check_loader(each, size, rank, world_size, workers, on_bad_file)
         self.reader = reader
         self.batch_size = batch_size
         self.start_step = start_step
         self.skipped = {} if skipped is None else skipped
         self._stride = world_size * batch_size
         self._loader = _torch_loader(
-            _TrainItems(reader, transform, seed, on_bad_file == "skip", augment_epochs),
-            Positions(len(reader), batch_size, rank, world_size, start_step),
+            _TrainItems(
+                [(each, own) for each, _, own in sets], seed, on_bad_file == "skip", augment_epochs
+            ),
+            Together(
+                [Positions(len(each), size, rank, world_size, start_step) for each, size, _ in sets]
+            ),
             _Packer(getattr(transform, "fill", 0), reader.ignore_index),
             workers,
             pin_memory,
         )
 
     def epoch(self, step: int) -> float:
-        """How often the whole set has been seen when `step` begins."""
+        """How often the whole set (the first of two) has been seen when `step` begins."""
         return step * self._stride / len(self.reader)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -163,29 +191,32 @@ class _Fetched(NamedTuple):
 class _TrainItems(Dataset):
     def __init__(
         self,
-        reader: DenseSet,
-        transform: Transform,
+        sets: Sequence[tuple[DenseSet, Transform]],
         seed: int,
         skip_bad: bool,
         augment_epochs: int | None,
     ) -> None:
-        self.reader = reader
-        self.transform = transform
+        self.sets = sets
         self.skip_bad = skip_bad
-        self.stream = Stream(seed, len(reader), augment_epochs)
+        self.streams = [
+            Stream(seed, len(reader), augment_epochs, source)
+            for source, (reader, _) in enumerate(sets)
+        ]
 
-    def __getitem__(self, index: tuple[int, int]) -> _Fetched:
-        entry = self.stream.at(index)
+    def __getitem__(self, index: tuple[int, tuple[int, int]]) -> _Fetched:
+        source, position = index
+        reader, transform = self.sets[source]
+        entry = self.streams[source].at(position)
         skipped: dict[str, str] = {}
         for number in entry.candidates():
             try:
-                sample = self.reader.read(number)
+                sample = reader.read(number)
                 labelled = sample.target is not None
-                image, target, inside = self.transform(with_target(self.reader, sample), entry.rng)
+                image, target, inside = transform(with_target(reader, sample), entry.rng)
             except DataError as error:
                 if not self.skip_bad:
                     return _Fetched(None, skipped, error)
-                skipped[self.reader.name(number)] = str(error)
+                skipped[reader.name(number)] = str(error)
                 continue
             except UserError as error:
                 return _Fetched(None, skipped, error)

@@ -25,7 +25,8 @@ class FileOptions(TypedDict, total=False):
         verify_files: whether the constructor makes sure that every file exists, as it does by default. `data check`
             switches this off, to list what is missing instead of stopping at it.
         labelled: only so many images keep their label: the first by name, of those that have one. The others become
-            unlabelled samples with `allow_unlabelled` and are left out without it. None, the default, keeps all.
+            unlabelled samples with `allow_unlabelled`, which may be all (0), and are left out without it. None, the
+            default, keeps all.
     """
 
     channels: int
@@ -230,9 +231,10 @@ def few_labels(
         UserError: there are not so many images with a label.
     """
     with_label = [index for index, (_, label) in enumerate(pairs) if label is not None]
-    if not 1 <= labelled <= len(with_label):
+    least = 0 if allow_unlabelled else 1
+    if not least <= labelled <= len(with_label):
         raise UserError(
-            f"`labelled` is {labelled}; expected 1 to {len(with_label)}, the number of images with a label"
+            f"`labelled` is {labelled}; expected {least} to {len(with_label)}, the number of images with a label"
         )
     chosen = set(sorted(with_label, key=lambda index: pairs[index][0].as_posix())[:labelled])
     if not allow_unlabelled:

@@ -5,11 +5,13 @@ position ``p = step * R * B + rank * B + i`` belongs to epoch ``p // n`` and hol
 ``order(seed, epoch, n)[p % n]``, augmented by `sample_rng(seed, epoch, index)`. So neither the number of workers nor an
 interruption changes anything, and resuming at a step is starting at it. Where augmentations repeat after E epochs,
 ``epoch % E`` augments; the order goes on as before.
+
+A second set has a stream of its own with its own n and B, and its number (`SampleKey.source`, from 1) in its seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +20,19 @@ from densekd.errors import DataError, UserError
 from densekd.types import SampleKey
 
 
-def order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The permutation of an epoch's samples."""
+def order(seed: int, epoch: int, length: int, source: int = 0) -> np.ndarray:
+    """The permutation of an epoch's samples, of the set with the number `source`."""
     # The spawn key keeps this stream apart from sample_rng's, whose sequences start alike.
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(0,))).permutation(
+    key = (0, source) if source else (0,)
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=key)).permutation(
         length
     )
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator that augments one sample in one epoch."""
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
+def sample_rng(seed: int, epoch: int, index: int, source: int = 0) -> np.random.Generator:
+    """The generator that augments one sample in one epoch, of the set with the number `source`."""
+    key = (1, source) if source else ()
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, index], spawn_key=key))
 
 
 class Entry(NamedTuple):
@@ -40,12 +44,14 @@ class Entry(NamedTuple):
             unreadable one would be seen twice alike.
         permutation: the order of the position's epoch.
         place: the position's place in it.
+        source: the number of the set.
     """
 
     epoch: int
     rng: np.random.Generator
     permutation: np.ndarray
     place: int
+    source: int = 0
 
     def candidates(self) -> Iterator[int]:
         """The sample that is meant, then those that stand in for it if it is unreadable."""
@@ -54,14 +60,16 @@ class Entry(NamedTuple):
 
     def key(self, index: int) -> SampleKey | None:
         """The key of the sample that was taken; None where it stands in for another."""
-        return SampleKey(self.epoch, index) if index == self.permutation[self.place] else None
+        meant = index == self.permutation[self.place]
+        return SampleKey(self.epoch, index, self.source) if meant else None
 
 
 class Stream:
     """From a position, (epoch, place in the epoch's order), to what stands there."""
 
-    def __init__(self, seed: int, length: int, augment_epochs: int | None) -> None:
+    def __init__(self, seed: int, length: int, augment_epochs: int | None, source: int = 0) -> None:
         self.seed = seed
+        self.source = source
         self.length = length
         self.augment_epochs = augment_epochs
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -69,11 +77,11 @@ class Stream:
     def at(self, position: tuple[int, int]) -> Entry:
         epoch, place = position
         if self._order[0] != epoch:
-            self._order = (epoch, order(self.seed, epoch, self.length))
+            self._order = (epoch, order(self.seed, epoch, self.length, self.source))
         permutation = self._order[1]
         drawn_for = epoch if self.augment_epochs is None else epoch % self.augment_epochs
-        rng = sample_rng(self.seed, drawn_for, int(permutation[place]))
-        return Entry(drawn_for, rng, permutation, place)
+        rng = sample_rng(self.seed, drawn_for, int(permutation[place]), self.source)
+        return Entry(drawn_for, rng, permutation, place, self.source)
 
 
 class Positions:
@@ -94,6 +102,18 @@ class Positions:
         while True:
             yield [divmod(first + i, self.length) for i in range(self.batch_size)]
             first += self.stride
+
+
+class Together:
+    """The positions of several streams in one list a step: the first stream's, then the next one's."""
+
+    def __init__(self, streams: Sequence[Positions]) -> None:
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        """Yields (number of the stream, position in it)."""
+        for step in zip(*self.streams, strict=True):
+            yield [(source, position) for source, part in enumerate(step) for position in part]
 
 
 def check_stream(seed: int, start_step: int, augment_epochs: int | None) -> None:

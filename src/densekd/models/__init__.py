@@ -3,6 +3,7 @@
 from densekd.models.depth_timm import DepthTimm, depth_timm
 from densekd.models.espnet import ESPNet, ESPNetC, espnet, espnet_c
 from densekd.models.fcos import fcos_mobilenetv2_c128, fcos_resnet50, fcos_timm
+from densekd.models.label_space import LabelSpace
 from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
 from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
 from densekd.models.retinanet import retinanet_timm
@@ -17,6 +18,7 @@ __all__ = [
     "ESPNet",
     "ESPNetC",
     "FPNTimm",
+    "LabelSpace",
     "MobileNetV2Plus",
     "PSPNet",
     "PSPTimm",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.errors import UserError
+from densekd.models.label_space import LabelSpace
 from densekd.ops.names import nearest
 from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
@@ -65,6 +66,7 @@ class Taps(nn.Module):
         prediction: path into the network's raw output (``"logits"``, ``"1"``), for outputs not known here. Known are a
             tensor, a mapping with ``out`` (and ``aux``) as torchvision returns, an object with ``.logits`` as
             transformers returns, and a tuple or list, whose first element is taken.
+        label_space: puts the classes of the prediction together to others; None leaves them.
 
     The constructor registers the hooks: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The keys of the wrapped
     network carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
@@ -88,11 +90,13 @@ class Taps(nn.Module):
         taps: Mapping[str, str] | None = None,
         input_spec: InputSpec | None = None,
         prediction: str | None = None,
+        label_space: LabelSpace | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.input_spec = input_spec or getattr(model, "input_spec", None)
         self.prediction = prediction
+        self.label_space = label_space
         self.recorders: dict[str, Recorder] = {}
         self.tally = Tally()
         self.firings = 0  # how often all recorders fire in a whole forward in eval mode; 0 before the first one
@@ -124,6 +128,8 @@ class Taps(nn.Module):
         if not prediction:
             return DenseOutput(prediction=None, features=features)
         answer, aux = interpret(raw, self.prediction)
+        if self.label_space is not None:
+            answer = self.label_space(answer)
         return DenseOutput(prediction=answer, aux=aux, features=features)
 
     def _run(self, images: Tensor, prediction: bool) -> Any:

@@ -51,7 +51,9 @@ def ablate(
         )
     _check_folder(folder, config)
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
-    teacher = _teacher_row(config, folder, device) if config.teacher is not None else None
+    # One with other classes cannot be scored on the data's.
+    scored = config.teacher is not None and config.teacher.classes is None
+    teacher = _teacher_row(config, folder, device) if scored else None
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", dump_config(config))
     if teacher is not None and not (folder / "teacher.json").exists():
@@ -101,7 +103,10 @@ def _check_folder(folder: Path, config: Config) -> None:
 
 
 def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
-    tree = {**to_tree(variant.config), "seed": seed}
+    config = variant.config
+    if not variant.distil:
+        config = replace(config, data=replace(config.data, unlabelled=None))
+    tree = {**to_tree(config), "seed": seed}
     if not variant.distil:
         # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.
         tree.update(teacher=None, distill={}, note="")

@@ -74,6 +74,8 @@ def write_table(
     lines += [f"| {v.title} (not run yet) |{empty}" for v in variants if v.title not in run]
     few = ", ".join(f"{key}: {value}" for key, value in few_labels(config).items())
     note = f" Labels: {few}; distilled students see the other training images too." if few else ""
+    if config.data.unlabelled is not None:
+        note += f" Distilled students see {config.data.unlabelled.batch_size} unlabelled images more in a step."
     note += f" Note: {config.note}." if config.note else ""
     lines += [
         "",

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from densekd.build.data import build_reader, check_reader
+from densekd.build.data import build_reader, build_unlabelled, check_reader
 from densekd.build.run import Run, Sets, assemble
 from densekd.config.load import to_tree
-from densekd.config.schema import Config, Distill
+from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
 from densekd.engine.folder import describe_environment
 from densekd.engine.launch import started
@@ -28,6 +28,7 @@ from densekd.profiling.step_time import in_blocks, time_loop, time_step
 from densekd.types import Batch
 from densekd.workflows.bench_text import MOVE, WAIT, advice
 from densekd.workflows.cache import cached_readers
+from densekd.workflows.run import settled
 from densekd.workflows.validate import stand_in_reader
 
 WARMUP = 3
@@ -52,7 +53,7 @@ def bench(
     """
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     if not distil:
-        config = replace(config, teacher=None, distill=Distill())
+        config = settled(config, distil)
     config, remarks = _with_random_teacher(config)
     if made_up:
         remarks.append("images and targets are made up: the data's own cost is not measured")
@@ -125,7 +126,7 @@ def _sets(config: Config, made_up: bool) -> Sets:
             raise type(error)(f"{error}\nWithout the data, --made-up takes random images.") from error  # fmt: skip
         raise
     check_reader(reader, config)
-    return Sets(reader)
+    return Sets(reader, unlabelled=build_unlabelled(config.data, reader))
 
 
 def _loader(run: Run) -> Any:

@@ -12,8 +12,8 @@ from densekd.engine.folder import RunFolder
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
-    "data.root", "data.workers", "data.cache_gb", "data.on_bad_file", "train.log_every", "train.save_every",
-    "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
+    "data.root", "data.unlabelled.root", "data.workers", "data.cache_gb", "data.on_bad_file",
+    "train.log_every", "train.save_every", "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
     "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
 }  # fmt: skip
 

@@ -130,8 +130,9 @@ def settled(config: Config, distil: bool) -> Config:
     """The settings that the run folder keeps: they say what was done."""
     if distil:
         return replace(config, note=config.note or provenance.teacher_note(config.teacher))
-    # So a distillation cannot be resumed as a training or back.
-    return replace(config, teacher=None, distill=Distill())
+    # So a distillation cannot be resumed as a training or back. Alone, a student learns nothing from images alone.
+    data = replace(config.data, unlabelled=None)
+    return replace(config, data=data, teacher=None, distill=Distill())
 
 
 def finished_before(folder: RunFolder) -> Outcome:
@@ -173,10 +174,15 @@ def introduce(log: Log, run: Run) -> None:
     for remark in run.remarks:
         log.say(remark)
     data, accumulate, process = run.config.data, run.config.train.accumulate, run.process
-    effective = data.batch_size * accumulate * process.world_size
+    images, size, shown = f"{len(run.train_set)} training", data.batch_size, str(data.batch_size)
+    if data.unlabelled is not None:
+        images += f", {len(run.unlabelled_set or ())} unlabelled"
+        size += data.unlabelled.batch_size
+        shown = f"({data.batch_size} labelled + {data.unlabelled.batch_size} unlabelled)"
     log.say(
-        f"{len(run.train_set)} training and {len(run.val_set or ())} validation images; effective batch {effective} "
-        f"({data.batch_size} x {accumulate} accumulated x {process.world_size} processes); "
+        f"{images} and {len(run.val_set or ())} validation images; effective batch "
+        f"{size * accumulate * process.world_size} "
+        f"({shown} x {accumulate} accumulated x {process.world_size} processes); "
         f"{count_parameters(run.network) / 1e6:.3f} M parameters; {process.device}; "
         f"threads: {torch.get_num_threads()}"
     )

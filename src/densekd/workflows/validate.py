@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from densekd.build.data import build_augment, build_reader, check_data_settings, needs_root
+from densekd.build.data import (
+    build_augment,
+    build_reader,
+    check_data_settings,
+    check_unlabelled_options,
+    needs_root,
+)
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
 from densekd.build.resolve import accepts, parameters, resolve
@@ -120,6 +126,8 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
                 raise UserError(
                     f"data.{section}.{key}: unknown option; {did_you_mean(key, possible)}"
                 )
+    if data.unlabelled is not None:
+        check_unlabelled_options(data.unlabelled)
 
 
 def stand_in_reader(config: Config) -> Any:

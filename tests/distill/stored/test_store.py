@@ -18,6 +18,7 @@ from densekd.distill.stored.store import TeacherCache
 from densekd.distill.term import Term
 from densekd.errors import UserError
 from densekd.losses import FeatureMimic, PairWise, PixelWise
+from densekd.types import SampleKey
 from tests.distill.helpers import make_batch, make_distiller
 
 SHAPE = (7, 5, 6)
@@ -413,3 +414,23 @@ def test_confidence_and_levels_are_stored(tmp_path):
     ]
     stored, _ = distiller.student_phase(batch)
     assert stored["distill/mimic"].item() == pytest.approx(live["distill/mimic"].item(), rel=1e-3)
+
+
+def test_the_samples_of_two_sets_have_places_of_their_own(tmp_path):
+    source = cached(make_distiller(), tmp_path, images=(5, 3)).source
+    keys = [SampleKey(e, i, s) for s, count in ((0, 5), (1, 3)) for e in range(2) for i in range(count)]  # fmt: skip
+    batch = make_batch(2)
+    batch.keys = [*keys, None]
+    assert source._places(batch) == [*range(16), None]
+    assert source.records == 16
+    batch.keys = [SampleKey(0, 0, 2)]
+    with pytest.raises(ValueError, match="set with the number 2, and the store was made for 2"):
+        source.maps(batch, None)
+
+
+def test_the_store_of_one_set_knows_no_second(tmp_path):
+    source = cached(make_distiller(), tmp_path).source
+    batch = make_batch(2)
+    batch.keys = [SampleKey(0, 0), SampleKey(0, 0, 1)]
+    with pytest.raises(ValueError, match="give images= the size of each set"):
+        source.maps(batch, None)

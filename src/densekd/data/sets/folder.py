@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.files import IMAGE_ENDINGS, read_list, require_folder, unknown_name
 from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 ALL = "all"
 
 

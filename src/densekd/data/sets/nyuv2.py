@@ -39,7 +39,8 @@ class NYUv2:
             on. Only for the .mat file.
         unit: the unit of depth files in folders.
         files: the options of every reader of file pairs, see `FileOptions`. The .mat file
-            has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect.
+            has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect,
+            and `labelled: 0` with the former.
 
     Raises:
         DataError: files are missing or damaged; a frame number is not there.
@@ -68,7 +69,10 @@ class NYUv2:
             self._files = _folders(root, split, raw, unit, files)
             self.channels = self._files.channels
             return
+        self._labelled = files.get("labelled") != 0
         unused = sorted(set(files) - {"allow_unlabelled", "verify_files"})
+        if not self._labelled and files.get("allow_unlabelled"):
+            unused.remove("labelled")
         if unused:
             raise UserError(
                 f"`{unused[0]}` is no option of {MAT}, which is in {root}; leave it out"
@@ -104,7 +108,8 @@ class NYUv2:
                 depth = np.ascontiguousarray(file[self._depth][frame].T, dtype=np.float32)
         except (OSError, KeyError) as error:
             raise DataError(f"{self._mat}: {self.name(index)} cannot be read: {error}") from None
-        return Sample(image, DepthTarget(depth, INTRINSICS), self.name(index))
+        target = DepthTarget(depth, INTRINSICS) if self._labelled else None
+        return Sample(image, target, self.name(index))
 
     def _check_file(self) -> int:
         """The number of frames."""

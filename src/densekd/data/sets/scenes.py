@@ -34,13 +34,13 @@ class SceneSet:
         seed: the seed of the scenes' random numbers.
         height, width: the size of an image in pixels.
         labelled: only so many scenes, the first ones, keep their target. The others become unlabelled samples (target
-            None) with `allow_unlabelled`, and are left out without it. None keeps all targets.
+            None) with `allow_unlabelled`, which may be all (0), and are left out without it. None keeps all targets.
         allow_unlabelled: see `labelled`, without which every scene has a target.
         cache: keep rendered scenes in memory (4 bytes a pixel, 7 with depth), shared with forked loader workers.
 
     Raises:
-        UserError: the split or target is unknown; the length is below 1; `labelled` is outside 1 to length, or is
-            missing where unlabelled scenes are allowed.
+        UserError: the split or target is unknown; the length is below 1; `labelled` is outside of the range from 1 (or
+            0, where unlabelled scenes are allowed) to length, or is missing where unlabelled scenes are allowed.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class SceneSet:
         length = _LENGTH[split] if length is None else length
         if not 1 <= length <= 100_000_000:
             raise UserError(f"`length` is {length}; expected 1 to 100 million scenes")
-        if labelled is not None and not 1 <= labelled <= length:
+        least = 0 if allow_unlabelled else 1
+        if labelled is not None and not least <= labelled <= length:
             raise UserError(
-                f"`labelled` is {labelled}; expected 1 to {length}, the number of scenes"
+                f"`labelled` is {labelled}; expected {least} to {length}, the number of scenes"
             )
         if labelled is None and allow_unlabelled:
             raise UserError(

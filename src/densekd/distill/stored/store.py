@@ -26,7 +26,7 @@ from densekd.distill.stored.records import RecordFile
 from densekd.errors import UserError
 from densekd.ops.files import write_text
 from densekd.ops.names import bytes_text
-from densekd.types import Batch
+from densekd.types import Batch, SampleKey
 
 FORMAT = 1  # of files and their keys; a new one finds none of the old records
 # What two computations of one map may differ by, as a share of its largest value: the same arithmetic in another order,
@@ -45,7 +45,7 @@ class TeacherCache:
         plan: from `make_plan` with the same source.
         folder: where all stores lie; this one takes a folder below it that is named by `identity`.
         identity: all that the maps depend on: teacher, data, augmentation, seed. Plain values, as in JSON.
-        images: the size of the set.
+        images: the size of the set, or of each where there are several (`SampleKey.source`).
         epochs: after how many epochs the augmentations repeat.
         disk_gb: the largest size of the files, in 10⁹ bytes.
 
@@ -60,15 +60,22 @@ class TeacherCache:
         *,
         folder: Path,
         identity: Mapping[str, Any],
-        images: int,
+        images: int | Sequence[int],
         epochs: int,
         disk_gb: float = 20.0,
     ) -> None:
         self.source = source
         self.plan = plan
-        self.images = images
-        self.records = images * epochs
-        about = {"format": FORMAT, "images": images, "epochs": epochs, **identity}
+        self.sizes = [images] if isinstance(images, int) else list(images)
+        self.images = sum(self.sizes)
+        self.epochs = epochs
+        self.records = self.images * epochs
+        about = {
+            "format": FORMAT,
+            "images": images if isinstance(images, int) else self.sizes,
+            "epochs": epochs,
+            **identity,
+        }
         text = json.dumps(about, sort_keys=True, indent=1)
         self.folder = folder / digest_of(text)
         self._refuse(disk_gb)
@@ -184,9 +191,18 @@ class TeacherCache:
         return len(there)
 
     def _places(self, batch: Batch) -> list[int | None]:
-        """Where each sample's records stand."""
+        """Where each sample's records stand: set by set, and in each epoch by epoch."""
         keys = batch.keys or [None] * len(batch)
-        return [None if key is None else key[0] * self.images + key[1] for key in keys]
+        return [None if key is None else self._place(SampleKey(*key)) for key in keys]
+
+    def _place(self, key: SampleKey) -> int:
+        if key.source >= len(self.sizes):
+            raise ValueError(
+                f"a sample is of the set with the number {key.source}, and the store was made for {len(self.sizes)}; "
+                "give images= the size of each set"
+            )
+        before = self.epochs * sum(self.sizes[: key.source])
+        return before + key.epoch * self.sizes[key.source] + key.index
 
     def _read(self, batch: Batch) -> tuple[list[np.ndarray], np.ndarray]:
         """Stored bytes, (N, nbytes) a map, and which are there: (maps, N) bool."""
