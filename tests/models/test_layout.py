@@ -41,7 +41,9 @@ def test_tokens_keep_their_places():
     assert torch.equal(as_map(tokens, (64, 96), 16), places[None, None])
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (2, 4, 4, 4), (2, 4, 6, 8), (2, 7, 1, 1), (2, 3, 9, 5)])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 4, 4), (2, 4, 4, 4), (2, 4, 6, 8), (2, 7, 1, 1), (2, 3, 9, 5)]
+)
 def test_channels_first_and_unclear_maps_stay(shape):
     x = torch.rand(shape)
     assert as_map(x, (64, 64) if shape[2] == shape[3] else (48, 64), None) is x
@@ -97,7 +99,10 @@ class Tokens(nn.Module):
 
 
 def test_a_grid_that_does_not_follow_is_an_error():
-    assert Taps(Tokens(16), {"f": "mix"})(torch.rand(1, 3, 64, 64)).features["f"].shape[2:] == (4, 4)
+    assert Taps(Tokens(16), {"f": "mix"})(torch.rand(1, 3, 64, 64)).features["f"].shape[2:] == (
+        4,
+        4,
+    )
     with pytest.raises(UserError, match=r"'mix' gives tokens \(1, 3, 8\).*64x64.*grid"):
         Taps(Tokens(3), {"f": "mix"})(torch.rand(1, 3, 64, 64))
     rows = {row.path: row for row in list_taps(Tokens(3), torch.rand(1, 3, 64, 64))}

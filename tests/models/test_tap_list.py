@@ -31,7 +31,7 @@ IMAGES = torch.rand(1, 3, 64, 64)
 
 def test_the_last_map_of_each_stride_by_the_order_of_the_forward():
     rows = list_taps(Small(), IMAGES)
-    assert [row.path for row in rows][0] == "head"
+    assert next(row.path for row in rows) == "head"
     order = {row.path: row.order for row in rows}
     assert sorted(order, key=order.__getitem__) == [
         "stem", "norm", "drop", "deep", "same", "pool", "head",

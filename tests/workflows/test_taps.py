@@ -19,7 +19,10 @@ from densekd.workflows.validate import validate
 def plain(num_classes: int) -> nn.Module:
     """A network that says nothing of itself."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, num_classes, 1)
+        nn.Conv2d(3, 8, 3, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, 2, 1),
+        nn.Conv2d(12, num_classes, 1),
     )
 
 
@@ -52,7 +55,12 @@ def test_a_recipe_has_two(tiny_tree, tmp_path, capsys):
     model, teacher = json.loads(capsys.readouterr().out)
     assert (model["role"], teacher["role"]) == ("model", "teacher")
     tap = next(tap for tap in model["taps"] if tap["path"] == "b3")
-    assert tap == {**tap, "shape": [1, 256, 8, 8], "stride": 8, "marks": ["default", "last at stride 8"]}
+    assert tap == {
+        **tap,
+        "shape": [1, 256, 8, 8],
+        "stride": 8,
+        "marks": ["default", "last at stride 8"],
+    }
 
 
 def test_a_saved_run(tiny_tree, tmp_path, capsys):
@@ -77,7 +85,10 @@ def test_a_dotted_path_and_an_image_it_cannot_see():
 
 def test_a_network_without_a_default_tap_is_answered_with_candidates(tiny_tree):
     tiny_tree["model"] = {"name": "tests.workflows.test_taps.plain"}
-    with pytest.raises(UserError, match=r"distill\.pair_wise\.student: Sequential.*\(2, 1 are sensible\).*densekd taps"):
+    with pytest.raises(
+        UserError,
+        match=r"distill\.pair_wise\.student: Sequential.*\(2, 1 are sensible\).*densekd taps",
+    ):
         validate(make_config(tiny_tree, "test"))
     tiny_tree["distill"]["pair_wise"]["student"] = "2"
     assert validate(make_config(tiny_tree, "test")).endswith("valid")

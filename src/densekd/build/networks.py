@@ -25,7 +25,9 @@ def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Modul
     """
     builder = resolve(model.name, MODELS, f"{where}.name")
     if model.name in TEACHERS_ONLY and where != "teacher":
-        raise UserError(f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher")
+        raise UserError(
+            f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher"
+        )
     options = dict(model.options)
     if model.weights is not None:
         # The whole network's weights replace them: do not fetch.
@@ -44,8 +46,12 @@ def build_network(model: schema.Model, task: Task, where: str) -> tuple[nn.Modul
     if model.weights is not None:
         about = provenance.about_weights(model.weights)
         # A file of a run has the network's own keys, whatever file the run began with.
-        names = {} if about else {"prefix": model.weights_prefix, "ignore": model.weights_ignore}
-        load_weights(network, model.weights, **names)
+        load_weights(
+            network,
+            model.weights,
+            prefix="" if about else model.weights_prefix,
+            ignore=() if about else model.weights_ignore,
+        )
         check_origin(about, task, f"{where}.weights: {model.weights}")
         own = InputSpec(**about["input"]) if "input" in about else own
     return network, build_input_spec(model, own, where)

@@ -36,10 +36,10 @@ def as_map(value: Tensor, image: Grid, patch: int | None) -> Tensor:
             return value
         tokens = value[:, value.shape[1] - grid[0] * grid[1] :]
         return tokens.transpose(1, 2).unflatten(2, grid)
-    if value.ndim == 4 and not similar(value.shape[2], value.shape[3], image):
-        if similar(value.shape[1], value.shape[2], image):
-            return value.permute(0, 3, 1, 2)
-    return value
+    if value.ndim != 4 or similar(value.shape[2], value.shape[3], image):
+        return value
+    last = similar(value.shape[1], value.shape[2], image)
+    return value.permute(0, 3, 1, 2) if last else value
 
 
 def token_grid(tokens: int, image: Grid, patch: int | None) -> Grid | None:

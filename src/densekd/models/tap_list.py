@@ -71,9 +71,7 @@ def list_taps(
     ]
     ranks = {tap: i for i, (_, tap, *_) in enumerate(sorted(found, key=lambda row: row[0].fired))}
     return [
-        TapRow(
-            tap, kind, tuple(value.shape), stride_of(value, height), ranks[tap], recorder.runs
-        )
+        TapRow(tap, kind, tuple(value.shape), stride_of(value, height), ranks[tap], recorder.runs)
         for recorder, tap, kind, value in found
     ]
 
@@ -123,10 +121,10 @@ def sensible_taps(
             marks[row.path] = marked[row.path]
     for path in dict.fromkeys(row.path.partition(":")[0] for row in maps if ":" in row.path):
         levels = [row for row in rows if row.path.partition(":")[0] == path]
-        strides = [row.stride for row in levels]
+        strides = [row.stride or 0 for row in levels]
         # A level is one entry deep; every one is a map, of a stride of its own, from fine to coarse.
         deep = any("." in row.path.partition(":")[2] for row in levels)
-        if len(levels) > 1 and not deep and None not in strides and sorted(set(strides)) == strides:
+        if len(levels) > 1 and not deep and 0 not in strides and sorted(set(strides)) == strides:
             marks[f"{path}:*"] = [f"levels at strides {', '.join(map(str, strides))}"]
     if own is not None:
         marks[own] = [DEFAULT, *marks.get(own, [])]
@@ -135,7 +133,7 @@ def sensible_taps(
 
 def is_regular(stride: int, patch: int) -> bool:
     """Whether a stride comes from halving, of the image or of patches."""
-    return stride > 0 and (stride & (stride - 1) == 0 or stride % patch == 0 and patch > 1)
+    return stride > 0 and (stride & (stride - 1) == 0 or (patch > 1 and stride % patch == 0))
 
 
 def is_sensible(row: TapRow, size: Grid, classes: int) -> bool:

@@ -202,8 +202,8 @@ def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
     found = as_map(value, image, patch)
     if found.ndim == 3:
         raise UserError(
-            f"tap {recorder.tap!r} gives tokens {tuple(found.shape)}, and for an image of {image[0]}x{image[1]} it does "
-            "not follow which grid they lie on (patches of one size, and up to 16 class and register tokens before "
+            f"tap {recorder.tap!r} gives tokens {tuple(found.shape)}, and for an image of {image[0]}x{image[1]} it "
+            "does not follow which grid they lie on (patches of one size, and up to 16 class and register tokens before "
             "them); tap a module that gives (N, C, h, w), or all tokens of the image"
         )
     return found

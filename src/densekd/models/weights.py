@@ -170,8 +170,8 @@ def without(
             continue
         if short in bare:
             raise WeightsError(
-                f"{name}: holds both {short!r} and {prefix + short!r}, which are one key without the prefix {prefix!r}; "
-                "leave the prefix out, or save one of the two networks alone"
+                f"{name}: holds both {short!r} and {prefix + short!r}, which are one key without the prefix "
+                f"{prefix!r}; leave the prefix out, or save one of the two networks alone"
             )
         bare[short] = value
     return bare
@@ -269,7 +269,10 @@ def compare(
         if missing:
             parts.append(f"missing ({len(missing)}): {first_few(missing)}")
         if unexpected:
-            parts.append(f"unexpected ({len(unexpected)}): {first_few(unexpected)}")
+            parts.append(
+                f"unexpected ({len(unexpected)}): {first_few(unexpected)}"
+                "; keys that are not needed can be named in ignore= (weights_ignore in a recipe)"
+            )
         raise WeightsError(f"{name}: does not fit the network. " + ". ".join(parts) + ".")
     bad = set(wrong)
     return {k: v for k, v in state.items() if k in expected and k not in bad}

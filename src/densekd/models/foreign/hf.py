@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from densekd.errors import UserError
-from densekd.models.foreign._package import package
+from densekd.models.foreign._package import declare, package
 from densekd.types import InputSpec
 
 # Class of the folder's config.json -> the default tap, where one module gives a map.
@@ -40,9 +40,9 @@ def hf(num_classes: int, *, path: str, weights: bool | None = True) -> nn.Module
         raise UserError(
             f"{folder}/config.json is of {name or 'no class'}; expected a ...ForSemanticSegmentation of transformers"
         )
-    config = library.AutoConfig.from_pretrained(
-        folder, local_files_only=True, num_labels=num_classes
-    )
+    config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.num_labels != num_classes:
+        config.num_labels = num_classes
     if weights:
         try:
             network = kind.from_pretrained(
@@ -52,18 +52,16 @@ def hf(num_classes: int, *, path: str, weights: bool | None = True) -> nn.Module
             raise UserError(f"{folder}: {error}") from error
     else:
         network = kind(config)
-    network.input_spec = input_spec(folder)
-    network.num_classes = num_classes
-    if name in TAPS:
-        network.pair_wise_tap = TAPS[name]
-    return network
+    return declare(network, input_spec(folder), num_classes, TAPS.get(name))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give a folder that save_pretrained wrote") from error
+        raise UserError(
+            f"{path}: no such file; give a folder that save_pretrained wrote"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path}: is not JSON: {error}") from error
 
@@ -75,6 +73,4 @@ def input_spec(folder: Path) -> InputSpec:
     if not about.get("do_normalize", True):
         return InputSpec(mean=(0.0,) * 3, std=(1.0,) * 3)
     spec = InputSpec()
-    return InputSpec(
-        mean=about.get("image_mean", spec.mean), std=about.get("image_std", spec.std)
-    )
+    return InputSpec(mean=about.get("image_mean", spec.mean), std=about.get("image_std", spec.std))

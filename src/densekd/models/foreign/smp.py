@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from densekd.errors import UserError
-from densekd.models.foreign._package import package
+from densekd.models.foreign._package import declare, package
 from densekd.models.weights import load_weights
 from densekd.ops.names import did_you_mean
 from densekd.types import InputSpec
+
+# Arguments of the library's classes that stand outside of `options`.
+OURS = {"encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"}
 
 
 def smp(
@@ -43,6 +47,11 @@ def smp(
         raise UserError(
             f"encoder {encoder!r} is unknown; {did_you_mean(encoder, known)} (of timm's: tu-NAME)"
         )
+    if not encoder.startswith(("tu-", "timm-")):  # timm's encoders take timm's arguments too
+        possible = set(inspect.signature(classes[arch.lower()]).parameters) - OURS
+        for key in options or {}:
+            if key not in possible:
+                raise UserError(f"{arch} has no option {key!r}; {did_you_mean(key, possible)}")
     try:
         network = library.create_model(
             arch, encoder, backbone_weights, in_channels, num_classes, **(options or {})
@@ -53,10 +62,8 @@ def smp(
         ) from error
     if weights is not None:
         load_weights(network, weights_file(weights))
-    network.input_spec = input_spec(library, encoder, backbone_weights, in_channels)
-    network.num_classes = num_classes
-    network.pair_wise_tap = "decoder"
-    return network
+    spec = input_spec(library, encoder, backbone_weights, in_channels)
+    return declare(network, spec, num_classes, "decoder")
 
 
 def weights_file(path: str) -> Path:

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
 from densekd.errors import UserError
+from densekd.models.foreign._package import declare
 from densekd.ops.names import did_you_mean
 from densekd.types import InputSpec
 
@@ -51,10 +52,11 @@ def torchvision(
         )
     except KeyError as error:
         names = [entry.name for entry in get_model_weights(arch)]
-        raise UserError(f"weights {weights!r} are unknown; {did_you_mean(str(weights), names)}") from error
+        raise UserError(
+            f"weights {weights!r} are unknown; {did_you_mean(str(weights), names)}"
+        ) from error
     except OSError as error:
         raise UserError(f"torchvision cannot fetch the weights of {arch}: {error}") from error
-    network.input_spec = InputSpec()  # all of torchvision's weights for segmentation take this
-    network.num_classes = num_classes
-    network.pair_wise_tap = "backbone:high" if arch.startswith("lraspp") else "backbone:out"
-    return network
+    tap = "backbone:high" if arch.startswith("lraspp") else "backbone:out"
+    # All of torchvision's weights for segmentation take ImageNet's mean and std.
+    return declare(network, InputSpec(), num_classes, tap)
