@@ -171,7 +171,7 @@ def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
     near = nearest(path, names, 3) or names[:8]
     raise UserError(
         f"tap {tap!r}: {type(model).__name__} has no module {path!r}; near it are {', '.join(near)} "
-        "(`densekd.models.list_taps(model, images)` lists all)"
+        "(`densekd taps` or `densekd.models.list_taps(model, images)` lists all)"
     )
 
 
@@ -203,8 +203,8 @@ def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
     if found.ndim == 3:
         raise UserError(
             f"tap {recorder.tap!r} gives tokens {tuple(found.shape)}, and for an image of {image[0]}x{image[1]} it "
-            "does not follow which grid they lie on (patches of one size, and up to 16 class and register tokens before "
-            "them); tap a module that gives (N, C, h, w), or all tokens of the image"
+            "does not follow which grid they lie on (patches of one size, and up to 16 class and register tokens "
+            "before them); tap a module that gives (N, C, h, w), or all tokens of the image"
         )
     return found
 
