@@ -175,3 +175,19 @@ def test_files_without_counters_and_wrapped_by_taps() -> None:
     state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
     assert load_weights(network, state) == []
     assert load_weights(network, Taps(espnet_c(5, p=1, q=1)).state_dict()) == []
+
+
+def test_a_prefix_is_dropped_and_keys_are_ignored() -> None:
+    torch.manual_seed(0)
+    network, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    state = {f"net.{k}": v for k, v in network.state_dict().items()}
+    state |= {"net.head.aux.weight": torch.zeros(1), "ema.weight": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"keys begin with 'net\.'"):
+        load_weights(other, state)
+    with pytest.raises(WeightsError, match=r"unexpected \(1\): ema\.weight"):
+        load_weights(other, state, prefix="net.", ignore=["head.*"])
+    assert load_weights(other, state, prefix="net.", ignore=["head.aux.*", "ema.*"]) == []
+    assert torch.equal(other.weight, network.weight)
+    assert load_weights(other, network.state_dict(), prefix="net.") == []  # nothing to drop
+    with pytest.raises(WeightsError, match=r"both 'weight' and 'net\.weight'"):
+        load_weights(other, {**network.state_dict(), **state}, prefix="net.")

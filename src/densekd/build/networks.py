@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from densekd.build import provenance
-from densekd.build.resolve import call, resolve
+from densekd.build.resolve import accepts, call, parameters, resolve
 from densekd.config import schema
-from densekd.config.names import MODELS
+from densekd.config.names import MODELS, TEACHERS_ONLY
 from densekd.errors import UserError
 from densekd.models.weights import load_weights
 from densekd.tasks import Task
@@ -29,15 +30,19 @@ def build_network(
     """
     own_classes = {} if num_classes is None else {"num_classes": num_classes}
     builder = resolve(model.name, MODELS, f"{where}.name")
+    if model.name in TEACHERS_ONLY and where != "teacher":
+        raise UserError(
+            f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher"
+        )
     options = dict(model.options)
-    if model.weights is not None and "backbone_weights" in options:
-        options["backbone_weights"] = None  # the whole network's weights replace them: do not fetch
+    if model.weights is not None:
+        # The whole network's weights replace them: do not fetch.
+        for key in ("backbone_weights", *(["weights"] if model.name in MODELS else [])):
+            if accepts(builder, key):
+                options[key] = None
+    arguments = {"in_channels": model.in_channels, **task.network_arguments, **own_classes}
     network = call(
-        builder,
-        options,
-        f"{where}.options",
-        in_channels=model.in_channels,
-        **{**task.network_arguments, **own_classes},
+        builder, options, f"{where}.options", **with_class_count(builder, options, arguments)
     )
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -45,11 +50,38 @@ def build_network(
         )
     own = getattr(network, "input_spec", None)
     if model.weights is not None:
-        load_weights(network, model.weights)
         about = provenance.about_weights(model.weights)
+        # A file of a run has the network's own keys, whatever file the run began with.
+        load_weights(
+            network,
+            model.weights,
+            prefix="" if about else model.weights_prefix,
+            ignore=() if about else model.weights_ignore,
+        )
         check_origin(about, task, f"{where}.weights: {model.weights}", classes=not own_classes)
         own = InputSpec(**about["input"]) if "input" in about else own
     return network, build_input_spec(model, own, where)
+
+
+# Other libraries' names for the number of classes.
+CLASS_COUNT = ("classes", "num_labels")
+
+
+def with_class_count(
+    builder: Callable[..., Any], options: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The task's arguments, with ``num_classes`` under the name that the builder has for it.
+
+    A number that the recipe's options give stays; the dry run says so if it is not the task's.
+    """
+    given = dict(arguments)
+    known = parameters(builder)
+    if "num_classes" in given and "num_classes" not in known:
+        for name in CLASS_COUNT:
+            if name in known:
+                count = given.pop("num_classes")
+                return given if name in options else {**given, name: count}
+    return given
 
 
 def check_origin(about: dict[str, Any], task: Task, file: str, *, classes: bool = True) -> None:

@@ -17,12 +17,16 @@ from densekd.ops.names import did_you_mean
 
 
 def import_dotted(path: str, where: str) -> Any:
-    """``package.module.Name`` -> the object."""
+    """``package.module.Name`` or ``package.module.Class.method`` -> the object."""
     module, _, name = path.rpartition(".")
+    owner, _, kind = module.rpartition(".")
     # As `python -m densekd` has it: a user's own file beside the recipe is found by the command too.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
+        # By habit of the language, a part with a capital is a class and no module.
+        if kind[:1].isupper() and owner:
+            return getattr(getattr(importlib.import_module(owner), kind), name)
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(

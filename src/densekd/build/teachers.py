@@ -19,7 +19,7 @@ from densekd.build.resolve import accepts, resolve
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
-from densekd.config.names import MODELS
+from densekd.config.names import MODELS, SELF_TRAINED
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.maps import TeacherMaps
@@ -51,7 +51,10 @@ def build_teacher(
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if config.weights is None and not config.allow_untrained:
-        trained_by_builder = any(config.options.get(key) for key in ("weights", "pretrained"))
+        keys = ("weights", "pretrained")
+        trained_by_builder = any(config.options.get(key) for key in keys) or (
+            config.name in SELF_TRAINED and config.options.get("weights", True)
+        )
         if not trained_by_builder:
             raise UserError(
                 "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "

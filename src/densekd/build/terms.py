@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from densekd.distill.distiller import Adversary
 from densekd.distill.maps import PREDICTION, is_prediction, select
 from densekd.distill.term import Term
 from densekd.errors import UserError
+from densekd.models.tap_list import candidates
 from densekd.models.taps import Taps, evaluating
 from densekd.tasks import Task
 
@@ -53,10 +56,23 @@ def build_terms(
 def feature_tap(network: nn.Module, where: str) -> str:
     tap = getattr(network, "pair_wise_tap", None)
     if tap is None:
+        near: list[str] = []
+        with suppress(ValueError, TypeError, RuntimeError):  # it takes no image of that size
+            near = candidates(network, _image(network))
+        hint = f" ({', '.join(near)} are sensible)" if near else ""
         raise UserError(
-            f"{where}: {type(network).__name__} does not say which feature to compare; name a module path"
+            f"{where}: {type(network).__name__} does not say which feature to compare; name a module path{hint}. "
+            "`densekd taps RECIPE` lists all"
         )
     return tap
+
+
+def _image(network: nn.Module) -> torch.Tensor:
+    """A grey image for a network of which nothing more is known than its own `input_spec`."""
+    spec = getattr(network, "input_spec", None)
+    height, width = (spec and spec.size) or (WIDTHS_SIDE, WIDTHS_SIDE)
+    device = next(network.parameters()).device
+    return torch.full((1, spec.channels if spec else 3, height, width), 0.5, device=device)
 
 
 def add_adapters(

@@ -17,7 +17,15 @@ MODELS = {
     "retinanet_timm": "densekd.models.retinanet.retinanet_timm",
     "depth_timm": "densekd.models.depth_timm.depth_timm",
     "vnl": "densekd.models.vnl.vnl",
+    "smp": "densekd.models.foreign.smp.smp",
+    "torchvision": "densekd.models.foreign.torchvision.torchvision",
+    "hf": "densekd.models.foreign.hf.hf",
+    "exported": "densekd.models.foreign.exported.exported",
 }
+# Networks that come with their weights, if the option ``weights`` does not say otherwise.
+SELF_TRAINED = ("hf", "exported")
+# Networks that cannot be trained.
+TEACHERS_ONLY = ("exported",)
 # What the networks of `MODELS` predict, where it is not "segmentation".
 MODEL_TASKS = {
     "fcos_mobilenetv2_c128": "detection",

@@ -58,6 +58,15 @@ class Model:
         default_factory=dict
     )
     weights: Annotated[str | None, Doc("a .safetensors or .pth file of this very network")] = None
+    weights_prefix: Annotated[
+        str, Doc("dropped from the file's keys that begin with it, such as net. of a checkpoint")
+    ] = ""
+    weights_ignore: Annotated[
+        list[str],
+        Doc(
+            "patterns of the file's keys (without the prefix) that the network has not, such as head.aux.*"
+        ),
+    ] = field(default_factory=list)
     in_channels: Annotated[
         Count,
         Doc(

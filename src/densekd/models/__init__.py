@@ -7,7 +7,8 @@ from densekd.models.label_space import LabelSpace
 from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
 from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
 from densekd.models.retinanet import retinanet_timm
-from densekd.models.taps import TapRow, Taps, list_taps
+from densekd.models.tap_list import TapRow, list_taps
+from densekd.models.taps import Taps
 from densekd.models.timm_heads import FPNTimm, PSPTimm, fpn_timm, psp_timm
 from densekd.models.vnl import VNL, vnl
 from densekd.models.weights import load_weights, read_metadata, read_weights, save_weights

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from densekd.errors import UserError
 from densekd.models.label_space import LabelSpace
+from densekd.models.layout import Grid, as_map, patch_size
 from densekd.ops.names import nearest
 from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
 
@@ -41,6 +42,8 @@ class Recorder:
         self.on = False
         self.value: Any = None
         self.tally = tally
+        self.fired = 0  # the tally's count when it fired last
+        self.runs = 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.on:
@@ -48,6 +51,8 @@ class Recorder:
         self.value = output
         if self.tally is not None and not torch.compiler.is_compiling():
             self.tally.fired += 1
+            self.fired = self.tally.fired
+            self.runs += 1
             if self.tally.fired == self.tally.last:
                 raise _Enough
 
@@ -60,7 +65,8 @@ class Taps(nn.Module):
         taps: name -> module path (``"backbone.layer4"``). Where that module returns a container, a path into it follows
             a colon: ``"backbone:out"``, ``"backbone.fpn:0"``, ``"head:levels.1"`` (keys, positions or attributes).
             ``"fpn:*"`` gives all maps of the container as a list, in its order: the levels of a pyramid.
-            A module that runs more than once in a forward gives its last result.
+            A module that runs more than once in a forward gives its last result. Tokens (N, L, C) and channels-last
+            maps (N, h, w, C) become maps (N, C, h, w); see `densekd.models.layout.as_map`.
         input_spec: the input that the network expects; None takes the network's own ``input_spec`` where it has one,
             and else passes the images on as they are.
         prediction: path into the network's raw output (``"logits"``, ``"1"``), for outputs not known here. Known are a
@@ -72,8 +78,9 @@ class Taps(nn.Module):
     network carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
 
     Raises:
-        UserError: a module path does not exist (nearest names are given), at once; a tap does not fire, its path leads
-            nowhere, or the output is not understood, in the first forward.
+        UserError: a module path does not exist (nearest names are given) or the network has no modules that can be
+            tapped, at once; a tap does not fire, its path leads nowhere, its tokens do not lie on a grid, or the
+            output is not understood, in the first forward.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1))
@@ -97,6 +104,8 @@ class Taps(nn.Module):
         self.input_spec = input_spec or getattr(model, "input_spec", None)
         self.prediction = prediction
         self.label_space = label_space
+        self.patch = patch_size(model)
+        refuse_taps(model, taps)
         self.recorders: dict[str, Recorder] = {}
         self.tally = Tally()
         self.firings = 0  # how often all recorders fire in a whole forward in eval mode; 0 before the first one
@@ -120,7 +129,11 @@ class Taps(nn.Module):
             recorder.on = True
         try:
             raw = self._run(images, prediction)
-            features = {name: read(recorder) for name, recorder in self.recorders.items()}
+            height, width = images.shape[-2:]
+            features = {
+                name: read(recorder, (height, width), self.patch)
+                for name, recorder in self.recorders.items()
+            }
         finally:
             # Nothing may outlive the step: a kept tensor keeps its whole graph.
             for recorder in self.recorders.values():
@@ -149,6 +162,13 @@ class Taps(nn.Module):
         return raw
 
 
+def refuse_taps(model: nn.Module, taps: Mapping[str, str] | None) -> None:
+    """A network may say in ``no_taps`` why nothing inside of it can be read."""
+    reason = getattr(model, "no_taps", None)
+    if reason and taps:
+        raise UserError(f"tap {next(iter(taps.values()))!r}: {reason}")
+
+
 def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
     modules = dict(model.named_modules())
     if path and path in modules:
@@ -157,14 +177,20 @@ def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
     near = nearest(path, names, 3) or names[:8]
     raise UserError(
         f"tap {tap!r}: {type(model).__name__} has no module {path!r}; near it are {', '.join(near)} "
-        "(`densekd.models.list_taps(model, images)` lists all)"
+        "(`densekd taps` or `densekd.models.list_taps(model, images)` lists all)"
     )
 
 
 ALL = "*"  # the path that takes every map of a container
 
 
-def read(recorder: Recorder) -> Maps:
+def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
+    """What a tap gives: a map, or a list of all maps of a container.
+
+    Args:
+        image: (height, width) of the network's input.
+        patch: see `patch_size`.
+    """
     if recorder.value is None:
         raise UserError(
             f"tap {recorder.tap!r} never fired: its module did not run in this forward pass "
@@ -172,19 +198,28 @@ def read(recorder: Recorder) -> Maps:
         )
     module = recorder.tap.partition(":")[0]
     if recorder.where == ALL:
-        return levels(recorder.value, f"tap {recorder.tap!r}", module)
+        return levels(recorder.value, f"tap {recorder.tap!r}", module, image, patch)
     value = follow(recorder.value, recorder.where, f"tap {recorder.tap!r}")
     if not isinstance(value, Tensor):
         raise UserError(
             f"tap {recorder.tap!r} gives {describe(value)}, not a tensor; add a path into it after a colon, "
             f"such as {module + ':' + example(value)!r}, or {module + ':*'!r} for all its maps"
         )
-    return value
+    found = as_map(value, image, patch)
+    if found.ndim == 3:
+        raise UserError(
+            f"tap {recorder.tap!r} gives tokens {tuple(found.shape)}, and for an image of {image[0]}x{image[1]} it "
+            "does not follow which grid they lie on (patches of one size, and up to 16 class and register tokens "
+            "before them); tap a module that gives (N, C, h, w), or all tokens of the image"
+        )
+    return found
 
 
-def levels(value: Any, who: str, module: str) -> list[Tensor]:
+def levels(value: Any, who: str, module: str, image: Grid, patch: int | None) -> list[Tensor]:
     """Every map of a container, in its order."""
     maps = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(maps, tuple | list):
+        maps = [as_map(m, image, patch) if isinstance(m, Tensor) else m for m in maps]
     if not isinstance(maps, tuple | list) or not maps or not all(is_map(m) for m in maps):
         raise UserError(
             f"{who} asks for all maps of a container and {module!r} gives {describe(value)}; "
@@ -246,72 +281,6 @@ def interpret(raw: Any, prediction: str | None) -> tuple[Any, Tensor | None]:
         f"the network returns {describe(raw)}; expected a tensor, a mapping with 'out', an object with .logits, or a "
         "list that starts with a tensor. Say where the prediction is: Taps(..., prediction='path.into.it')"
     )
-
-
-@dataclass(frozen=True)
-class TapRow:
-    """A tensor that can be tapped.
-
-    Attributes:
-        path: the path that `Taps` takes.
-        kind: the class of the module.
-        shape: the shape of the tensor.
-        stride: image height over map height, rounded; None for tensors that are not (N, C, h, w).
-    """
-
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    stride: int | None
-
-
-def list_taps(
-    model: nn.Module, images: Tensor, input_spec: InputSpec | None = None
-) -> list[TapRow]:
-    """Run `model` once, in eval mode, and list every tensor that its modules return, in the order of the modules.
-
-    Args:
-        model: the bare network; its mode is restored.
-        images: (N, C, H, W) RGB in [0, 1].
-        input_spec: has the same meaning as in `Taps`.
-    """
-    paths = [name for name, _ in model.named_modules() if name]
-    recorders = {path: Recorder(path, "") for path in paths}
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    handles = [model.get_submodule(p).register_forward_hook(r) for p, r in recorders.items()]
-    spec = input_spec or getattr(model, "input_spec", None)
-    try:
-        with evaluating(model), torch.no_grad():
-            for recorder in recorders.values():
-                recorder.on = True
-            model(images if spec is None else spec.normalize(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    height = images.shape[-2]
-    return [
-        TapRow(tap, kinds[path], tuple(value.shape), stride_of(value, height))
-        for path, recorder in recorders.items()
-        for tap, value in tensors_in(recorder.value, path)
-    ]
-
-
-def stride_of(value: Tensor, height: int) -> int | None:
-    return max(1, round(height / value.shape[-2])) if value.ndim == 4 else None
-
-
-def tensors_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-        return
-    if isinstance(value, Mapping):
-        items = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, tuple | list):
-        items = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        return
-    for key, inner in items:
-        yield from tensors_in(inner, f"{path}.{key}" if ":" in path else f"{path}:{key}")
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -111,7 +112,12 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, strict: bool = True
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    prefix: str = "",
+    ignore: Sequence[str] = (),
 ) -> list[str]:
     """Load a file or a state dict into `model`, checking every key and shape before touching it.
 
@@ -122,6 +128,9 @@ def load_weights(
         model: the bare network.
         source: a file, or a state dict.
         strict: False loads the tensors that fit and leaves the rest as it is.
+        prefix: dropped from the keys that begin with it, as ``"net."`` of a Lightning checkpoint.
+        ignore: patterns (``"head.aux.*"``) of keys that the file has and this model does not; the keys are matched
+            without the prefix.
 
     Returns:
         The model's keys that were left as they were (empty when strict).
@@ -134,7 +143,7 @@ def load_weights(
         name, state = "the given weights", strip_prefixes(source)
     else:
         name, state = str(source), read_weights(source)
-    state = prepare(model, state)
+    state = prepare(model, without(state, prefix, ignore, name))
     expected = model.state_dict()
     fits = compare(
         expected, state, name, strict=strict, num_classes=getattr(model, "num_classes", None)
@@ -144,6 +153,28 @@ def load_weights(
     left = [key for key in expected if key not in fits and key not in counters]
     model.load_state_dict({**counters, **fits}, strict=not left)
     return left
+
+
+def without(
+    state: Mapping[str, Tensor], prefix: str, ignore: Sequence[str], name: str
+) -> dict[str, Tensor]:
+    """A state dict with `prefix` dropped from its keys, and without the keys that match a pattern of `ignore`.
+
+    Raises:
+        WeightsError: two keys become one.
+    """
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        short = key.removeprefix(prefix)
+        if any(fnmatchcase(short, pattern) for pattern in ignore):
+            continue
+        if short in bare:
+            raise WeightsError(
+                f"{name}: holds both {short!r} and {prefix + short!r}, which are one key without the prefix "
+                f"{prefix!r}; leave the prefix out, or save one of the two networks alone"
+            )
+        bare[short] = value
+    return bare
 
 
 def load_part(model: nn.Module, source: str | Path, *, without: Iterable[str]) -> None:
@@ -186,6 +217,18 @@ def rename_prefixes(state: Mapping[str, Tensor], names: Mapping[str, str]) -> di
     return {rename(key): value for key, value in state.items()}
 
 
+def common_prefix(wanted: Iterable[str], given: Iterable[str]) -> str | None:
+    """What stands before the network's keys in a file of its weights, if that is the difference."""
+    given = set(given)
+    first = next(iter(sorted(wanted)), None)
+    ends = [key for key in given if first and key.endswith("." + first)]
+    for key in sorted(ends, key=len):
+        prefix = key.removesuffix(first or "")
+        if sum(prefix + name in given for name in wanted) > 0.9 * len(set(wanted)):
+            return prefix
+    return None
+
+
 def compare(
     expected: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
@@ -199,9 +242,15 @@ def compare(
     given = {k for k in state if not k.endswith(COUNTER)}
     shared = wanted & given
     if len(shared) < 0.1 * len(wanted):
+        prefix = common_prefix(wanted, given)
+        hint = (
+            f" The file's keys begin with {prefix!r}: drop it with prefix={prefix!r} (weights_prefix in a recipe)."
+            if prefix
+            else ""
+        )
         raise WeightsError(
             f"{name}: these look like weights of another network: {len(shared)} of {len(wanted)} keys match. "
-            f"The file has {first_few(sorted(given))}; the network has {first_few(sorted(wanted))}."
+            f"The file has {first_few(sorted(given))}; the network has {first_few(sorted(wanted))}.{hint}"
         )
     wrong = [k for k in expected if k in shared and state[k].shape != expected[k].shape]
     missing = [k for k in expected if k in wanted - given]
@@ -220,7 +269,10 @@ def compare(
         if missing:
             parts.append(f"missing ({len(missing)}): {first_few(missing)}")
         if unexpected:
-            parts.append(f"unexpected ({len(unexpected)}): {first_few(unexpected)}")
+            parts.append(
+                f"unexpected ({len(unexpected)}): {first_few(unexpected)}"
+                "; keys that are not needed can be named in ignore= (weights_ignore in a recipe)"
+            )
         raise WeightsError(f"{name}: does not fit the network. " + ". ".join(parts) + ".")
     bad = set(wrong)
     return {k: v for k, v in state.items() if k in expected and k not in bad}

@@ -54,7 +54,7 @@ def validate(config: Config) -> str:
 
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     cpu = torch.device("cpu")
-    distiller, spec = build_distiller(_untrained(config), task, distil=distil, device=cpu)
+    distiller, spec = build_distiller(untrained(config), task, distil=distil, device=cpu)
     size = config.data.crop or SIZE
     _try(config, distiller, size)
     build_augment(config.data, facts, spec)
@@ -83,7 +83,7 @@ def validate(config: Config) -> str:
     return "\n".join([*lines, "valid"])
 
 
-def _untrained(config: Config) -> Config:
+def untrained(config: Config) -> Config:
     """The recipe with random networks: no file of weights is needed."""
     model, teacher = config.model, config.teacher
     return replace(
