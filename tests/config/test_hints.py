@@ -12,7 +12,7 @@ from tests.test_layers import FILES, PACKAGE
 SETTING = re.compile(
     r"(?<![\w./{-])(?:model|teacher|data|distill|optim|train|evaluate|task|loss|depth|detection)\.[a-z_]+(?![\w(])"
 )
-FILE = (".txt", ".json", ".yaml", ".py")
+FILE = (".txt", ".json", ".yaml", ".py", ".safetensors")
 
 
 def messages(tree):
