@@ -69,7 +69,12 @@ def smp(
 def weights_file(path: str) -> Path:
     """The file itself, or the one in a folder of ``save_pretrained``."""
     folder = Path(path)
-    return folder / "model.safetensors" if folder.is_dir() else folder
+    if not folder.is_dir():
+        return folder
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise UserError(f"weights {path}: holds {len(found)} .safetensors files; expected one")
+    return found[0]
 
 
 def input_spec(library: Any, encoder: str, weights: str | None, channels: int) -> InputSpec:

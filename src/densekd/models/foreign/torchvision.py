@@ -31,7 +31,7 @@ def torchvision(
     known = list_models(segmentation)
     if arch not in known:
         raise UserError(f"arch {arch!r} is unknown; {did_you_mean(arch, known)}")
-    # LR-ASPP has no auxiliary head and no argument for one. Weights of the whole network decide on the head themselves.
+    # LR-ASPP has no auxiliary head and no argument for one. Weights of the whole network bring theirs.
     has_choice = not arch.startswith("lraspp") and weights is None
     if aux_head and arch.startswith("lraspp"):
         raise UserError(f"arch {arch} has no auxiliary head; leave aux_head out")
@@ -57,6 +57,9 @@ def torchvision(
         ) from error
     except OSError as error:
         raise UserError(f"torchvision cannot fetch the weights of {arch}: {error}") from error
+    if not aux_head and hasattr(network, "aux_classifier"):
+        # Weights of the whole network bring the head; without it the network is as it is when built at random.
+        setattr(network, "aux_classifier", None)  # noqa: B010 - the attribute is typed as a module
     tap = "backbone:high" if arch.startswith("lraspp") else "backbone:out"
     # All of torchvision's weights for segmentation take ImageNet's mean and std.
     return declare(network, InputSpec(), num_classes, tap)
