@@ -45,7 +45,11 @@ def command(arguments: list[str]) -> int:
         config = recipe_for_model(recipe, overrides)
         wrong = [
             f"{name} {value}"
-            for name, value in (("--threads", threads), ("--runs", runs), ("--size", size and min(size)))
+            for name, value in (
+                ("--threads", threads),
+                ("--runs", runs),
+                ("--size", size and min(size)),
+            )
             if value is not None and value < 1
         ]
         if wrong:

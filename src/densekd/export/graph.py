@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError as ConstraintError
 from torch.export import Dim, ExportedProgram
 
 from densekd.errors import UserError
@@ -17,7 +16,9 @@ from densekd.types import InputSpec
 
 # What the graph gives besides the network's own maps, and the task that it belongs to.
 ENDS = {"argmax": "segmentation", "metres": "depth"}
-SMALLEST = 64  # pixels: below, the coarsest maps of many networks have one place, which is another program
+SMALLEST = (
+    64  # pixels: below, the coarsest maps of many networks have one place, which is another program
+)
 DIVISOR = 32  # of the sizes of a network whose program holds for its multiples only
 
 
@@ -125,10 +126,10 @@ def trace(
             shapes = {"images": {0: batch, 2: height, 3: width}}
             try:
                 program = torch.export.export(module, (images,), dynamic_shapes=shapes)
-            except (ConstraintError, ValueError) as failure:
+            except Exception as failure:  # torch.export's errors have no common base class
                 error = failure
                 continue
             return Graph(module, program, divisor, size, spec.channels)
     raise UserError(
-        f"{type(network).__name__} cannot be exported with free sizes: {str(error).splitlines()[0]}"
+        f"{type(network).__name__} cannot be exported by torch.export: {str(error).strip().splitlines()[0]}"
     ) from error

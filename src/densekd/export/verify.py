@@ -55,9 +55,7 @@ def compare(graph: Graph, run: Callable[[np.ndarray], np.ndarray], who: str) -> 
     return gaps
 
 
-def _gap(
-    shape: tuple[int, ...], scores: torch.Tensor, answer: torch.Tensor, end: str
-) -> Gap:
+def _gap(shape: tuple[int, ...], scores: torch.Tensor, answer: torch.Tensor, end: str) -> Gap:
     largest = max(1.0, float(scores.abs().max()))
     if end != "argmax":
         if answer.shape != scores.shape:

@@ -109,9 +109,7 @@ def join_boxes(task: Task, images: Mapping[str, Mapping[str, Any]]) -> tuple[lis
             {"id": k, "file_name": n, "width": images[n]["width"], "height": images[n]["height"]}
             for k, n in zip(numbers, names, strict=True)
         ],
-        "categories": [
-            {"id": i, "name": name} for i, name in zip(ids, task.classes, strict=True)
-        ],
+        "categories": [{"id": i, "name": name} for i, name in zip(ids, task.classes, strict=True)],
     }
     results = [
         {"image_id": k, **box}

@@ -81,7 +81,11 @@ def _onnx_arm(path: Path, images: torch.Tensor, threads: int) -> Callable[[], fl
 
 def _milliseconds(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(1000 * s for s in seconds)
-    p95 = statistics.quantiles(ordered, n=20, method="inclusive")[-1] if len(ordered) > 1 else ordered[0]
+    p95 = (
+        statistics.quantiles(ordered, n=20, method="inclusive")[-1]
+        if len(ordered) > 1
+        else ordered[0]
+    )
     return {"median": statistics.median(ordered), "p95": p95}
 
 

@@ -35,9 +35,7 @@ def open_model(
     """
     place = str(pick_device(device))
     if not path.exists():
-        raise WeightsError(
-            f"{path} does not exist; MODEL is the folder of a run or a weights file"
-        )
+        raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
     if recipe is None:
         try:
             return load(path, best=best, device=place, trusted=trusted)

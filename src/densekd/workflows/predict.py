@@ -220,5 +220,3 @@ def as_text(result: Predicted, model: LoadedModel) -> str:
         lines.append(f"{len(result.unreadable)} could not be read:")
         lines += [f"  {text}" for text in result.unreadable]
     return "\n".join(lines)
-
-

@@ -98,5 +98,3 @@ def _before_magic(pattern: Path) -> Path:
             break
         plain.append(part)
     return Path(*plain)
-
-
