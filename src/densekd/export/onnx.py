@@ -83,7 +83,7 @@ def onnx_runner(content: bytes | str, threads: int | None = None) -> Run:
     check_packages()
     ort: Any = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised too
     if threads is not None:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -44,7 +44,9 @@ def compare(graph: Graph, run: Callable[[np.ndarray], np.ndarray], who: str) -> 
         try:
             answer = run(images)
         except Exception as error:  # the runtimes have no common base class
-            raise UserError(f"{who} fails at {shape}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"{who} fails at {shape}, so no file is written: {str(error).splitlines()[0]}"
+            ) from error
         gap = _gap(shape, scores, torch.from_numpy(np.asarray(answer)), graph.module.end)
         if not gap.error <= TOLERANCE:
             raise UserError(
