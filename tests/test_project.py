@@ -29,7 +29,7 @@ def test_what_densekd_needs_is_pinned_once():
     extras = PROJECT["optional-dependencies"]
     running = [*PROJECT["dependencies"], *extras["det"], *extras["depth"], *extras["lite"]]
     assert {canonical(Requirement(r).name) for r in running} <= set(run)
-    others = [*extras["tensorboard"], *extras["smp"], *extras["dev"]]
+    others = [*extras["tensorboard"], *extras["smp"], *extras["export"], *extras["dev"]]
     names = {canonical(Requirement(r).name) for r in others} - {"densekd"}
     assert names <= set(dev)
     assert not set(run) & set(dev)

@@ -36,6 +36,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 Recipe = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 
 
 def parse(
@@ -88,6 +89,15 @@ def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
 
         check_task(settings.task)
     return settings
+
+
+def recipe_for_model(recipe: str | None, overrides: dict[str, Any]) -> Config | None:
+    """The recipe beside a MODEL; settings without a recipe are a mistake."""
+    if recipe is None and overrides:
+        raise UserError(
+            f"--{next(iter(overrides))} is a setting of a recipe, and none is given; add --recipe RECIPE"
+        )
+    return None if recipe is None else read_recipe(recipe, overrides)
 
 
 def command_line() -> str:

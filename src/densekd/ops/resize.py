@@ -23,8 +23,11 @@ ALIGN_CORNERS = True
 
 
 def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear (N, C, h, w) -> (N, C, *size); the tensor itself where the size already fits."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    """Bilinear (N, C, h, w) -> (N, C, *size); the tensor itself where the size already fits.
+
+    An exported program resizes in any case: comparing sizes would fix them to those whose comparison ends the same.
+    """
+    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=ALIGN_CORNERS)
 

@@ -132,10 +132,12 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
 
 def stand_in_reader(config: Config) -> Any:
     """What the recipe's reader would say of itself, without its files."""
-    classes = _class_names(config, resolve(config.data.dataset, DATASETS, "data.dataset"))
-    return SimpleNamespace(
-        classes=classes, palette=distinct_colours(len(classes)), ignore_index=IGNORE_INDEX
-    )
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
+    classes = _class_names(config, builder)
+    palette = getattr(inspect.getmodule(builder), "PALETTE", ())
+    if len(palette) != len(classes):
+        palette = distinct_colours(len(classes))
+    return SimpleNamespace(classes=classes, palette=palette, ignore_index=IGNORE_INDEX)
 
 
 def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:

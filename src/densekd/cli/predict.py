@@ -1,0 +1,60 @@
+"""``densekd predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from densekd.cli.arguments import Model, parse, recipe_for_model, split_overrides
+
+Kind = Literal["index", "colour", "overlay", "drawn", "results", "metres"]
+
+
+def command(arguments: list[str]) -> int:
+    own, overrides = split_overrides(arguments)
+
+    def predict(
+        model: Model,
+        inputs: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="INPUT...")],
+        /,
+        out: Path,
+        only: tuple[Kind, ...] = (),
+        recipe: str | None = None,
+        best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        trusted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        device: str = "auto",
+        as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    ) -> int:
+        """Write a network's answers for images into a folder.
+
+        Segmentation: index/ (class of each pixel), colour/ and overlay/. Detection: drawn/ and results.json in COCO's
+        form. Depth: metres/ (16-bit PNG) and colour/. The same command goes on where it stopped: what is there is left
+        as it is, and a folder with another model's answers is refused. Ends with status 1 where an image could not be
+        read.
+
+        Args:
+            model: folder of a run, or a weights file.
+            inputs: images, folders (searched to the bottom) or patterns in quotes ('drives/**/*.jpg').
+            out: folder for the answers; outputs keep the path of their image below its INPUT.
+            only: which files; by default all that the task has.
+            recipe: recipe of the network, for weights files that do not say which one they are of (.pth).
+            best: of a run, the weights that scored best.
+            trusted: allow a file to name a network outside of densekd, whose code is then run.
+            device: auto, cpu, cuda, cuda:N or mps.
+            as_json: print what was done as JSON.
+        """
+        config = recipe_for_model(recipe, overrides)
+        from densekd.workflows import predict as workflow
+        from densekd.workflows.open_model import open_model
+        from densekd.workflows.predict_inputs import find_inputs
+
+        found = find_inputs(inputs, out)
+        loaded = open_model(Path(model), config, best=best, trusted=trusted, device=device)
+        result = workflow.predict(loaded, found, out, only=only, quiet=as_json)
+        print(json.dumps(result.as_dict()) if as_json else workflow.as_text(result, loaded))
+        return 1 if result.unreadable else 0
+
+    return parse(predict, "predict", own)

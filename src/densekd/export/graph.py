@@ -1,0 +1,135 @@
+"""The graph that is exported: normalisation, the network, and what decodes its maps, for any batch and size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from densekd.errors import UserError
+from densekd.models.taps import Taps, evaluating
+from densekd.ops.resize import resize_map
+from densekd.tasks import Task
+from densekd.types import InputSpec
+
+# What the graph gives besides the network's own maps, and the task that it belongs to.
+ENDS = {"argmax": "segmentation", "metres": "depth"}
+SMALLEST = (
+    64  # pixels: below, the coarsest maps of many networks have one place, which is another program
+)
+DIVISOR = 32  # of the sizes of a network whose program holds for its multiples only
+
+
+class Deployed(nn.Module):
+    """RGB images in [0, 1] -> the answer, in one graph.
+
+    Args:
+        network: the bare network.
+        end: ``"argmax"``: class of each pixel at the image's size; ``"metres"``: depth at the image's size;
+            ``"none"``: the network's maps as they are.
+    """
+
+    def __init__(self, network: nn.Module, task: Task, spec: InputSpec, end: str) -> None:
+        super().__init__()
+        self.tapped = Taps(network, {}, spec)
+        self.task = task
+        self.end = end
+        self.output = {"argmax": "classes", "metres": "depth"}.get(end, "prediction")
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.scores(images)
+        if self.end != "argmax":
+            return scores
+        return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """The answer before the argmax."""
+        maps = self.tapped(images).prediction
+        if self.end == "none":
+            return maps
+        if self.end == "metres":
+            maps = self.task.decode(maps)  # type: ignore[attr-defined]
+        return resize_map(maps, (images.shape[-2], images.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced `Deployed`.
+
+    Attributes:
+        divisor: heights and widths must be multiples of it.
+        example: (height, width) it was traced at.
+    """
+
+    module: Deployed
+    program: ExportedProgram
+    divisor: int
+    example: tuple[int, int]
+    channels: int
+
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        """Three shapes to check it at: the traced one, a single image, and an odd or longer size."""
+        height, width = self.example
+        other = (height + 13, width + 7) if self.divisor == 1 else (height + 64, width + 32)
+        sizes = [(2, height, width), (1, height + 32, width + 96), (3, *other)]
+        return [(n, self.channels, h, w) for n, h, w in sizes]
+
+
+def end_of(task: Task, wanted: str | None) -> str:
+    """What the graph ends with: the task's own end where none is named."""
+    if task.name == "detection":
+        raise UserError(
+            "detection cannot be exported yet: its boxes are decoded outside of the network; export the network "
+            "itself with torch.onnx.export(model.model, ...)"
+        )
+    if wanted is None:
+        return next((end for end, name in ENDS.items() if name == task.name), "none")
+    if wanted != "none" and ENDS.get(wanted) != task.name:
+        own = [end for end, name in ENDS.items() if name == task.name]
+        raise UserError(
+            f"--with {wanted}: is of {ENDS.get(wanted)}; this is {task.name}: {', '.join([*own, 'none'])}"
+        )
+    return wanted
+
+
+def example_size(spec: InputSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) a graph is traced at: multiples of 32 that are unequal, near those asked for."""
+    height, width = size or spec.size or (192, 256)
+    if size is not None and min(size) < SMALLEST:
+        raise UserError(f"--size {height} {width}: must be at least {SMALLEST} pixels a side")
+    height, width = (max(SMALLEST, round(v / DIVISOR) * DIVISOR) for v in (height, width))
+    return height, width + (DIVISOR if height == width else 0)
+
+
+def trace(
+    network: nn.Module, task: Task, spec: InputSpec, end: str, size: tuple[int, int]
+) -> Graph:
+    """Export with free batch, height and width, from two images that are not square.
+
+    A network whose program depends on how its sizes divide is exported for multiples of `DIVISOR`.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+    module = Deployed(network, task, spec, end).eval()
+    images = torch.rand(2, spec.channels, *size)
+    batch = Dim("batch", min=1)
+    kinds = {
+        1: (Dim("height", min=SMALLEST), Dim("width", min=SMALLEST)),
+        DIVISOR: tuple(DIVISOR * Dim(f"{name}_{DIVISOR}", min=2) for name in ("height", "width")),
+    }
+    with evaluating(module), torch.no_grad():
+        error: Exception | None = None
+        for divisor, (height, width) in kinds.items():
+            shapes = {"images": {0: batch, 2: height, 3: width}}
+            try:
+                program = torch.export.export(module, (images,), dynamic_shapes=shapes)
+            except Exception as failure:  # torch.export's errors have no common base class
+                error = failure
+                continue
+            return Graph(module, program, divisor, size, spec.channels)
+    raise UserError(
+        f"{type(network).__name__} cannot be exported by torch.export: {str(error).strip().splitlines()[0]}"
+    ) from error

@@ -1,0 +1,222 @@
+"""`predict`: the answers for images as files in a folder, which says in predict.json whose they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+import densekd
+from densekd.data.files import read_image
+from densekd.errors import DataError, UserError
+from densekd.ops.files import write_text
+from densekd.report.answers import (
+    OF_ANY_TASK,
+    PICTURES,
+    Draw,
+    as_rgb,
+    coco_boxes,
+    join_boxes,
+    per_metre,
+    save_png,
+)
+from densekd.workflows.load import LoadedModel
+from densekd.workflows.open_model import identity
+from densekd.workflows.predict_inputs import Input
+
+MANIFEST = "predict.json"
+BOXES = "results"  # detection: the boxes of each image, joined into results.json and images.json
+
+
+@dataclass
+class Predicted:
+    """What one call of `predict` did.
+
+    Attributes:
+        images: how many inputs there are.
+        written: for how many of them files were written; the others had all of theirs, or are unreadable.
+        unreadable: what is wrong with each file that could not be read.
+        seconds: for the written ones, with reading and writing.
+        files: the kinds of file.
+    """
+
+    images: int
+    out: str
+    files: list[str]
+    written: int = 0
+    seconds: float = 0.0
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        return self.images - self.written - len(self.unreadable)
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.written / self.seconds if self.written else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "skipped": self.skipped,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def kinds_of(model: LoadedModel, only: Sequence[str]) -> dict[str, Draw | None]:
+    """Kind of file -> how it is drawn; `only` chooses. None stands for the boxes of detection."""
+    name = model.task.name
+    possible: dict[str, Draw | None] = {**PICTURES.get(name, OF_ANY_TASK)}
+    if name == "detection":
+        possible[BOXES] = None
+    unknown = [kind for kind in only if kind not in possible]
+    if unknown:
+        raise UserError(
+            f"--only {unknown[0]}: {name} has no such files; possible: {', '.join(possible)}"
+        )
+    return {kind: draw for kind, draw in possible.items() if not only or kind in only}
+
+
+def predict(
+    model: LoadedModel,
+    inputs: Sequence[Input],
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    quiet: bool = False,
+) -> Predicted:
+    """Write the answers for `inputs` into `out`; what is there already is left as it is.
+
+    Args:
+        only: kinds of file; empty for all that the task has.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: `out` holds files of another model, or files that `predict` did not write.
+    """
+    kinds = kinds_of(model, only)
+    claim(out, model)
+    result = Predicted(len(inputs), str(out), list(kinds))
+    shown = track(
+        inputs,
+        description="predict",
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not Console(stderr=True).is_terminal,
+    )
+    begin = time.perf_counter()
+    for item in shown:
+        missing = {k: draw for k, draw in kinds.items() if not output_of(out, k, item).exists()}
+        if not missing:
+            continue
+        try:
+            image = read_image(item.path, model.input_spec.channels)
+        except DataError as error:
+            result.unreadable.append(str(error))
+            continue
+        answer = model.predict(image)
+        for kind, draw in missing.items():
+            path = output_of(out, kind, item)
+            if draw is None:
+                write_boxes(path, model, item, image.shape, answer)
+            else:
+                save_png(path, draw(model.task, as_rgb(image), answer))
+        result.written += 1
+    result.seconds = time.perf_counter() - begin
+    if BOXES in kinds:
+        write_results(out, model)
+    return result
+
+
+def output_of(out: Path, kind: str, item: Input) -> Path:
+    path = out / kind / item.output
+    return path.with_suffix(".json") if kind == BOXES else path
+
+
+def claim(out: Path, model: LoadedModel) -> None:
+    """Write whose answers the folder holds; UserError where it holds others."""
+    own = identity(model)
+    path = out / MANIFEST
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            found = {}
+        before = found.get("answers", {}) if isinstance(found, dict) else {}
+        # As JSON gives it back: tuples become lists.
+        different = [k for k, v in json.loads(json.dumps(own)).items() if before.get(k) != v]
+        if different:
+            raise UserError(
+                f"--out {out} holds the answers of another model ({found.get('model', 'unknown')}; different: "
+                f"{', '.join(different)}); give another folder"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UserError(
+            f"--out {out} has files and no {MANIFEST}: densekd predict did not write it; give another folder"
+        )
+    depth = {"depth": depth_note(model)} if model.task.name == "depth" else {}
+    about = {
+        "model": str(model.path),
+        "densekd": densekd.__version__,
+        **depth,
+        "note": model.about.get("note", ""),
+        "answers": own,
+    }
+    write_text(path, json.dumps(about, indent=2) + "\n")
+
+
+def depth_note(model: LoadedModel) -> str:
+    return f"metres = value of the 16-bit PNG / {per_metre(model.task)}"
+
+
+def write_boxes(
+    path: Path,
+    model: LoadedModel,
+    item: Input,
+    shape: tuple[int, ...],
+    answer: Mapping[str, Any],
+) -> None:
+    content = {
+        "file_name": item.name.as_posix(),
+        "height": shape[0],
+        "width": shape[1],
+        "boxes": coco_boxes(model.task, answer),
+    }
+    write_text(path, json.dumps(content) + "\n")
+
+
+def write_results(out: Path, model: LoadedModel) -> None:
+    """Join the boxes of all images of the folder, those of earlier calls too."""
+    images = {}
+    for path in sorted((out / BOXES).rglob("*.json")):
+        if not path.name.startswith("."):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            images[content["file_name"]] = content
+    results, listed = join_boxes(model.task, images)
+    write_text(out / "results.json", json.dumps(results) + "\n")
+    write_text(out / "images.json", json.dumps(listed, indent=1) + "\n")
+
+
+def as_text(result: Predicted, model: LoadedModel) -> str:
+    """A few lines for people."""
+    rate = result.images_per_second
+    speed = "" if rate is None else f", {rate:.3g} images/s with reading and writing"
+    lines = [f"{result.written} of {result.images} images predicted{speed}"]
+    if result.skipped:
+        lines.append(f"{result.skipped} were there already")
+    if "metres" in result.files:
+        lines.append(depth_note(model))
+    lines.append(f"{', '.join(result.files)} in {result.out}")
+    if result.unreadable:
+        lines.append(f"{len(result.unreadable)} could not be read:")
+        lines += [f"  {text}" for text in result.unreadable]
+    return "\n".join(lines)

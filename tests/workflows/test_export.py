@@ -1,0 +1,229 @@
+"""`densekd export` and `densekd latency`: files that answer as PyTorch does, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import densekd
+from densekd.cli.main import main
+from densekd.errors import UserError
+from densekd.export import compare, onnx_runner, trace
+from densekd.ops.resize import resize_map
+from densekd.tasks import Segmentation
+from densekd.types import InputSpec
+from tests.workflows.test_functions import TASKS, tree_of
+
+SIZE = ("--size", "64", "96")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of a finished run a task."""
+    out = tmp_path_factory.mktemp("runs")
+    for task in TASKS:
+        densekd.train(tree_of(task), name=task, out=out, device="cpu")
+    return out
+
+
+def export(*words: object) -> int:
+    return main(["export", *map(str, words)])
+
+
+def test_a_program_answers_as_predict_does(runs, tmp_path, capsys):
+    file = tmp_path / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["file"] == str(file)
+    assert len(said["checks"]) == 3
+    assert all(check["error"] <= 1e-3 for check in said["checks"])
+    extra = {"densekd.json": ""}
+    program = torch.export.load(file, extra_files=extra)
+    about = json.loads(extra["densekd.json"])
+    model = densekd.load(runs / "segmentation")
+    assert about["classes"] == model.classes
+    assert "float32 in [0, 1]" in about["input"]
+    image = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float() / 255
+    classes = program.module()(batch)[0].numpy()
+    assert classes.dtype == np.uint8
+    assert (classes == model.predict(image)).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_depth_is_decoded_to_metres(runs, tmp_path, capsys):
+    file = tmp_path / "a.pt2"
+    assert export(runs / "depth", "--out", file, *SIZE) == 0
+    assert "multiples of 32" in capsys.readouterr().out
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float() / 255
+    metres = torch.export.load(file).module()(batch)[0, 0].detach().numpy()
+    assert np.abs(metres - densekd.load(runs / "depth").predict(image)).max() < 1e-3
+
+
+def test_the_networks_own_maps_can_be_had(runs, tmp_path):
+    file = tmp_path / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE, "--with", "none") == 0
+    images = torch.rand(3, 3, 64, 80)
+    maps = torch.export.load(file).module()(images)
+    expected = densekd.load(runs / "segmentation")(images).prediction
+    assert maps.shape == expected.shape
+    assert torch.allclose(maps, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_answers_as_predict_does(runs, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "a.onnx"
+    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    said = capsys.readouterr().out
+    assert said.count("equals PyTorch at") == 3
+    model = densekd.load(runs / "segmentation")
+    proto = onnx.load(file)
+    about = {entry.key: entry.value for entry in proto.metadata_props}
+    assert json.loads(about["classes"]) == model.classes
+    assert about["task"] == "segmentation"
+    assert [
+        d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim
+    ] == [
+        "batch",
+        3,
+        "height",
+        "width",
+    ]
+    image = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    batch = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+    assert (onnx_runner(str(file), 1)(batch)[0] == model.predict(image)).mean() > 0.999
+    assert export(runs / "segmentation", "--out", file) == 2  # never overwritten
+    assert "exists" in capsys.readouterr().err
+    words = ("latency", runs / "segmentation", "--onnx", file, *SIZE, "--runs", 2, "--threads", 1)
+    assert main([*map(str, words), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["milliseconds"]) == {"PyTorch", "ONNX Runtime"}
+
+
+@pytest.mark.slow
+def test_the_authors_checkpoint_as_onnx(shared, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    weights = shared / "checkpoints" / "espnet_camvid" / "ESPNet_base.pth"
+    file = tmp_path / "a.onnx"
+    assert export(weights, "--recipe", "camvid/espnet", "--out", file, *SIZE, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["checks"]) == 3
+    from densekd.data.files import read_image
+    from densekd.workflows.open_model import open_model
+    from densekd.workflows.recipe import read_recipe
+
+    image = read_image(min((shared / "camvid" / "val").glob("*.png")))
+    batch = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+    classes = onnx_runner(str(file), 1)(batch)[0]
+    expected = open_model(weights, read_recipe("camvid/espnet")).predict(image)
+    assert (classes == expected).mean() > 0.999
+
+
+def test_latency_counts_and_times(runs, capsys):
+    assert main(["latency", str(runs / "segmentation"), *SIZE, "--runs", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    network = densekd.load(runs / "segmentation").model
+    assert said["parameters"] == sum(p.numel() for p in network.parameters())
+    assert said["macs"] > 0
+    assert said["size"] == [64, 96]
+    row = said["milliseconds"]["PyTorch"]
+    assert 0 < row["median"] <= row["p95"]
+    threads = torch.get_num_threads()
+    assert main(["latency", str(runs / "depth"), *SIZE, "--runs", "1", "--threads", "2"]) == 0
+    assert torch.get_num_threads() == threads
+    assert "median ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "expected"),
+    [
+        ("detection", [], "detection cannot be exported yet"),
+        ("depth", ["--with", "argmax"], "--with argmax: is of segmentation; this is depth"),
+        ("segmentation", ["--size", "32", "96"], "at least 64"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(runs, tmp_path, capsys, task, words, expected):
+    file = tmp_path / "a.pt2"
+    assert export(runs / task, "--out", file, *words) == 2
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("densekd.export.onnx.importlib.util.find_spec", lambda name: None)
+    assert export(tmp_path, "--out", tmp_path / "a.onnx") == 2
+    assert "densekd[export]" in capsys.readouterr().err
+
+
+class Branches(nn.Module):
+    """Asks for the size's remainder, as padding by hand does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x[..., :-1, :] if x.shape[-2] % 4 else x
+
+
+class Asks(Branches):
+    """Depends on a value, which no graph can."""
+
+    def forward(self, x):
+        return self.conv(x) if x.sum().item() > 0 else x
+
+
+def segmentation() -> Segmentation:
+    return Segmentation(["a", "b", "c", "d"], [(0, 0, 0)] * 4)
+
+
+def test_a_network_whose_sizes_branch_is_exported_for_multiples():
+    graph = trace(Branches(), segmentation(), InputSpec(), "argmax", (64, 96))
+    assert graph.divisor == 32
+    assert all(h % 32 == w % 32 == 0 for _, _, h, w in graph.shapes())
+
+
+def test_a_network_that_cannot_be_traced_is_an_error():
+    with pytest.raises(UserError, match="Asks cannot be exported"):
+        trace(Asks(), segmentation(), InputSpec(), "argmax", (64, 96))
+
+
+@pytest.mark.parametrize("end", ["argmax", "none"])
+def test_another_answer_is_refused(end):
+    graph = trace(nn.Conv2d(3, 4, 1), segmentation(), InputSpec(), end, (64, 96))
+    module = graph.program.module()
+
+    def right(images):
+        return module(torch.from_numpy(images)).detach().numpy()
+
+    assert all(gap.error <= 1e-3 for gap in compare(graph, right, "the file"))
+    with pytest.raises(UserError, match="off PyTorch"):
+        compare(graph, lambda images: (right(images) + 1) % 4, "the file")
+    with pytest.raises(UserError, match="off PyTorch"):
+        compare(graph, lambda images: right(images)[..., :-1], "the file")
+    with pytest.raises(UserError, match="fails at"):
+        compare(graph, lambda images: right(images[..., :0]), "the file")
+
+
+def test_an_exported_program_resizes_at_every_size():
+    """Equal sizes at the example must not leave the resizing out at others."""
+
+    class Fit(nn.Module):
+        def forward(self, x, y):
+            return resize_map(x, (y.shape[-2], y.shape[-1]))
+
+    a, b = torch.export.Dim("a", min=4), torch.export.Dim("b", min=4)
+    shapes = {"x": {2: a}, "y": {2: b}}
+    x = torch.rand(1, 1, 8, 8)
+    program = torch.export.export(Fit(), (x, torch.rand(1, 1, 8, 8)), dynamic_shapes=shapes)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    assert torch.equal(program.module()(x, torch.rand(1, 1, 8, 8)), x)
+    assert program.module()(x, torch.rand(1, 1, 12, 8)).shape == (1, 1, 12, 8)
