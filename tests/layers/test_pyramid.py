@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from densekd.layers import PyramidPooling
+from densekd.layers.pyramid import GridPool
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (65, 65)])
@@ -29,3 +30,14 @@ def test_a_constant_map_stays_constant() -> None:
 
 def test_batch_of_one_trains() -> None:
     PyramidPooling(6, 4).train()(torch.rand(1, 6, 5, 7)).sum().backward()
+
+
+def test_an_exported_grid_is_the_adaptive_mean_at_every_size():
+    pool = GridPool(6)
+    free = {"input": {2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}}
+    program = torch.export.export(pool, (torch.rand(1, 2, 12, 16),), dynamic_shapes=free).module()
+    for size in ((12, 16), (13, 29), (4, 7), (6, 90)):
+        images = torch.rand(1, 2, *size)
+        expected = torch.nn.AdaptiveAvgPool2d(6)(images)
+        assert torch.equal(pool(images), expected)
+        assert torch.allclose(program(images), expected, atol=1e-6)

@@ -11,6 +11,28 @@ from densekd.layers.abn import ABN
 from densekd.ops.resize import resize_map
 
 
+class GridPool(nn.AdaptiveAvgPool2d):
+    """``nn.AdaptiveAvgPool2d`` of a square grid; in an exported program, as products with matrices of its cells.
+
+    ONNX has no adaptive pooling: its converter would fix the cells to those of the size that was traced.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, side, side)."""
+        if not torch.compiler.is_exporting():
+            return super().forward(input)
+        rows, columns = (self.cells(input.shape[axis], input.device) for axis in (-2, -1))
+        return rows.to(input.dtype) @ input @ columns.to(input.dtype).mT
+
+    def cells(self, length: int, device: torch.device) -> Tensor:
+        """(side, length): the weight of each position in each cell's mean."""
+        side: int = self.output_size  # type: ignore[assignment]
+        place = torch.arange(side, device=device)[:, None]
+        begin, end = place * length // side, ((place + 1) * length + side - 1) // side
+        position = torch.arange(length, device=device)
+        return ((position >= begin) & (position < end)).float() / (end - begin)
+
+
 class PyramidPooling(nn.Module):
     """Pool to several grids, project, upsample, join with the input and fuse.
 
@@ -41,7 +63,7 @@ class PyramidPooling(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(size),
+                GridPool(size),
                 nn.Conv2d(in_channels, out_channels, 1, bias=False),
                 ABN(out_channels),
             )
