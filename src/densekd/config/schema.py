@@ -1,4 +1,4 @@
-"""Every setting, as plain dataclasses: its type, its range and its help (`Doc`).
+"""Every setting, as plain dataclasses: its type, its range and its help (`Doc`). One list, so one long file.
 
 docs/config.md is made from this file (docs/make_config_reference.py); ``densekd config show`` prints the values.
 

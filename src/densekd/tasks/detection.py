@@ -1,4 +1,7 @@
-"""Object detection: a dense one-stage detector's raw outputs against the boxes of each image."""
+"""Object detection: a dense one-stage detector's raw outputs against the boxes of each image.
+
+One class with all that is asked of a task, so a long file; rules, guess and metric stand in files of their own.
+"""
 
 from __future__ import annotations
 
