@@ -82,7 +82,7 @@ def end_of(task: Task, wanted: str | None) -> str:
     if task.name == "detection":
         raise UserError(
             "detection cannot be exported yet: its boxes are decoded outside of the network; export the network "
-            "itself with torch.onnx.export(model.model, ...)"
+            "itself with torch.onnx.export on the loaded `model`"
         )
     if wanted is None:
         return next((end for end, name in ENDS.items() if name == task.name), "none")
