@@ -146,6 +146,8 @@ def reduced(name: str, root: Path) -> dict:
         overrides["teacher.allow_untrained"] = True
         if tree["distill"].get("holistic"):
             overrides["distill.holistic.channels"] = 8
+    if "labelled" in tree["data"].get("train_options", {}):
+        overrides["data.train_options.labelled"] = 2
     if tree.get("evaluate", {}).get("short_side"):
         overrides["evaluate.short_side"] = 64
     apply_overrides(tree, overrides)

@@ -123,7 +123,7 @@ def test_unknown_intrinsics_say_what_to_do(batch, logits):
     batch.targets.intrinsics[1] = torch.nan
     with pytest.raises(
         ValueError,
-        match=r"image 1 .*data\.options\.intrinsics.*leave virtual_normal out of depth\.losses",
+        match=r"image 1 .*its option `intrinsics`.*leave virtual_normal out of the losses",
     ):
         Depth(**RANGE, bins=10).loss(DenseOutput(logits), batch)
 
