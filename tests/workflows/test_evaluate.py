@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +45,22 @@ def made(tmp_path_factory):
     weights = folder / "student.safetensors"
     save_weights(network, weights, {})
     return tree, weights, root, write_recipe(folder / "recipe.yaml", tree)
+
+
+def test_scoring_loads_no_compiler_and_no_torchvision(made):
+    """Each takes as long to import as torch itself, and a segmentation network needs neither."""
+    _, weights, _, recipe = made
+    heavy = ("torch._dynamo", "torch._inductor", "sympy", "torchvision", "timm", "torch.onnx")
+    code = (
+        "import sys\n"
+        "from densekd.cli.main import main\n"
+        f"assert main(['evaluate', {str(recipe)!r}, '--weights', {str(weights)!r}]) == 0\n"
+        f"print('loaded:', *(set({heavy!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
 
 
 def test_the_score_file_equals_cityscapesscripts(made, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops import FrozenBatchNorm2d
 
 from densekd.layers.abn import ABN
 
@@ -146,9 +145,12 @@ class Reads(TorchDispatchMode):
 
 
 def norm_types() -> set[type]:
-    known: set[type] = {nn.BatchNorm2d, ABN, FrozenBatchNorm2d}
-    if "timm.layers" in sys.modules:  # else no network has any, and its import takes seconds
+    known: set[type] = {nn.BatchNorm2d, ABN}
+    # A library that is not loaded has no norm in the network, and its import takes seconds.
+    if "timm.layers" in sys.modules:
         known.add(sys.modules["timm.layers"].BatchNormAct2d)
+    if "torchvision.ops" in sys.modules:
+        known.add(sys.modules["torchvision.ops"].FrozenBatchNorm2d)
     return known
 
 

@@ -1,0 +1,97 @@
+"""Writes the tables of README.md from the files under results/, between ``<!-- results: NAME -->`` and ``<!-- end -->``.
+
+    python docs/make_tables.py
+
+A test fails while the page shows other numbers than the files. NAME is a function of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "README.md"
+BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.S)
+
+ALONE = "student alone"
+Row = dict[str, list[float]]  # metric -> its value for each seed
+
+
+def rows_of(name: str) -> dict[str, Row]:
+    """Title -> scores of a file that `densekd ablate` wrote, under results/."""
+    rows = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+    return {row["title"]: row["scores"] for row in rows}
+
+
+def spread(values: list[float], digits: int) -> str:
+    """ "47.94 ± 0.31": mean and standard deviation over the seeds; one seed stands alone."""
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def percent(values: list[float]) -> list[float]:
+    return [100 * value for value in values]
+
+
+def gains(rows: dict[str, Row], metric: str, title: str, over: str = ALONE) -> list[float]:
+    """Seed by seed: how much better `title` is than `over`."""
+    pairs = zip(rows[title][metric], rows[over][metric], strict=True)
+    return [ours - base for ours, base in pairs]
+
+
+def demo() -> str:
+    rows = rows_of("demo/results.json")
+    lines = ["| network | mIoU on val (%) |", "| --- | ---: |"]
+    lines += [
+        f"| {title} | {spread(percent(scores['miou']), 2)} |" for title, scores in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+# What stands in the overview: name, file, metric, factor, digits, title of the distilled row.
+SETS = [
+    ("built-in scenes, 16 of 400 labelled", "demo", "miou", 100, 1, "+Pi +Pa", "mIoU ↑"),
+    ("VOC subset, 260 + 80 photos", "voc2007_subset", "ap50", 100, 1, "+Pi +Pa", "AP50 ↑"),
+    ("built-in scenes, boxes", "demo_detection", "ap", 100, 1, "+Pi +Pa", "AP ↑"),
+    ("built-in scenes, depth", "demo_depth", "abs_rel", 1, 3, "+Pi +Pa", "AbsRel ↓"),
+    ("two rooms, 142 + 24 photos", "kinect_rooms", "abs_rel", 1, 3, "+Pi +Pa", "AbsRel ↓"),
+]
+
+
+def overview() -> str:
+    lines = [
+        "| data | score | constant guess | teacher | student alone | distilled | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, folder, metric, factor, digits, best, label in SETS:
+        rows = rows_of(f"{folder}/results.json")
+        teacher = next(title for title in rows if title.startswith("teacher"))
+        cells = [
+            spread([factor * value for value in rows[title][metric]], digits)
+            for title in ("constant guess", teacher, ALONE, best)
+        ]
+        seeds = len(rows[best][metric])
+        lines.append(
+            f"| [{name}](results/{folder}/README.md) | {label} | {' | '.join(cells)} | {seeds} |"
+        )
+    return "\n".join(lines)
+
+
+def filled(page: str) -> str:
+    """The page's text with every block as the files have it now."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- results: {name} -->\n\n{globals()[name]()}\n\n<!-- end -->"
+
+    return BLOCK.sub(block, page)
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text(encoding="utf-8")
+    if filled(text) != text:
+        PAGE.write_text(filled(text), encoding="utf-8")
+        print(PAGE)
