@@ -40,6 +40,7 @@ DATASETS = {
     "camvid": "densekd.data.CamVid",
     "cityscapes": "densekd.data.Cityscapes",
     "coco": "densekd.data.Coco",
+    "coco_masks": "densekd.data.CocoMasks",
     "depth_folder": "densekd.data.DepthFolder",
     "folder": "densekd.data.Folder",
     "idd_lite": "densekd.data.IDDLite",

@@ -14,6 +14,7 @@ from densekd.data.sets.ade20k import ADE20K
 from densekd.data.sets.camvid import CamVid
 from densekd.data.sets.cityscapes import Cityscapes, to_label_ids
 from densekd.data.sets.coco import Coco
+from densekd.data.sets.coco_masks import CocoMasks
 from densekd.data.sets.depth_folder import DepthFolder
 from densekd.data.sets.folder import Folder
 from densekd.data.sets.idd_lite import IDDLite
@@ -35,6 +36,7 @@ __all__ = [
     "CheckReport",
     "Cityscapes",
     "Coco",
+    "CocoMasks",
     "DenseSet",
     "DepthFiles",
     "DepthFolder",
