@@ -144,6 +144,7 @@ class PairedFiles:
         palette: one RGB colour per class; `distinct_colours` where None.
         table: number in the label files -> class index; numbers it lacks are errors.
         ignored: numbers in the label files that are not scored, even where `table` has them.
+        decode: reads a label file to (H, W) class indices, in place of `table` and `ignored`.
         root: names are image paths relative to it.
         files: see `FileOptions`.
 
@@ -162,6 +163,7 @@ class PairedFiles:
         palette: Sequence[tuple[int, int, int]] | None = None,
         table: Mapping[int, int] | None = None,
         ignored: Iterable[int] = (),
+        decode: Callable[[Path], np.ndarray] | None = None,
         root: Path,
         **files: Unpack[FileOptions],
     ) -> None:
@@ -173,6 +175,7 @@ class PairedFiles:
         self.ignore_index = IGNORE_INDEX if len(self.classes) <= IGNORE_INDEX else -1
         if table is None:
             table = {index: index for index in range(len(self.classes))}
+        self._decode = decode
         self._table, self._invalid = _lookup(table, ignored, len(self.classes), self.ignore_index)
         self._legal = _ranges(sorted({*table, *ignored}))
 
@@ -190,11 +193,11 @@ class PairedFiles:
         return self._pairs.paths(index)
 
     def read(self, index: int) -> Sample:
-        image, labels = self._pairs.read(index, read_labels)
+        image, labels = self._pairs.read(index, self._decode or read_labels)
         path = self.paths(index)[1]
-        if labels is None or path is None:
-            return Sample(image, None, self.name(index))
-        return Sample(image, self._to_classes(labels, path), self.name(index))
+        if labels is not None and path is not None and self._decode is None:
+            labels = self._to_classes(labels, path)
+        return Sample(image, labels, self.name(index))
 
     def _to_classes(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """(H, W) numbers of the file -> (H, W) class indices, uint8 or int16."""
