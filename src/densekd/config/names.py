@@ -43,6 +43,7 @@ DATASETS = {
     "coco_masks": "densekd.data.CocoMasks",
     "depth_folder": "densekd.data.DepthFolder",
     "folder": "densekd.data.Folder",
+    "hf_dataset": "densekd.data.HFDataset",
     "idd_lite": "densekd.data.IDDLite",
     "kitti": "densekd.data.Kitti",
     "nyuv2": "densekd.data.NYUv2",

@@ -21,7 +21,14 @@ from densekd.errors import DataError, UserError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PIXELS = "DENSEKD_MAX_PIXELS"
 # What Pillow's decoders raise on damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 # EXIF orientation -> how the stored pixels are moved to stand upright (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +82,9 @@ def require_plain_file(path: str | Path, expected: str = "a file") -> None:
         raise DataError(f"{str(path)[:200]} cannot be read: {error}") from None
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise DataError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected {expected}")
+        raise DataError(
+            f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected {expected}"
+        )
 
 
 def opened(source: str | Path | bytes, name: str = "") -> Image.Image:

@@ -121,9 +121,7 @@ def read_colours(path: Path) -> np.ndarray:
     """
     with opened(path) as file:
         if file.format in ("JPEG", "MPO"):
-            raise DataError(
-                f"{path} is a JPEG, whose compression changes colours; expected a PNG"
-            )
+            raise DataError(f"{path} is a JPEG, whose compression changes colours; expected a PNG")
         if file.mode.startswith(("I", "F")) or stored_bits(file) > 8:
             raise DataError(f"{path} has more than 8 bits a channel ({file.mode}); expected 8")
         return np.array(decoded(decoded(file, path), path, "RGB"))

@@ -12,7 +12,9 @@ import numpy as np
 from densekd.data.image_files import require_plain_file
 from densekd.errors import DataError
 
-MOST_BYTES = 64_000_000  # of a file, and of a part of it when inflated: lists of numbers have a few thousand
+MOST_BYTES = (
+    64_000_000  # of a file, and of a part of it when inflated: lists of numbers have a few thousand
+)
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
 # Storage types by number ("MAT-File Format", table 1-1), of either byte order.

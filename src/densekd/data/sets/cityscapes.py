@@ -150,9 +150,7 @@ def _scanned(root: Path, split: str, suffix: str) -> list[tuple[Path, Path | Non
     ]
 
 
-def _listed(
-    root: Path, list_file: Path, allow_outside: bool
-) -> list[tuple[Path, Path | None]]:
+def _listed(root: Path, list_file: Path, allow_outside: bool) -> list[tuple[Path, Path | None]]:
     path = list_file if list_file.is_file() else root / list_file
     if not path.is_file():
         raise DataError(f"list file {list_file} does not exist, nor does {path}")

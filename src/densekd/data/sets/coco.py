@@ -193,7 +193,9 @@ class Coco:
         """Of each annotation its id, the place of its image, and its class index, -1 where that is not kept."""
         ids = np.array(self._column(rows, "annotations", "id", _whole), dtype=np.int64)
         image_ids = np.array(self._column(rows, "annotations", "image_id", _whole), dtype=np.int64)
-        categories = np.array(self._column(rows, "annotations", "category_id", _whole), dtype=np.int64)
+        categories = np.array(
+            self._column(rows, "annotations", "category_id", _whole), dtype=np.int64
+        )
         images = np.searchsorted(self._image_ids, image_ids)
         images = np.minimum(images, len(self._image_ids) - 1)
         for what, wrong, values in (

@@ -97,7 +97,9 @@ class Folder(PairedFiles):
         decode: ColourMasks | BinaryMasks | None = None
         ignored: list[int] = [ignore_index] if ignore_index is not None else []
         if table is not None:
-            decode = ColourMasks(chosen_classes(table, classes, none_of_them), none_of_them, unknown)
+            decode = ColourMasks(
+                chosen_classes(table, classes, none_of_them), none_of_them, unknown
+            )
             palette = palette or [table[name] for name in names]
         elif binary:
             decode = BinaryMasks(tuple(ignored), none_of_them, unknown)
@@ -118,7 +120,9 @@ class Folder(PairedFiles):
         )
 
 
-def _colours(root: Path, given: Mapping[str, Sequence[int]] | str) -> dict[str, tuple[int, int, int]]:
+def _colours(
+    root: Path, given: Mapping[str, Sequence[int]] | str
+) -> dict[str, tuple[int, int, int]]:
     return read_labelmap(root / given) if isinstance(given, str) else colour_table(given)
 
 
@@ -129,7 +133,9 @@ def _names(
         return _class_names(root)
     names = list(classes if classes is not None else table or BINARY)
     if binary and len(names) != 2:
-        raise UserError(f"`classes` has {len(names)} names; with `binary` there are two, black and white")
+        raise UserError(
+            f"`classes` has {len(names)} names; with `binary` there are two, black and white"
+        )
     return names
 
 
