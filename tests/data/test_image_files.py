@@ -167,7 +167,7 @@ def test_labels_are_of_the_picture_as_it_is_shown(tmp_path):
     assert reader.read(0).image.shape == (32, 64, 3)
     make_labels(tmp_path / "masks/a.png", np.zeros((64, 32), np.uint8))
     with pytest.raises(
-        DataError, match="orientation was applied, and this file is .* set `exif` to"
+        DataError, match=r"orientation was applied, and this file is .* set `exif` to"
     ):
         reader.read(0)
     assert Folder(tmp_path, "all", classes=["a", "b"], exif=False).read(0).image.shape == (
@@ -193,7 +193,7 @@ def test_a_damaged_exif_block_hides_no_picture(tmp_path):
 @pytest.mark.parametrize("root", ["", "."])
 def test_names_stay_below_the_root(tmp_path, monkeypatch, name, root):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="list.txt names"):
+    with pytest.raises(DataError, match=r"list.txt names"):
         inside(tmp_path / root if not root else tmp_path.__class__(root), name, "list.txt")
     assert inside(tmp_path, "a/../b.png", "list.txt") == tmp_path / "b.png"
     if "\0" not in name:
@@ -216,7 +216,7 @@ def test_lists_of_data_sets_do_not_leave_the_root(tmp_path, camvid):
         CamVid(root)
     assert len(CamVid(root, allow_outside=True)) == 1
     (root / "x.lst").write_text(f"{tmp_path.parent}/secret.png\n")
-    with pytest.raises(DataError, match="outside of .* set `allow_outside`"):
+    with pytest.raises(DataError, match=r"outside of .* set `allow_outside`"):
         Cityscapes(root, list_file="x.lst", allow_unlabelled=True)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / "voc" / folder).mkdir(parents=True)

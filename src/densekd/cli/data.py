@@ -36,7 +36,8 @@ def _check(arguments: list[str]) -> int:
         """Read every image and label: counts, sizes, class histogram, value ranges, bad pairs.
 
         Ends with status 1 where a pair is bad, or where a run would stop or its scores would be worth nothing (error);
-        with 0 where all is well or there are notes alone. Settings can be given as --section.key VALUE (--data.root FOLDER).
+        with 0 where all is well or there are notes alone. Settings can be given as --section.key VALUE
+        (--data.root FOLDER).
 
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).

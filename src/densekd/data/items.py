@@ -228,10 +228,7 @@ class Items:
     def _map(self, value: Any, size: tuple[int, ...], where: str) -> np.ndarray:
         """(H, W) of the size of its image."""
         source = self._source(value, where)
-        if source is not None:
-            array = read_labels(source, where)
-        else:
-            array = _array(value, where)
+        array = _array(value, where) if source is None else read_labels(source, where)
         if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
             array = array[0] if array.shape[0] == 1 else array[..., 0]
         if array.shape != tuple(size):
@@ -308,6 +305,10 @@ def _value(item: Any, key: str, where: str) -> Any:
     """What a dotted key leads to."""
     found = item
     for part in key.split("."):
+        rows = found if isinstance(found, (list, tuple)) else ()
+        if rows and all(isinstance(row, Mapping) and part in row for row in rows):
+            found = [row[part] for row in rows]  # a list of objects, each with its own parts
+            continue
         if not isinstance(found, Mapping) or part not in found:
             has = ", ".join(map(str, found)) if isinstance(found, Mapping) else "no keys"
             raise UserError(f"{where} has no {key!r}; it has {has or 'no keys'}")

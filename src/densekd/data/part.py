@@ -58,8 +58,18 @@ class Part:
         return image, None if place in self._unlabelled else label
 
     def sources(self, index: int) -> list[Path]:
-        """See `DenseSet`."""
-        return sources_of(self.reader, self.indices[index])
+        """See `DenseSet`.
+
+        Raises:
+            UserError: the data set names none.
+        """
+        files = sources_of(self.reader, self.indices[index])
+        if not files and not hasattr(self.reader, "sources"):
+            raise UserError(
+                f"{type(self.reader).__name__} does not say which files its samples are made of, so that a change would "
+                "not be noticed. Give it a method sources(index) that lists them, or keep samples in memory alone"
+            )
+        return files
 
     def read(self, index: int) -> Sample:
         sample = self.reader.read(self.indices[index])
@@ -78,8 +88,8 @@ def held_out(
     Args:
         fraction: the share of the groups that is held out for validation, between 0 and 1.
         groups: what belongs together: None: each image is a group; ``"folder"``: the images of one folder; else a
-            regular expression that is searched in the image's name: what its first parentheses match names the
-            group, or all that it matches where it has none.
+            regular expression that is searched in the image's name: what its first parentheses match is
+            the group, or all that it matches where it has none.
         seed: another one gives another choice.
 
     Raises:
@@ -96,7 +106,7 @@ def held_out(
         raise UserError(
             f"`val_fraction` {fraction} of {count} groups ({first_few(sorted(set(of_each)), 3)}) leaves no image to "
             f"{'learn from' if not train else 'score on'}; expected both. Take another `val_fraction`, other "
-            "`val_groups`, or another `val_seed`"
+            "`val_groups`, or another `val_seed`."
         )
     return train, val
 
@@ -135,8 +145,8 @@ def _groups(names: list[str], groups: str | None) -> list[str]:
     strange = [name for name, match in zip(names, found, strict=True) if match is None]
     if strange:
         raise UserError(
-            f"`val_groups` {groups!r} does not fit {len(strange)} of {len(names)} names: {first_few(strange, 3)}; every "
-            "image needs a group"
+            f"`val_groups` {groups!r} does not fit {len(strange)} of {len(names)} names: {first_few(strange, 3)}; "
+            "every image needs a group"
         )
     return [(match[1] or "") if pattern.groups else match[0] for match in found]
 

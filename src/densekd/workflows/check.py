@@ -69,6 +69,9 @@ def check_splits(config: Config, splits: list[str]) -> Findings:
         if training and data.unlabelled is not None:
             readers["unlabelled"] = build_unlabelled(data, reader, verify_files=False)
             names["unlabelled"] = {}
+    if data.val_fraction is not None:
+        counts = ", ".join(f"{name}: {len(one)}" for name, one in readers.items())
+        found.notes.append(f"data.val_fraction: images of {counts}")
     scored = [name for name in readers if name not in ("unlabelled", data.train_split)]
     for name in scored:
         if data.train_split in readers:

@@ -84,7 +84,7 @@ def test_background_is_no_category(tmp_path):
         CocoMasks(tmp_path, "val2017", background="person")
     with pytest.raises(UserError, match="`overlap` is 'larger'"):
         CocoMasks(tmp_path, "val2017", overlap="larger")
-    with pytest.raises(DataError, match="no category 'botle'.*bottle"):
+    with pytest.raises(DataError, match=r"no category 'botle'.*bottle"):
         CocoMasks(tmp_path, "val2017", classes=["botle"])
 
 

@@ -1,4 +1,4 @@
-"""What readers of box annotations share: one rule for boxes that do not fit their image, one for images of another size."""
+"""What readers of box annotations share: rules for boxes that do not fit, and for images of another size."""
 
 from __future__ import annotations
 

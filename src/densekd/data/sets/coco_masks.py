@@ -147,7 +147,7 @@ def object_mask(segmentation: Any, size: tuple[int, int], where: str) -> np.ndar
     """(H, W) bool of an annotation's polygons (a list of x, y, x, y, ... in pixels) or RLE (a dict).
 
     Raises:
-        DataError: it has another form, lies far outside of the image, or is of another size; `where` begins the message.
+        DataError: it has another form, lies far outside of the image, or has another size; `where` begins the message.
     """
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, size, where)

@@ -11,7 +11,7 @@ from densekd.errors import DataError, UserError
 
 
 class HFDataset(Items):
-    """One split of a data set of the library `datasets` (``pip install 'densekd[datasets]'``); nothing is fetched.
+    """One split of a data set of the library `datasets` (``pip install 'densekd[hf-datasets]'``); nothing is fetched.
 
     Two layouts of the folder: as ``Dataset.save_to_disk`` and ``DatasetDict.save_to_disk`` write it, or parquet files
     anywhere in it whose names begin with the split's (``data/train-00000-of-00002.parquet``), as hubs have them.
@@ -54,7 +54,7 @@ def _library() -> Any:
         import datasets
     except ImportError:
         raise UserError(
-            "this reader needs the library datasets, which is not installed: pip install 'densekd[datasets]'"
+            "this reader needs the library datasets, which is not installed: pip install 'densekd[hf-datasets]'"
         ) from None
     return datasets
 

@@ -121,8 +121,8 @@ class NYUv2:
                     raise DataError(f"{self._mat} lacks {name!r}; is it {MAT}, whole?")
                 if not self._allow_outside and _elsewhere(file, name):
                     raise DataError(
-                        f"{self._mat} keeps {name!r} in another file; expected all of it in this one. Take the authors' "
-                        "own file, or set `allow_outside` if you trust this one."
+                        f"{self._mat} keeps {name!r} in another file; expected all of it in this one. Take the "
+                        "authors' own file, or set `allow_outside` if you trust this one."
                     )
             images, depths = file["images"].shape, file[self._depth].shape
         if len(images) != 4 or images[1] != 3 or images[:1] + images[2:] != depths:
