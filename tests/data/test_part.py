@@ -61,9 +61,9 @@ def test_the_share_is_about_the_fraction():
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ("drive(", "`val_groups` is 'drive.', which is no regular expression"),
+        ("drive(", "`groups` is 'drive.', which is no regular expression"),
         ("road", "does not fit 200 of 200 names: train/drive0/0000.png"),
-        ("train", r"`val_fraction` 0.25 of 1 groups .train. leaves no image"),
+        ("train", r"`fraction` 0.25 of 1 groups .train. leaves no image"),
     ],
 )
 def test_bad_groups(groups, words):

@@ -60,7 +60,7 @@ def test_all_is_well(check):
 
 def test_a_bad_file_is_an_error(check, tmp_path):
     truncate(tmp_path / "data/val/images/d0/4.png")
-    status, said, content = check()
+    status, _, content = check()
     assert status == 1
     assert [name for name, _ in content["val"]["bad"]] == ["val/images/d0/4.png"]
     assert check("--split", "train")[0] == 0
@@ -79,7 +79,7 @@ def test_what_a_run_remarks_on_is_an_error(check, tmp_path):
 def test_nothing_to_learn_from_is_an_error(check, tmp_path):
     for path in (tmp_path / "data/train/masks").rglob("*.png"):
         make_labels(path, [255])
-    status, said, content = check()
+    status, _, content = check()
     assert status == 1
     assert "train: all pixels of 4 samples tried are ignored" in content["errors"][0]
 

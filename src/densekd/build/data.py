@@ -94,7 +94,8 @@ def build_reader(
         return part if labelled is None else few_labelled(part, labelled, allow_unlabelled)
 
 
-_PARTING = {name: f"data.{name}" for name in ("val_fraction", "val_groups", "val_seed")}
+# Argument of `held_out` -> setting.
+_PARTING = {name: f"data.val_{name}" for name in ("fraction", "groups", "seed")}
 
 
 def _of_items(data: schema.Data, dataset: Any, items: Any, allow_unlabelled: bool) -> Items:

@@ -14,7 +14,7 @@ import struct
 import warnings
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from densekd.errors import DataError, UserError
 
@@ -114,14 +114,11 @@ def opened(source: str | Path | bytes, name: str = "") -> Image.Image:
             f"{what} is too large: {error} Cut it into tiles, or raise the limit by the environment variable {PIXELS}"
         ) from None
     except DECODE_ERRORS as error:
-        reason = f"it is none of {', '.join(FORMATS)}" if _unknown(error) else error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is none of {', '.join(FORMATS)}" if unknown else error
         raise DataError(f"{what} cannot be opened as an image: {reason}") from None
     check_pixels(*file.size, what)
     return file
-
-
-def _unknown(error: BaseException) -> bool:
-    return type(error).__name__ == "UnidentifiedImageError"
 
 
 def decoded(file: Image.Image, path: str | Path, mode: str | None = None) -> Image.Image:

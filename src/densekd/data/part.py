@@ -66,8 +66,8 @@ class Part:
         files = sources_of(self.reader, self.indices[index])
         if not files and not hasattr(self.reader, "sources"):
             raise UserError(
-                f"{type(self.reader).__name__} does not say which files its samples are made of, so that a change would "
-                "not be noticed. Give it a method sources(index) that lists them, or keep samples in memory alone"
+                f"{type(self.reader).__name__} does not say which files its samples are made of, so that a change "
+                "would not be noticed. Give it a method sources(index) that lists them, or keep samples in memory alone"
             )
         return files
 
@@ -96,7 +96,7 @@ def held_out(
         UserError: the expression is none or does not fit an image's name; one of the sides is empty.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"`val_fraction` is {fraction}; expected a number between 0 and 1")
+        raise UserError(f"`fraction` is {fraction}; expected a number between 0 and 1")
     of_each = _groups([reader.name(index) for index in range(len(reader))], groups)
     out = {group for group in set(of_each) if _place(group, seed) < fraction}
     train = [index for index, group in enumerate(of_each) if group not in out]
@@ -104,9 +104,9 @@ def held_out(
     if not train or not val:
         count = len(set(of_each))
         raise UserError(
-            f"`val_fraction` {fraction} of {count} groups ({first_few(sorted(set(of_each)), 3)}) leaves no image to "
-            f"{'learn from' if not train else 'score on'}; expected both. Take another `val_fraction`, other "
-            "`val_groups`, or another `val_seed`."
+            f"`fraction` {fraction} of {count} groups ({first_few(sorted(set(of_each)), 3)}) leaves no image to "
+            f"{'learn from' if not train else 'score on'}; expected both. Take another `fraction`, other "
+            "`groups`, or another `seed`."
         )
     return train, val
 
@@ -139,13 +139,13 @@ def _groups(names: list[str], groups: str | None) -> list[str]:
         pattern = re.compile(groups)
     except (re.error, RecursionError, OverflowError) as error:
         raise UserError(
-            f"`val_groups` is {groups!r}, which is no regular expression ({error}); expected one, or 'folder'"
+            f"`groups` is {groups!r}, which is no regular expression ({error}); expected one, or 'folder'"
         ) from None
     found: list[Any] = [pattern.search(name) for name in names]
     strange = [name for name, match in zip(names, found, strict=True) if match is None]
     if strange:
         raise UserError(
-            f"`val_groups` {groups!r} does not fit {len(strange)} of {len(names)} names: {first_few(strange, 3)}; "
+            f"`groups` {groups!r} does not fit {len(strange)} of {len(names)} names: {first_few(strange, 3)}; "
             "every image needs a group"
         )
     return [(match[1] or "") if pattern.groups else match[0] for match in found]
