@@ -20,7 +20,8 @@ car:0,0,142::
 
 def save(path, pixels, mode=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels, np.uint8)).convert(mode).save(path)
+    picture = Image.fromarray(np.asarray(pixels, np.uint8))
+    (picture.quantize(dither=0) if mode == "P" else picture.convert(mode)).save(path)
 
 
 def painted(indices, colours=COLOURS):

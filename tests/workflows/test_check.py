@@ -66,6 +66,12 @@ def test_a_bad_file_is_an_error(check, tmp_path):
     assert check("--split", "train")[0] == 0
 
 
+def test_reasons_name_settings(check, tmp_path):
+    make_image(tmp_path / "data/val/masks/d0/4.png")
+    _, _, content = check()
+    assert "by its option data.options.colours" in content["val"]["bad"][0][1]
+
+
 def test_what_a_run_remarks_on_is_an_error(check, tmp_path):
     for path in (tmp_path / "data/train/masks").rglob("*.png"):
         make_labels(path, [0, 255])

@@ -117,7 +117,11 @@ def opened(source: str | Path | bytes, name: str = "") -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"it is none of {', '.join(FORMATS)}" if unknown else error
         raise DataError(f"{what} cannot be opened as an image: {reason}") from None
-    check_pixels(*file.size, what)
+    try:
+        check_pixels(*file.size, what)
+    except DataError:
+        file.close()
+        raise
     return file
 
 

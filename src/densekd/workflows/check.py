@@ -88,6 +88,7 @@ def check_splits(config: Config, splits: list[str]) -> Findings:
                 workers=data.workers,
                 progress=lambda done, bar=bars[name]: progress.advance(bar, done),
             )
+            report.bad = [(bad, in_settings(reason, names[name])) for bad, reason in report.bad]
             found.reports[name] = report
             try:
                 remarks = report.remarks()

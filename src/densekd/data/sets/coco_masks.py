@@ -187,7 +187,7 @@ def _from_runs(given: dict, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         runs = np.array(_unpacked(counts) if isinstance(counts, str) else counts, dtype=np.int64)
     except (TypeError, ValueError, OverflowError):
-        runs = np.empty((0, 0))
+        runs = np.full(1, -1)
     # Before anything is written out: a few digits can stand for terabytes. The sum in floats cannot wrap around.
     if runs.ndim != 1 or (runs < 0).any() or runs.sum(dtype=np.float64) != size[0] * size[1]:
         raise DataError(
