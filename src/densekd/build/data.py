@@ -95,7 +95,11 @@ def build_reader(
 
 
 # Argument of `held_out` -> setting.
-_PARTING = {name: f"data.val_{name}" for name in ("fraction", "groups", "seed")}
+_PARTING = {
+    "fraction": "data.val_fraction",
+    "groups": "data.val_groups",
+    "seed": "data.val_seed",
+}
 
 
 def _of_items(data: schema.Data, dataset: Any, items: Any, allow_unlabelled: bool) -> Items:
