@@ -12,6 +12,7 @@ from densekd.errors import DataError, UserError
 from ..conftest import SIZE, make_image
 
 datasets = pytest.importorskip("datasets")
+pytest.importorskip("pyarrow.parquet")
 MASK = np.resize([0, 1, 255], SIZE).astype(np.uint8)
 
 
@@ -95,17 +96,20 @@ def test_what_is_not_there(root):
 
 
 def test_tables_that_name_files_elsewhere(tmp_path):
+    """A table keeps images that were not embedded by their path alone."""
+    pyarrow = pytest.importorskip("pyarrow")
     make_image(tmp_path / "secret.png")
-    rows = {"image": [str(tmp_path / "secret.png")], "label": [Image.fromarray(MASK)]}
-    named = datasets.Dataset.from_dict(
-        rows, features=datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    )
-    # As a table keeps a file that was not embedded: by its path alone.
-    named.save_to_disk(tmp_path / "set")
+    make_image(tmp_path / "set/a.png")
+    labels = np.zeros(SIZE, np.uint8).tolist()
+    paths = ["a.png", "../secret.png", str(tmp_path / "secret.png")]
+    rows = [{"image": {"bytes": None, "path": path}, "label": labels} for path in paths]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "set/train.parquet")
     reader = HFDataset(tmp_path / "set", mask="label", classes=["a", "b"])
-    if reader.items[0]["image"]["bytes"] is None:
+    assert reader.read(0).image.shape == (*SIZE, 3)
+    for index in (1, 2):
         with pytest.raises(DataError, match="which lies outside"):
-            reader.read(0)
+            reader.read(index)
 
 
 def test_damaged_folders(tmp_path):
