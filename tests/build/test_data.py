@@ -27,7 +27,7 @@ def test_what_a_reader_misses_is_a_setting(tmp_path, dataset, words):
 
 def test_task_and_data_set_must_have_one_kind_of_truth(tiny_tree):
     config = make_config(tiny_tree, "test")
-    assert check_reader(SceneSet(length=2), config) == []
+    assert check_reader(SceneSet(length=2), config, "train") == []
     message = r"task is segmentation, which takes class maps, .* gives depth maps; set one to fit"
     with pytest.raises(UserError, match=message):
-        check_reader(SceneSet(length=2, target="depth"), config)
+        check_reader(SceneSet(length=2, target="depth"), config, "train")

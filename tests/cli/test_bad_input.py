@@ -94,7 +94,7 @@ def test_an_image_without_its_label(fails, tmp_path):
 
 def test_more_labels_than_images(fails):
     message = fails("--data.train_options", "{labelled: 99}")
-    assert "data.options.labelled is 99; expected 1 to 6" in message
+    assert "data.train_options.labelled is 99; expected 1 to 6" in message
 
 
 def test_a_label_value_outside_the_classes(fails, tmp_path):

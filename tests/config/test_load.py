@@ -256,3 +256,47 @@ def test_shipped_recipes_are_found_without_a_path():
 def test_every_shipped_recipe_is_valid_and_survives_a_dump(name):
     config = load_config(name)
     assert make_config(yaml.safe_load(dump_config(config)), name) == config
+
+
+def aliases(levels: int, each: int) -> str:
+    lines = ["l0: &l0 [x, x]"]
+    for level in range(1, levels):
+        lines.append(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * each)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (aliases(9, 9), "values when its aliases are written out"),
+        ("a: &a {x: 1}\n" + aliases(30, 2), "values when its aliases are written out"),
+        ("a: &a [*a]", "stands within what it is an alias of"),
+        ("a: &a {b: *a}", "stands within what it is an alias of"),
+        ("x: " + "[" * 5000, "nested too deeply"),
+        ("x: " + "[" * 1500 + "]" * 1500, "nested too deeply"),
+        ("x: " + "9" * 5000, "not valid YAML"),
+        ("? [a, b]\n: 1", "expected a name"),
+        ("# " + "x" * 1_000_001, "at most 1,000,000"),
+    ],
+    ids=["bomb", "long bomb", "loop", "loop of keys", "open", "deep", "digits", "key", "size"],
+)
+def test_hostile_yaml_ends_at_once(tmp_path, text, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        load_config(path)
+    assert len(str(error.value)) < 500
+
+
+def test_a_few_aliases_are_fine(tmp_path, tiny_tree):
+    tiny_tree["data"]["options"] = {"classes": "CLASSES"}
+    text = yaml.safe_dump(tiny_tree).replace("CLASSES", "&c [a, b]")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("train_options: {}", "") + "")
+    assert load_config(path).data.options == {"classes": ["a", "b"]}
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00m")
+    with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read as a recipe"):
+        load_config(tmp_path / "recipe.yaml")

@@ -216,7 +216,7 @@ def test_validation_images_among_them_are_remarked_on(tree, tmp_path):
 
 def test_check_and_validate_know_it(tree):
     config = make_config(tree, "test")
-    reports = check_splits(config, ["train", "val"])
+    reports = check_splits(config, ["train", "val"]).reports
     assert (reports["unlabelled"].samples, reports["unlabelled"].unlabelled) == (5, 5)
     assert "valid" in validate(config)
     tree["data"]["unlabelled"] = {"dataset": "scenes", "options": {"lenght": 3}}

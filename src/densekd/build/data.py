@@ -17,7 +17,9 @@ from densekd.config.names import DATASETS
 from densekd.data.augment import Augment
 from densekd.data.check import sample_check
 from densekd.data.device import DeviceLoader, check_device
+from densekd.data.items import Items
 from densekd.data.loader import EvalLoader, TrainLoader, Unlabelled
+from densekd.data.part import Part, few_labelled, held_out
 from densekd.data.unlabelled import ImageFolder, WithoutLabels
 from densekd.engine.launch import Process
 from densekd.errors import UserError
@@ -35,37 +37,103 @@ READER = ("classes", "palette", "ignore_index", "channels", "name", "read", "__l
 def build_reader(
     data: schema.Data, split: str, *, training: bool, verify_files: bool = True
 ) -> Any:
-    """The data set of one split; missing folders and label files fail here (unless `verify_files` is off)."""
+    """The data set of one split; missing folders and label files fail here (unless `verify_files` is off).
+
+    With `data.val_fraction` training and validation split are two parts of the training split's files.
+    """
     builder = resolve(data.dataset, DATASETS, "data.dataset")
+    section, own = _split_options(data, split, training)
+    parted = data.val_fraction is not None and (
+        training or split in (data.train_split, data.val_split)
+    )
+    options = {**data.options, **own}
+    items = options.pop("items", None) if not accepts(builder, "items") else None
     if data.root is None and needs_root(builder):
         raise UserError(f"data.root: {data.dataset} needs a folder; give --data.root FOLDER")
-    if not accepts(builder, "split"):
+    if not (accepts(builder, "split") or parted or data.train_options != data.val_options):
         raise UserError(
             f"data.dataset: {data.dataset!r} takes no split, so training and validation would be the same samples; "
-            "give its constructor a parameter named split"
+            "give its constructor a parameter named split, set data.val_fraction, or tell the two apart in "
+            "data.train_options and data.val_options"
         )
-    given: dict[str, Any] = {"split": split, "verify_files": verify_files}
+    given: dict[str, Any] = {
+        "split": data.train_split if parted else split,
+        "verify_files": verify_files,
+    }
     if data.root is not None:
-        if not accepts(builder, "root"):
+        if not accepts(builder, "root") and items is None:
             raise UserError(f"data.root: {data.dataset} takes no folder; leave data.root out")
         given["root"] = data.root
-    if training and data.allow_unlabelled:
-        if not accepts(builder, "allow_unlabelled"):
+    allow_unlabelled = training and data.allow_unlabelled
+    if allow_unlabelled:
+        if not accepts(builder, "allow_unlabelled") and items is None:
             raise UserError(
                 f"data.allow_unlabelled: {data.dataset!r} has labels for every image; leave it out"
             )
         given["allow_unlabelled"] = True
-    options = {data.train_split: data.train_options, data.val_split: data.val_options}
-    extra = data.train_options if training else options.get(split, {})
-    with naming_settings(setting_names(builder)):
-        reader = call(builder, {**data.options, **extra}, "data.options", **given)
+    labelled = options.pop("labelled", None) if parted and accepts(builder, "labelled") else None
+    _check_names(builder, {k: v for k, v in own.items() if k in options}, section, given)
+    with naming_settings(setting_names(data, builder, split, training)):
+        reader = call(builder, options, "data.options", **given)
+        if items is not None:
+            reader = _of_items(data, reader, items, allow_unlabelled)
     missing = [name for name in READER if not hasattr(reader, name)]
     if missing:
         raise UserError(
             f"data.dataset: {data.dataset!r} lacks {', '.join(missing)}; a data set has {', '.join(READER)} "
-            "(see densekd.data.base.DenseSet)"
+            "(see densekd.data.base.DenseSet). Of a torch Dataset whose items are dicts, say in data.options what "
+            "they hold: items: {image: KEY, mask: KEY, classes: [...]}"
         )
-    return reader
+    if not parted:
+        return reader
+    names = {**setting_names(data, builder, split, training), **_PARTING}
+    with naming_settings(names):
+        train, val = held_out(reader, data.val_fraction or 0.0, data.val_groups, data.val_seed)
+        of_training = training or (split == data.train_split != data.val_split)
+        part = Part(reader, train if of_training else val)
+        return part if labelled is None else few_labelled(part, labelled, allow_unlabelled)
+
+
+# Argument of `held_out` -> setting.
+_PARTING = {
+    "fraction": "data.val_fraction",
+    "groups": "data.val_groups",
+    "seed": "data.val_seed",
+}
+
+
+def _of_items(data: schema.Data, dataset: Any, items: Any, allow_unlabelled: bool) -> Items:
+    """The reader of a torch data set of dicts."""
+    where = "data.options.items"
+    if not isinstance(items, Mapping):
+        raise UserError(f"{where}: expected a section (key: value); got {items!r}")
+    given = {"items": dataset, "root": data.root, "allow_unlabelled": allow_unlabelled}
+    names = {name: f"{where}.{name}" for name in parameters(Items)}
+    with naming_settings(
+        {**names, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
+    ):
+        return call(Items, items, where, **given)
+
+
+def _split_options(data: schema.Data, split: str, training: bool) -> tuple[str, Mapping[str, Any]]:
+    """The section of settings that one split has beside data.options, and what is in it."""
+    sections = {
+        data.train_split: ("data.train_options", data.train_options),
+        data.val_split: ("data.val_options", data.val_options),
+    }
+    if training:
+        return "data.train_options", data.train_options
+    return sections.get(split, ("data.options", {}))
+
+
+def _check_names(
+    builder: Callable[..., Any], own: Mapping[str, Any], section: str, given: Mapping[str, Any]
+) -> None:
+    """UserError for an option of a split's own section that the reader does not take."""
+    for key in own:
+        if key in given or not accepts(builder, key):
+            hint = did_you_mean(key, sorted(parameters(builder).keys() - given.keys()))
+            raise UserError(f"{section}.{key}: unknown option; {hint}")
 
 
 def build_unlabelled(data: schema.Data, of: Any, *, verify_files: bool = True) -> Any | None:
@@ -123,16 +191,21 @@ def check_unlabelled(unlabelled: Any, val: Any) -> list[str]:
     """A spread of the images can be read; remarks on them, and where they are validation images too."""
     with naming_settings({}, "data.unlabelled"):
         remarks = [f"data.unlabelled: {remark}" for remark in sample_check(unlabelled)]
+    return remarks + validation_images(unlabelled, val)
+
+
+def validation_images(unlabelled: Any, val: Any) -> list[str]:
+    """A remark where images of `data.unlabelled` are validation images too."""
     if not (hasattr(val, "paths") and hasattr(unlabelled.reader, "paths")):
-        return remarks
+        return []
     files = {os.path.abspath(path) for path in _image_files(unlabelled)}
     both = sum(os.path.abspath(path) in files for path in _image_files(val))
-    if both:
-        remarks.append(
-            f"data.unlabelled: {both} of {len(val)} validation images are among its images: the student meets them in "
-            "training, without their labels"
-        )
-    return remarks
+    if not both:
+        return []
+    return [
+        f"data.unlabelled: {both} of {len(val)} validation images are among its images: the student meets them in "
+        "training, without their labels"
+    ]
 
 
 def _image_files(reader: Any) -> Iterator[Path]:
@@ -146,10 +219,15 @@ def needs_root(builder: Callable[..., Any]) -> bool:
     return root is not None and root.default is inspect.Parameter.empty
 
 
-def setting_names(builder: Callable[..., Any]) -> Mapping[str, str]:
-    """Argument of a data set's constructor -> setting."""
-    own = {name: f"data.options.{name}" for name in parameters(builder)}
-    return {**own, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
+def setting_names(
+    data: schema.Data, builder: Callable[..., Any], split: str, training: bool = False
+) -> Mapping[str, str]:
+    """Argument of a data set's constructor -> setting: in the split's own section where it stands there."""
+    section, own = _split_options(data, split, training)
+    names = {
+        name: f"{section if name in own else 'data.options'}.{name}" for name in parameters(builder)
+    }
+    return {**names, "root": "data.root", "allow_unlabelled": "data.allow_unlabelled"}
 
 
 def kind_of_task(config: schema.Config) -> Any:
@@ -173,8 +251,23 @@ def check_data_settings(config: schema.Config) -> None:
         raise UserError(f"data.cat_max_ratio: is of class maps; leave it out with {kind.name}")
 
 
-def check_reader(reader: Any, config: schema.Config) -> list[str]:
+def check_reader(
+    reader: Any, config: schema.Config, split: str, *, training: bool = False
+) -> list[str]:
     """Before any work: a spread of files can be read, with what task and network take; returns remarks."""
+    names = check_form(reader, config, split, training=training)
+    with naming_settings(names):
+        return [in_settings(remark, names) for remark in sample_check(reader)]
+
+
+def check_form(
+    reader: Any, config: schema.Config, split: str, *, training: bool = False
+) -> Mapping[str, str]:
+    """UserError where a reader gives another kind of truth or other channels than the recipe needs; no file is read.
+
+    Returns:
+        `setting_names` of the reader.
+    """
     channels = config.model.in_channels
     check_data_settings(config)
     wanted, given = kind_of_task(config), kind_of_set(reader)
@@ -188,9 +281,8 @@ def check_reader(reader: Any, config: schema.Config) -> list[str]:
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
             "(a folder is read with --data.options.channels 1, 3 or 4)"
         )
-    names = setting_names(resolve(config.data.dataset, DATASETS, "data.dataset"))
-    with naming_settings(names):
-        return [in_settings(remark, names) for remark in sample_check(reader)]
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
+    return setting_names(config.data, builder, split, training)
 
 
 def compare_readers(data: schema.Data, train: Any, val: Any) -> list[str]:

@@ -136,6 +136,9 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
     for key in options:
         if not accepts(builder, key) or key in given:
             raise UserError(f"{where}.{key}: unknown option; {did_you_mean(key, possible)}")
+    for name, parameter in possible.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"{where}.{name}: missing; this setting has no default")
     arguments = {k: v for k, v in given.items() if accepts(builder, k)}
     try:
         return builder(**arguments, **options)

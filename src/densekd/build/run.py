@@ -149,10 +149,16 @@ def open_sets(config: Config) -> Sets:
     data = config.data
     train = build_reader(data, data.train_split, training=True)
     val = build_reader(data, data.val_split, training=False)
-    splits = ((data.train_split, train), (data.val_split, val))
+    sides = ((data.train_split, train, True), (data.val_split, val, False))
     remarks = [
-        f"{split}: {remark}" for split, reader in splits for remark in check_reader(reader, config)
+        f"{split}: {remark}"
+        for split, reader, training in sides
+        for remark in check_reader(reader, config, split, training=training)
     ]
+    if data.val_fraction is not None:
+        remarks.append(
+            f"data.val_fraction: {len(val)} of {len(train) + len(val)} images of {data.train_split} are held out"
+        )
     unlabelled = build_unlabelled(data, train)
     if unlabelled is not None:
         remarks += check_unlabelled(unlabelled, val)

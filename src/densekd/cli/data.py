@@ -35,7 +35,9 @@ def _check(arguments: list[str]) -> int:
     def check(config: Recipe, split: str | None = None, output: Path | None = None) -> int:
         """Read every image and label: counts, sizes, class histogram, value ranges, bad pairs.
 
-        Ends with status 1 where a pair is bad. Settings can be given as --section.key VALUE (--data.root FOLDER).
+        Ends with status 1 where a pair is bad, or where a run would stop or its scores would be worth nothing (error);
+        with 0 where all is well or there are notes alone. Settings can be given as --section.key VALUE
+        (--data.root FOLDER).
 
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).
@@ -48,13 +50,17 @@ def _check(arguments: list[str]) -> int:
         from densekd.workflows.check import check_splits
 
         splits = [split] if split else [settings.data.train_split, settings.data.val_split]
-        reports = check_splits(settings, splits)
-        for name, report in reports.items():
+        found = check_splits(settings, splits)
+        for name, report in found.reports.items():
             print(f"--- {name}\n{report.to_text()}")
+        for error in found.errors:
+            print(f"error: {error}")
+        for note in found.notes:
+            print(f"note: {note}")
         if output is not None:
-            output.write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2))
+            output.write_text(json.dumps(found.to_dict(), indent=2))
             print(f"written to {output}")
-        return 1 if any(report.bad for report in reports.values()) else 0
+        return 0 if found.good else 1
 
     return parse(check, "data check", own)
 

@@ -14,7 +14,7 @@ from densekd.config.forms import to_schema, to_tree
 from densekd.config.ranges import annotation_at, keys_of
 from densekd.config.relations import broken_relations
 from densekd.config.schema import Config
-from densekd.config.tree import apply_overrides, parse_yaml
+from densekd.config.tree import MOST_CHARACTERS, apply_overrides, parse_yaml
 from densekd.errors import UserError
 from densekd.ops.names import nearest
 
@@ -74,13 +74,22 @@ def load_config(name: str | Path, overrides: dict[str, Any] | None = None) -> Co
     Names (of networks, data sets, losses, tasks) and their options are checked where they are built (`densekd.build`).
     """
     path = find_config(name)
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    tree = parse_yaml(_text(path), str(path)) or {}
     where = str(path)
     if overrides:
         _check_mapping(tree, where)
         apply_overrides(tree, overrides)
         where += " with " + " ".join(f"--{key}" for key in overrides)
     return make_config(tree, where)
+
+
+def _text(path: Path) -> str:
+    """No more of a file than a recipe may have, and one character that shows that there is more."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MOST_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
 
 
 def make_config(tree: dict[str, Any], where: str) -> Config:

@@ -15,6 +15,8 @@ def broken_relations(config: Config) -> list[str]:
         lines.append(
             "data.cache: device keeps one set alone on the device; take disk or ram with data.unlabelled"
         )
+    if data.val_groups is not None and data.val_fraction is None:
+        lines.append("data.val_groups: needs data.val_fraction, the share to hold out")
     teacher = config.teacher
     if teacher is not None and teacher.num_classes is not None and teacher.classes is None:
         lines.append(

@@ -148,6 +148,22 @@ class Data:
     root: Annotated[str | None, Doc("the folder of the data set")] = None
     train_split: Annotated[str, Doc("name of the split to learn from")] = "train"
     val_split: Annotated[str, Doc("name of the split to score on")] = "val"
+    val_fraction: Annotated[
+        Between | None,
+        Doc(
+            "score on about this share of train_split, held out of training, in place of val_split"
+        ),
+    ] = None
+    val_groups: Annotated[
+        str | None,
+        Doc(
+            "what val_fraction keeps together: folder, or a regular expression on names; null: each image by itself"
+        ),
+    ] = None
+    val_seed: Annotated[
+        Whole,
+        Doc("another choice of val_fraction; `seed` leaves it as it is, so that runs compare"),
+    ] = 0
     options: Annotated[dict[str, Any], Doc("arguments of the data set's reader")] = field(
         default_factory=dict
     )

@@ -9,9 +9,44 @@ import yaml
 
 from densekd.errors import UserError
 
+MOST_CHARACTERS = 1_000_000  # of a recipe's text
+MOST_VALUES = 100_000  # of a recipe, when every alias is written out
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads ``1e-2`` as text; every user means a number. Doubled keys are errors, not overrides."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document's node, of a size that can be worked with."""
+        node = super().get_single_node()
+        if node is not None:
+            _written_out(node, {}, set())
+        return node
+
+
+def _written_out(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for: nine lines of aliases to aliases can stand for a thousand million."""
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(
+            None, None, "an alias stands within what it is an alias of", node.start_mark
+        )
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        above.add(id(node))
+        known[id(node)] = 1 + sum(_written_out(part, known, above) for part in parts)
+        above.remove(id(node))
+        if known[id(node)] > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"it has more than {MOST_VALUES:,} values when its aliases are written out; expected a recipe",
+                node.start_mark,
+            )
+    return known[id(node)]
 
 
 _Loader.add_implicit_resolver(
@@ -24,7 +59,11 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, (list, dict, set)):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a key is {key!r}; expected a name", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -38,9 +77,15 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 
 
 def parse_yaml(text: str, source: str) -> Any:
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(
+            f"{source}: {len(text):,} characters; expected a recipe of at most {MOST_CHARACTERS:,}"
+        )
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
-from densekd.data.files import PIL_MODES, read_image, read_labels
+from densekd.data.files import PIL_MODES, read_image, read_labels, sideways
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 
@@ -27,12 +27,17 @@ class FileOptions(TypedDict, total=False):
         labelled: only so many images keep their label: the first by name, of those that have one. The others become
             unlabelled samples with `allow_unlabelled`, which may be all (0), and are left out without it. None, the
             default, keeps all.
+        exif: whether images are rotated and mirrored as their EXIF orientation says, as by default. Labels are of the
+            image as it is shown then; set False where they were drawn on the pixels as stored.
+        allow_outside: whether list files may name files outside of the root; by default they may not.
     """
 
     channels: int
     allow_unlabelled: bool
     verify_files: bool
     labelled: int | None
+    exif: bool
+    allow_outside: bool
 
 
 class FilePairs:
@@ -42,7 +47,8 @@ class FilePairs:
         pairs: image path and path of its partner (or None) per sample.
         what: the partner is called in messages.
         root: names are image paths relative to it.
-        channels, allow_unlabelled, verify_files, labelled: see `FileOptions`.
+        channels, allow_unlabelled, verify_files, labelled, exif: see `FileOptions`.
+        allow_outside: has been obeyed by the reader that made the pairs.
 
     Attributes:
         kept: the index in `pairs` of each sample; `labelled` may leave some out.
@@ -62,6 +68,8 @@ class FilePairs:
         allow_unlabelled: bool = False,
         verify_files: bool = True,
         labelled: int | None = None,
+        exif: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         if channels not in PIL_MODES:
             raise UserError(f"`channels` is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
@@ -76,6 +84,7 @@ class FilePairs:
             chosen = few_labels(pairs, labelled, allow_unlabelled)
             self.kept, pairs = list(chosen), list(chosen.values())
         self.channels = channels
+        self._exif = exif
         self._what = what
         self._root = Path(root)
         self._unlabelled_ok = allow_unlabelled
@@ -105,7 +114,7 @@ class FilePairs:
             DataError: a file is missing or damaged, or the two are not of one size.
         """
         image_path, mate_path = self.paths(index)
-        image = read_image(image_path, self.channels)
+        image = read_image(image_path, self.channels, exif=self._exif)
         if mate_path is None:
             if not self._unlabelled_ok:
                 raise DataError(
@@ -114,9 +123,14 @@ class FilePairs:
             return image, None
         mate = decode(mate_path)
         if mate.shape != image.shape[:2]:
+            turned = self._exif and mate.shape == image.shape[1::-1] and sideways(image_path)
+            why = (
+                ". The image's EXIF orientation was applied, and this file is of the pixels as stored: set `exif` to "
+                "false, or rotate the file"
+            )
             raise DataError(
                 f"{mate_path} is {mate.shape[1]}x{mate.shape[0]} (width x height) and its image "
-                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size"
+                f"{image_path} is {image.shape[1]}x{image.shape[0]}; they must be of one size{why if turned else ''}"
             )
         return image, mate
 
@@ -130,8 +144,9 @@ class PairedFiles:
         palette: one RGB colour per class; `distinct_colours` where None.
         table: number in the label files -> class index; numbers it lacks are errors.
         ignored: numbers in the label files that are not scored, even where `table` has them.
+        decode: reads a label file to (H, W) class indices, in place of `table` and `ignored`.
         root: names are image paths relative to it.
-        files: `channels`, `allow_unlabelled`, `verify_files` and `labelled`, see `FileOptions`.
+        files: see `FileOptions`.
 
     Raises:
         DataError: no pairs at all, or files missing (the first few and the count).
@@ -148,6 +163,7 @@ class PairedFiles:
         palette: Sequence[tuple[int, int, int]] | None = None,
         table: Mapping[int, int] | None = None,
         ignored: Iterable[int] = (),
+        decode: Callable[[Path], np.ndarray] | None = None,
         root: Path,
         **files: Unpack[FileOptions],
     ) -> None:
@@ -159,6 +175,7 @@ class PairedFiles:
         self.ignore_index = IGNORE_INDEX if len(self.classes) <= IGNORE_INDEX else -1
         if table is None:
             table = {index: index for index in range(len(self.classes))}
+        self._decode = decode
         self._table, self._invalid = _lookup(table, ignored, len(self.classes), self.ignore_index)
         self._legal = _ranges(sorted({*table, *ignored}))
 
@@ -176,11 +193,11 @@ class PairedFiles:
         return self._pairs.paths(index)
 
     def read(self, index: int) -> Sample:
-        image, labels = self._pairs.read(index, read_labels)
+        image, labels = self._pairs.read(index, self._decode or read_labels)
         path = self.paths(index)[1]
-        if labels is None or path is None:
-            return Sample(image, None, self.name(index))
-        return Sample(image, self._to_classes(labels, path), self.name(index))
+        if labels is not None and path is not None and self._decode is None:
+            labels = self._to_classes(labels, path)
+        return Sample(image, labels, self.name(index))
 
     def _to_classes(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """(H, W) numbers of the file -> (H, W) class indices, uint8 or int16."""

@@ -71,7 +71,8 @@ class LabelReport(CheckReport):
             ignored = f", {self.ignored_fraction:.0%} of the pixels are ignored"
             return [
                 f"only the class {seen[0]!r} occurs in {self.labelled} samples tried{ignored}: "
-                "are the label values those of the class list?"
+                "are the label values those of the class list? (The plain folder reader takes masks of 0 and 255 with "
+                "`binary`.)"
             ]
         return []
 

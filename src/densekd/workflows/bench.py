@@ -125,7 +125,7 @@ def _sets(config: Config, made_up: bool) -> Sets:
         if config.data.root is None or isinstance(error, DataError):
             raise type(error)(f"{error}\nWithout the data, --made-up takes random images.") from error  # fmt: skip
         raise
-    check_reader(reader, config)
+    check_reader(reader, config, config.data.train_split, training=True)
     return Sets(reader, unlabelled=build_unlabelled(config.data, reader))
 
 

@@ -97,7 +97,7 @@ def evaluate_network(
     """
     with started(device) as process:
         reader = build_reader(config.data, split, training=False)
-        check_reader(reader, config)
+        check_reader(reader, config, split)
         task = build_task(config, reader)
         network, spec = built(task)
         metric = task.metric(process.device)

@@ -25,6 +25,7 @@ from densekd.build.task import best_metric, build_task, check_extras, task_class
 from densekd.config.names import DATASETS
 from densekd.config.schema import Config, Data
 from densekd.data.base import IGNORE_INDEX, distinct_colours
+from densekd.data.sets.folder import BINARY
 from densekd.distill.distiller import Distiller
 from densekd.engine.step import bare
 from densekd.errors import UserError
@@ -122,6 +123,10 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
     possible = sorted(set(parameters(builder)) - given)
     for section in ("options", "train_options", "val_options"):
         for key in getattr(data, section):
+            if key == "items" and not accepts(
+                builder, key
+            ):  # of a torch data set, which is called without it
+                continue
             if key in given or not accepts(builder, key):
                 raise UserError(
                     f"data.{section}.{key}: unknown option; {did_you_mean(key, possible)}"
@@ -149,8 +154,13 @@ def _class_names(config: Config, builder: Callable[..., Any]) -> list[str]:
         return []
     if not needs_root(builder):  # made, not read: nothing is missing to ask it
         return build_reader(config.data, config.data.val_split, training=False).classes
+    options = config.data.options
+    items, colours = options.get("items"), options.get("colours")
     known = (
-        config.data.options.get("classes")
+        options.get("classes")
+        or (items.get("classes") if isinstance(items, dict) else None)
+        or (list(colours) if isinstance(colours, dict) else None)
+        or (list(BINARY) if options.get("binary") is True else None)
         or getattr(builder, "classes", None)
         or getattr(inspect.getmodule(builder), "CLASSES", None)
     )

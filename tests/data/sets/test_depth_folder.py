@@ -150,7 +150,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(DataError, match=r"holds no images \(_x\.png\)"):
         DepthFolder(tmp_path, unit="mm", image_ending="_x.png")
     make_image(tmp_path / "train/images/a_0.png")
-    with pytest.raises(DataError, match="share their name"):
+    with pytest.raises(DataError, match="share their stem"):
         DepthFolder(tmp_path, unit="mm")
 
 

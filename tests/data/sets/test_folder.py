@@ -85,3 +85,47 @@ def test_truncated_mask_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"masks/p1\.png is truncated"):
         Folder(tmp_path, "all").read(1)
+
+
+def test_endings_and_one_folder_for_both(tmp_path):
+    for i in range(3):
+        make_image(tmp_path / f"data/p{i}.jpg", i)
+        make_labels(tmp_path / f"data/p{i}_mask.png", [0, i, 255])
+    reader = Folder(
+        tmp_path,
+        "all",
+        classes=["a", "b", "c"],
+        images="data",
+        masks="data",
+        mask_ending="_mask.png",
+    )
+    assert [reader.name(i) for i in range(3)] == ["data/p0.jpg", "data/p1.jpg", "data/p2.jpg"]
+    np.testing.assert_array_equal(reader.read(2).target, np.resize([0, 2, 255], SIZE))
+    (tmp_path / "data/p1_mask.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 images have no label: .*expected .*p1_mask\.png"):
+        Folder(tmp_path, "all", classes=["a"], images="data", masks="data", mask_ending="_mask.png")
+
+
+def test_folders_of_drives(tmp_path):
+    for drive in ("a", "b"):
+        make_image(tmp_path / f"images/{drive}/0.jpg")  # the same name in each
+        make_labels(tmp_path / f"masks/{drive}/0.png", [0, 1] if drive == "a" else [1, 0])
+    make_image(tmp_path / "images/.hidden/0.jpg")
+    reader = Folder(tmp_path, "all", classes=["x", "y"])
+    assert [reader.name(i) for i in range(len(reader))] == ["images/a/0.jpg", "images/b/0.jpg"]
+    np.testing.assert_array_equal(reader.read(1).target, np.resize([1, 0], SIZE))
+    (tmp_path / "train.txt").write_text("b/0.jpg\n")
+    assert Folder(tmp_path, classes=["x", "y"]).name(0) == "images/b/0.jpg"
+    # Where the folder has images of its own, those in folders inside it are left alone, as ever.
+    make_image(tmp_path / "images/1.jpg")
+    make_labels(tmp_path / "masks/1.png", [0])
+    assert len(Folder(tmp_path, "all", classes=["x", "y"])) == 1
+
+
+def test_unknown_numbers_may_be_ignored(tmp_path):
+    build(tmp_path, "images", "masks")
+    make_labels(tmp_path / "masks/p0.png", [0, 1, 77, 255])
+    with pytest.raises(DataError, match="outside the classes: 77"):
+        Folder(tmp_path, "all").read(0)
+    target = Folder(tmp_path, "all", unknown="ignore").read(0).target
+    np.testing.assert_array_equal(target, np.resize([0, 1, 255, 255], SIZE))

@@ -1,4 +1,4 @@
-"""What readers of box annotations share: one rule for boxes that do not fit their image, one form of a sample."""
+"""What readers of box annotations share: rules for boxes that do not fit, and for images of another size."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from densekd.data.base import Sample
-from densekd.data.files import PIL_MODES, read_image
+from densekd.data.files import PIL_MODES, read_image, sideways
 from densekd.errors import DataError, UserError
-from densekd.targets import BoxTarget, box_areas
+from densekd.targets import box_areas
 
 # Annotation tools round: COCO's own boxes stick out of their images by fractions of a pixel.
 TOLERANCE = 2.0
@@ -34,21 +33,25 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
     return clipped, outside | (box_areas(clipped) <= 0) | ~np.isfinite(boxes).all(axis=1)
 
 
-def boxed_sample(
-    path: Path, channels: int, target: BoxTarget, size: tuple[int, int], name: str
-) -> Sample:
-    """A sample of the image at `path` and its target; the annotation gives the image's `size` (height, width).
+def sized_image(path: Path, channels: int, size: tuple[int, int], exif: bool = True) -> np.ndarray:
+    """(H, W, C) of the image at `path`; the annotation gives the image's `size` (height, width).
 
     Raises:
         DataError: the file is missing or damaged, or the image has another size.
     """
-    image = read_image(path, channels)
+    image = read_image(path, channels, exif=exif)
     if image.shape[:2] != size:
+        why = "Was the image rotated or scaled?"
+        if exif and image.shape[1::-1] == size and sideways(path):
+            why = (
+                "The image's EXIF orientation was applied, and the annotation is of the pixels as stored: set `exif` "
+                "to false, or correct the annotation."
+            )
         raise DataError(
             f"{path} is {image.shape[1]}x{image.shape[0]} (width x height) and its annotation says "
-            f"{size[1]}x{size[0]}; the boxes would not fit. Was the image rotated or scaled?"
+            f"{size[1]}x{size[0]}; the objects would not fit. {why}"
         )
-    return Sample(image, target, name)
+    return image
 
 
 def check_channels(channels: int) -> None:

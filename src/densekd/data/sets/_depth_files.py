@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
-from densekd.data.files import decoded, opened
+from densekd.data.image_files import decoded, opened, require_plain_file
 from densekd.data.paired_files import FileOptions, FilePairs
 from densekd.errors import DataError, UserError
 from densekd.targets import DepthTarget, Intrinsics, resized_intrinsics
@@ -145,11 +145,10 @@ def read_camera(path: Path) -> Intrinsics:
     Raises:
         DataError: the file is missing or lacks one of them.
     """
+    require_plain_file(path, "the camera of an image")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return camera_of([content[key] for key in ("fx", "fy", "cx", "cy")], path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; expected the camera of an image") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise DataError(str(error)) from None

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from densekd.data.image_files import require_plain_file
 from densekd.errors import DataError
 
+MOST_BYTES = (
+    64_000_000  # of a file, and of a part of it when inflated: lists of numbers have a few thousand
+)
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
 # Storage types by number ("MAT-File Format", table 1-1), of either byte order.
@@ -24,8 +28,11 @@ def read_mat_arrays(path: Path) -> dict[str, np.ndarray]:
     """Real numeric arrays by name; cells, structs and text are passed over.
 
     Raises:
-        DataError: the file is missing or damaged, or is no such file (version 7.3 is HDF5).
+        DataError: the file is missing, damaged or too large, or is no such file (version 7.3 is HDF5).
     """
+    require_plain_file(path, "a MATLAB file")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES:,} bytes; expected a list of numbers")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -37,7 +44,7 @@ def read_mat_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         for kind, content in _elements(data[_HEADER:], order):
             if kind == _COMPRESSED:
-                kind, content = next(_elements(zlib.decompress(content), order))
+                kind, content = next(_elements(_inflated(content), order))
             if kind == _MATRIX:
                 parts = list(_elements(content, order))
                 if np.frombuffer(parts[0][1], f"{order}u4")[0] & 0xFF in _NUMERIC:
@@ -47,6 +54,15 @@ def read_mat_arrays(path: Path) -> dict[str, np.ndarray]:
     except (struct.error, zlib.error, ValueError, KeyError, IndexError, StopIteration) as error:
         raise DataError(f"{path} is damaged: {error}") from None
     return arrays
+
+
+def _inflated(content: bytes) -> bytes:
+    """A few kilobytes can stand for gigabytes, so no more than `MOST_BYTES` are inflated."""
+    stream = zlib.decompressobj()
+    data = stream.decompress(content, MOST_BYTES)
+    if stream.unconsumed_tail:
+        raise ValueError(f"it inflates to more than {MOST_BYTES:,} bytes")
+    return data
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.files import inside, read_list, require_folder, unknown_name
 from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
@@ -53,7 +53,10 @@ class CamVid(PairedFiles):
                 )
             raise unknown_name("CamVid split", split, lists, root)
         super().__init__(
-            [_pair(root, words, list_file) for words in read_list(list_file)],
+            [
+                _pair(root, words, list_file, files.get("allow_outside", False))
+                for words in read_list(list_file)
+            ],
             classes=CLASSES,
             palette=PALETTE,
             ignored=[UNLABELLED, 255],
@@ -62,10 +65,13 @@ class CamVid(PairedFiles):
         )
 
 
-def _pair(root: Path, words: list[str], list_file: Path) -> tuple[Path, Path | None]:
+def _pair(
+    root: Path, words: list[str], list_file: Path, allow_outside: bool
+) -> tuple[Path, Path | None]:
     if len(words) > 2:
         raise DataError(
             f"{list_file} has a line of {len(words)} words; expected image and label path"
         )
-    paths = [root.joinpath(*Path(word).parts[-2:]) for word in words]
+    names = [Path(*Path(word).parts[-2:]) for word in words]
+    paths = [inside(root, name, list_file, allow_outside) for name in names]
     return paths[0], paths[1] if len(paths) == 2 else None

@@ -13,7 +13,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.files import inside, read_list, require_folder, unknown_name
 from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
@@ -84,7 +84,10 @@ class Cityscapes(PairedFiles):
         if labels not in _SUFFIX:
             raise unknown_name("kind of Cityscapes labels", labels, _SUFFIX)
         listed = list_file is not None
-        pairs = _listed(root, Path(list_file)) if listed else _scanned(root, split, _SUFFIX[labels])
+        if list_file is not None:
+            pairs = _listed(root, Path(list_file), files.get("allow_outside", False))
+        else:
+            pairs = _scanned(root, split, _SUFFIX[labels])
         if split == "test" and not listed:
             files["allow_unlabelled"] = True
         kept = _kept(classes)
@@ -147,7 +150,7 @@ def _scanned(root: Path, split: str, suffix: str) -> list[tuple[Path, Path | Non
     ]
 
 
-def _listed(root: Path, list_file: Path) -> list[tuple[Path, Path | None]]:
+def _listed(root: Path, list_file: Path, allow_outside: bool) -> list[tuple[Path, Path | None]]:
     path = list_file if list_file.is_file() else root / list_file
     if not path.is_file():
         raise DataError(f"list file {list_file} does not exist, nor does {path}")
@@ -157,5 +160,6 @@ def _listed(root: Path, list_file: Path) -> list[tuple[Path, Path | None]]:
             raise DataError(
                 f"{path} has a line of {len(words)} words; expected image and label path"
             )
-        pairs.append((root / words[0], root / words[1] if len(words) == 2 else None))
+        image, *label = (inside(root, word, path, allow_outside) for word in words)
+        pairs.append((image, label[0] if label else None))
     return pairs

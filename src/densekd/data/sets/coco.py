@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
-from densekd.data.files import require_folder, unknown_name
-from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
+from densekd.data.files import inside, require_folder, unknown_name
+from densekd.data.image_files import require_plain_file
+from densekd.data.sets._box_files import box_text, check_channels, fit_boxes, sized_image
 from densekd.errors import DataError
 from densekd.ops.names import first_few
 from densekd.targets import BoxTarget
@@ -35,6 +36,7 @@ class Coco:
         repair: clip boxes that stick out of their image and drop those without area, which are errors otherwise.
             COCO's own train2017 needs it: a few of its boxes have no height. Two pixels outside are always clipped.
         channels: 1, 3 or 4.
+        exif, allow_outside: see `FileOptions`; names of images (``file_name``) may not lead out of their folder.
         verify_files: make sure now that every image is there and every box is good; `data check` switches this off,
             to list what is wrong.
 
@@ -60,10 +62,13 @@ class Coco:
         keep_empty: bool = True,
         repair: bool = False,
         channels: int = 3,
+        exif: bool = True,
+        allow_outside: bool = False,
         verify_files: bool = True,
     ) -> None:
         check_channels(channels)
         self.channels = channels
+        self._exif = exif
         root = require_folder(Path(root), "a folder with annotations/ and images")
         path = root / (annotations or f"annotations/instances_{split}.json")
         if not path.is_file() and annotations is None and (root / "annotations").is_dir():
@@ -71,12 +76,15 @@ class Coco:
             raise unknown_name("split", split, found, root / "annotations")
         content = _read_json(path)
         self._path = path
+        self._faults: dict[int, str] = {}  # what is wrong with an image's annotations, by its place
         self._take_categories(content["categories"], classes)
         self._take_images(content["images"])
         self._take_objects(content["annotations"], repair)
         if not keep_empty:
             self._leave_out_empty()
         self._folder = _image_folder(root, split, images, self._files[0])
+        for name in self._files:
+            inside(self._folder, name, path, allow_outside)
         if verify_files:
             self._verify()
 
@@ -105,13 +113,17 @@ class Coco:
             self._areas[objects],
             int(self._image_ids[image]),
         )
-        height, width = (int(side) for side in self._sizes[image])
+        return Sample(self._pixels(index), target, self.name(index))
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """The image, (H, W, C), of the size that the file says."""
+        height, width = (int(side) for side in self._sizes[self._image_of[index]])
         path = self._folder / self._files[index]
-        return boxed_sample(path, self.channels, target, (height, width), self.name(index))
+        return sized_image(path, self.channels, (height, width), self._exif)
 
     def _take_categories(self, rows: list[dict], classes: Sequence[str] | None) -> None:
         ids, names = (
-            self._column(rows, "categories", "id", int),
+            self._column(rows, "categories", "id", _whole),
             [str(row.get("name")) for row in rows],
         )
         for what, values in (("id", ids), ("name", names)):
@@ -133,7 +145,7 @@ class Coco:
     def _take_images(self, rows: list[dict]) -> None:
         if not rows:
             raise DataError(f"{self._path} has no images")
-        ids = np.array(self._column(rows, "images", "id", int))
+        ids = np.array(self._column(rows, "images", "id", _whole))
         twice = [number for number, count in Counter(ids.tolist()).items() if count > 1]
         if twice:
             raise DataError(
@@ -142,7 +154,7 @@ class Coco:
         order = np.argsort(ids)
         names = self._column(rows, "images", "file_name", str)
         sizes = np.array(
-            [self._column(rows, "images", side, int) for side in ("height", "width")]
+            [self._column(rows, "images", side, _side) for side in ("height", "width")]
         ).T
         self._image_ids = ids[order]
         self._files = [names[i] for i in order]
@@ -151,35 +163,15 @@ class Coco:
 
     def _take_objects(self, rows: list[dict], repair: bool) -> None:
         """Flat arrays of all objects, sorted by image: lists of dicts would be copied into every worker."""
-        ids = np.array(self._column(rows, "annotations", "id", int), dtype=np.int64)
-        image_ids = np.array(self._column(rows, "annotations", "image_id", int), dtype=np.int64)
-        categories = np.array(self._column(rows, "annotations", "category_id", int), dtype=np.int64)
+        ids, images, labels = self._placed(rows)
         boxes = np.array(self._column(rows, "annotations", "bbox", _four), dtype=np.float64)
         boxes = boxes.reshape(-1, 4)
-        own = [_number(row.get("area")) for row in rows]
+        own = np.array([_number(row.get("area")) for row in rows], dtype=np.float64)
         crowds = np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool)
-
-        images = np.searchsorted(self._image_ids, image_ids)
-        images = np.minimum(images, len(self._image_ids) - 1)
-        for what, wrong, values in (
-            ("image", self._image_ids[images] != image_ids, image_ids),
-            ("category", ~np.isin(categories, self._known_ids), categories),
-        ):
-            if wrong.any():
-                shown = [
-                    f"annotation {ids[i]} of {what} {values[i]}" for i in np.flatnonzero(wrong)
-                ]
-                raise DataError(
-                    f"{self._path}: {len(shown)} annotations name a {what} that the file does not have: "
-                    f"{first_few(shown)}"
-                )
         areas = np.where(np.isnan(own), boxes[:, 2] * boxes[:, 3], own)
         boxes[:, 2:] += boxes[:, :2]
         clipped, wrong = fit_boxes(boxes, self._sizes[images])
-        table = {number: index for index, number in enumerate(self.category_ids)}
-        labels = np.array([table.get(number, -1) for number in categories.tolist()], dtype=np.int64)
         keep = labels >= 0
-        self._faults: dict[int, str] = {}
         if repair:
             keep &= (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
         else:
@@ -197,6 +189,31 @@ class Coco:
         self._areas = areas[order].astype(np.float32)
         self._first = np.searchsorted(images[order], np.arange(len(self._image_ids) + 1))
 
+    def _placed(self, rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each annotation its id, the place of its image, and its class index, -1 where that is not kept."""
+        ids = np.array(self._column(rows, "annotations", "id", _whole), dtype=np.int64)
+        image_ids = np.array(self._column(rows, "annotations", "image_id", _whole), dtype=np.int64)
+        categories = np.array(
+            self._column(rows, "annotations", "category_id", _whole), dtype=np.int64
+        )
+        images = np.searchsorted(self._image_ids, image_ids)
+        images = np.minimum(images, len(self._image_ids) - 1)
+        for what, wrong, values in (
+            ("image", self._image_ids[images] != image_ids, image_ids),
+            ("category", ~np.isin(categories, self._known_ids), categories),
+        ):
+            if wrong.any():
+                shown = [
+                    f"annotation {ids[i]} of {what} {values[i]}" for i in np.flatnonzero(wrong)
+                ]
+                raise DataError(
+                    f"{self._path}: {len(shown)} annotations name a {what} that the file does not have: "
+                    f"{first_few(shown)}"
+                )
+        table = {number: index for index, number in enumerate(self.category_ids)}
+        labels = np.array([table.get(number, -1) for number in categories.tolist()], dtype=np.int64)
+        return ids, images, labels
+
     def _leave_out_empty(self) -> None:
         learned = np.add.reduceat(np.append(~self._crowds, False).astype(int), self._first[:-1])
         learned[np.diff(self._first) == 0] = 0  # reduceat gives an empty run its first element
@@ -211,7 +228,7 @@ class Coco:
     def _verify(self) -> None:
         if self._faults:
             raise DataError(
-                f"{len(self._faults)} images have bad boxes. {first_few(list(self._faults.values())[:1])}"
+                f"{len(self._faults)} images have bad annotations. {first_few(list(self._faults.values())[:1])}"
             )
         missing = [name for name in self._files if not (self._folder / name).is_file()]
         if missing:
@@ -223,19 +240,34 @@ class Coco:
     def _column(self, rows: list[dict], part: str, key: str, form: Any) -> list:
         try:
             return [form(row[key]) for row in rows]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             bad = next(row for row in rows if not _has(row, key, form))
             raise DataError(
                 f"{self._path}: an entry of {part!r} lacks a usable {key!r}: {str(bad)[:200]}"
             ) from None
 
 
+def _whole(value: Any) -> int:
+    """As int(), within what arrays hold: infinities and ids of 30 digits are no numbers of a file of COCO."""
+    number = int(value)
+    if abs(number) >= 2**63:
+        raise ValueError(value)
+    return number
+
+
 def _has(row: Any, key: str, form: Any) -> bool:
     try:
         form(row[key])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False
     return True
+
+
+def _side(value: Any) -> int:
+    number = _whole(value)
+    if not 1 <= number < 10**6:
+        raise ValueError(value)
+    return number
 
 
 def _four(box: Sequence[float]) -> tuple[float, float, float, float]:
@@ -249,12 +281,11 @@ def _number(value: Any) -> float:
 
 def _read_json(path: Path) -> Mapping[str, list[dict]]:
     try:
+        require_plain_file(path, "COCO annotations")
         with path.open(encoding="utf-8") as file:
             content = json.load(file)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist; expected COCO annotations. Check `root`, or set `annotations`."
-        ) from None
+    except DataError as error:
+        raise DataError(f"{error}. Check `root`, or set `annotations`.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from None
     parts = ("images", "annotations", "categories")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.files import read_list, require_folder
+from densekd.data.files import IMAGE_ENDINGS, require_folder
 from densekd.data.paired_files import FileOptions
 from densekd.data.sets._depth_files import DepthFiles, camera_of
-from densekd.data.sets.folder import IMAGE_ENDINGS, layout
+from densekd.data.sets.folder import by_key, layout, listed_keys
 from densekd.errors import DataError, UserError
 from densekd.ops.names import first_few
 from densekd.targets import Intrinsics
@@ -60,11 +60,11 @@ class DepthFolder(DepthFiles):
     ) -> None:
         root = require_folder(Path(root), f"a folder with {images}/ and {depth}/")
         image_folder, depth_folder, listed = layout(root, split, images, depth)
-        found = _by_key(image_folder, image_ending)
+        found = by_key(image_folder, image_ending, nested=True)
         if not found:
             wanted = image_ending or ", ".join(IMAGE_ENDINGS)
             raise DataError(f"{image_folder} holds no images ({wanted})")
-        keys = sorted(found) if listed is None else _listed_keys(listed, found)
+        keys = sorted(found) if listed is None else listed_keys(listed, found)
         cameras: list[Intrinsics | Path | None] | None = None
         if isinstance(intrinsics, str):
             folder = layout(root, split, images, intrinsics)[1]
@@ -82,39 +82,6 @@ class DepthFolder(DepthFiles):
             root=root,
             **files,
         )
-
-
-def _by_key(folder: Path, ending: str | None) -> dict[str, Path]:
-    """Images below a folder by their path in it without the ending."""
-    files: dict[str, Path] = {}
-    twice = []
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not _fits(path, ending):
-            continue
-        inner = path.relative_to(folder).as_posix()
-        key = inner.removesuffix(ending if ending is not None else path.suffix)
-        if key in files:
-            twice.append(path)
-        files[key] = path
-    if twice:
-        raise DataError(
-            f"{len(twice)} files share their name with another but for the ending: {first_few(twice)}. Images and "
-            "depth are matched by it, so each must be there once."
-        )
-    return files
-
-
-def _fits(path: Path, ending: str | None) -> bool:
-    return path.suffix.lower() in IMAGE_ENDINGS if ending is None else path.name.endswith(ending)
-
-
-def _listed_keys(list_file: Path, found: Mapping[str, Path]) -> list[str]:
-    lines = [" ".join(words) for words in read_list(list_file)]
-    keys = [line if line in found else line.removesuffix(Path(line).suffix) for line in lines]
-    absent = [line for line, key in zip(lines, keys, strict=True) if key not in found]
-    if absent:
-        raise DataError(f"{len(absent)} names of {list_file} have no image: {first_few(absent)}")
-    return keys
 
 
 def _camera(given: Sequence[float] | Mapping[str, Sequence[float]], image: Path) -> Intrinsics:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.files import inside, read_list, require_folder, unknown_name
 from densekd.data.paired_files import FileOptions
 from densekd.data.sets._depth_files import DepthFiles, camera_of
 from densekd.errors import DataError
@@ -63,7 +63,13 @@ class Kitti(DepthFiles):
         truth = _one_of(root, depth, ["depth", "data_depth_annotated"])
         calibration = cache(_date_camera)  # one file a date, asked for by each of its images
         if list_file is not None or listed.is_file():
-            pairs = _listed(listed, raw, truth, files.get("allow_unlabelled", False))
+            pairs = _listed(
+                listed,
+                raw,
+                truth,
+                files.get("allow_unlabelled", False),
+                files.get("allow_outside", False),
+            )
             intrinsics = [_calibrated(image, calibration) for image, _ in pairs]
         elif split == SELECTION:
             pairs, intrinsics = _selection(root)
@@ -88,20 +94,22 @@ def _one_of(root: Path, given: str | None, names: list[str]) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
-def _listed(path: Path, raw: Path, truth: Path, allow_unlabelled: bool) -> Pairs:
+def _listed(
+    path: Path, raw: Path, truth: Path, allow_unlabelled: bool, allow_outside: bool
+) -> Pairs:
     pairs: Pairs = []
     for words in read_list(path):
         if not 2 <= len(words) <= 3:
             raise DataError(
                 f"{path} has a line of {len(words)} words; expected image, depth and, if wanted, a focal length"
             )
-        image, depth = words[0].lstrip("/"), words[1].lstrip("/")
+        image = _image(inside(raw, words[0].lstrip("/"), path, allow_outside))
+        depth = words[1].lstrip("/")
         if depth != "None":
-            pairs.append(
-                (_image(raw / image), _found([truth, truth / "train", truth / "val"], depth))
-            )
+            inside(truth, depth, path, allow_outside)
+            pairs.append((image, _found([truth, truth / "train", truth / "val"], depth)))
         elif allow_unlabelled:
-            pairs.append((_image(raw / image), None))
+            pairs.append((image, None))
     return pairs
 
 

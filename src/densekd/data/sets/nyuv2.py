@@ -9,6 +9,7 @@ import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample
 from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.image_files import check_pixels, require_plain_file
 from densekd.data.paired_files import FileOptions
 from densekd.data.sets._matfile import read_mat_arrays
 from densekd.data.sets.depth_folder import DepthFolder
@@ -40,7 +41,7 @@ class NYUv2:
         unit: the unit of depth files in folders.
         files: the options of every reader of file pairs, see `FileOptions`. The .mat file
             has a label for each frame and takes no others than `allow_unlabelled` and `verify_files`, without effect,
-            and `labelled: 0` with the former.
+            `labelled: 0` with the former, and `allow_outside`: frames may lie in other files that this one names.
 
     Raises:
         DataError: files are missing or damaged; a frame number is not there.
@@ -70,7 +71,8 @@ class NYUv2:
             self.channels = self._files.channels
             return
         self._labelled = files.get("labelled") != 0
-        unused = sorted(set(files) - {"allow_unlabelled", "verify_files"})
+        self._allow_outside = files.get("allow_outside", False)
+        unused = sorted(set(files) - {"allow_outside", "allow_unlabelled", "verify_files"})
         if not self._labelled and files.get("allow_unlabelled"):
             unused.remove("labelled")
         if unused:
@@ -117,14 +119,21 @@ class NYUv2:
             for name in ("images", self._depth):
                 if name not in file:
                     raise DataError(f"{self._mat} lacks {name!r}; is it {MAT}, whole?")
+                if not self._allow_outside and _elsewhere(file, name):
+                    raise DataError(
+                        f"{self._mat} keeps {name!r} in another file; expected all of it in this one. Take the "
+                        "authors' own file, or set `allow_outside` if you trust this one."
+                    )
             images, depths = file["images"].shape, file[self._depth].shape
         if len(images) != 4 or images[1] != 3 or images[:1] + images[2:] != depths:
             raise DataError(
                 f"{self._mat} has images {images} and depth {depths}; expected (N, 3, W, H) and (N, W, H)"
             )
+        check_pixels(images[2], images[3], f"a frame of {self._mat}")
         return int(images[0])
 
     def _opened(self) -> Any:
+        require_plain_file(self._mat, MAT)
         try:
             import h5py
         except ImportError:
@@ -135,6 +144,18 @@ class NYUv2:
             return h5py.File(self._mat, "r")
         except OSError as error:
             raise DataError(f"{self._mat} cannot be opened as HDF5: {error}") from None
+
+
+def _elsewhere(file: Any, name: str) -> bool:
+    """Whether what an HDF5 file calls `name` lies, by a link or in part, in other files."""
+    import h5py
+
+    if isinstance(file.get(name, getlink=True), h5py.ExternalLink):
+        return True
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.file.filename != file.filename:
+        return True
+    return bool(found.external) or found.is_virtual
 
 
 def _folders(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from densekd.data.files import read_list, require_folder, unknown_name
+from densekd.data.files import inside, read_list, require_folder, unknown_name
 from densekd.data.paired_files import FileOptions, PairedFiles
 from densekd.errors import DataError
 
@@ -49,7 +49,9 @@ class VOC(PairedFiles):
         labels = "SegmentationClassAug" if split.endswith("aug") else "SegmentationClass"
         super().__init__(
             [
-                _pair(root, labels, words, lists / f"{split}.txt")
+                _pair(
+                    root, labels, words, lists / f"{split}.txt", files.get("allow_outside", False)
+                )
                 for words in read_list(lists / f"{split}.txt")
             ],
             classes=CLASSES,
@@ -59,9 +61,16 @@ class VOC(PairedFiles):
         )
 
 
-def _pair(root: Path, labels: str, words: list[str], list_file: Path) -> tuple[Path, Path | None]:
+def _pair(
+    root: Path, labels: str, words: list[str], list_file: Path, allow_outside: bool
+) -> tuple[Path, Path | None]:
     if len(words) == 1:
-        return root / "JPEGImages" / f"{words[0]}.jpg", root / labels / f"{words[0]}.png"
-    if len(words) == 2:
-        return root / words[0].lstrip("/"), root / words[1].lstrip("/")
-    raise DataError(f"{list_file} has a line of {len(words)} words; expected an id or two paths")
+        names = [f"JPEGImages/{words[0]}.jpg", f"{labels}/{words[0]}.png"]
+    elif len(words) == 2:
+        names = [word.lstrip("/") for word in words]
+    else:
+        raise DataError(
+            f"{list_file} has a line of {len(words)} words; expected an id or two paths"
+        )
+    image, label = (inside(root, name, list_file, allow_outside) for name in names)
+    return image, label

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from densekd.data.base import IGNORE_INDEX, Sample, distinct_colours
-from densekd.data.files import read_list, require_folder, unknown_name
-from densekd.data.sets._box_files import box_text, boxed_sample, check_channels, fit_boxes
+from densekd.data.files import inside, read_list, require_folder, unknown_name
+from densekd.data.image_files import require_plain_file
+from densekd.data.sets._box_files import box_text, check_channels, fit_boxes, sized_image
 from densekd.data.sets.voc import CLASSES as WITH_BACKGROUND
 from densekd.errors import DataError
 from densekd.ops.names import first_few
@@ -29,6 +30,7 @@ class VOCBoxes:
         root: ``VOC2007``, ``VOC2012`` or the ``VOCdevkit`` (or a folder around it) that holds one of them.
         split: a list in ``ImageSets/Main``, such as train, val, trainval or test.
         channels: 1, 3 or 4.
+        exif: see `FileOptions`.
         verify_files: see `PairedFiles`; annotations are read with their images.
 
     Attributes:
@@ -47,6 +49,7 @@ class VOCBoxes:
         split: str = "train",
         *,
         channels: int = 3,
+        exif: bool = True,
         verify_files: bool = True,
     ) -> None:
         check_channels(channels)
@@ -64,9 +67,12 @@ class VOCBoxes:
             )
         # Lists of one class ("car_train.txt") have a second word, -1 for images without it; all are taken.
         self._ids = [words[0] for words in read_list(lists / f"{split}.txt")]
+        for number in self._ids:
+            inside(root / "JPEGImages", number, lists / f"{split}.txt", None)
         self._root = root
         self._numbers = _image_numbers(self._ids)
         self.channels = channels
+        self._exif = exif
         self.classes = list(CLASSES)
         self.palette = distinct_colours(len(CLASSES) + 1)[1:]
         self.category_ids = list(range(1, len(CLASSES) + 1))
@@ -90,7 +96,8 @@ class VOCBoxes:
     def read(self, index: int) -> Sample:
         image, annotation = self.paths(index)
         target, size = read_voc_xml(annotation, self.classes, self._numbers[index])
-        return boxed_sample(image, self.channels, target, size, self.name(index))
+        pixels = sized_image(image, self.channels, size, self._exif)
+        return Sample(pixels, target, self.name(index))
 
     def _verify(self) -> None:
         missing = [path for i in range(len(self)) for path in self.paths(i) if not path.is_file()]
@@ -134,10 +141,9 @@ def read_voc_xml(
 
 
 def _parse(path: Path) -> ElementTree.Element:
+    require_plain_file(path, "VOC's XML")
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     # Entities are declared there; a few lines of them can grow to gigabytes. VOC's files have none.
