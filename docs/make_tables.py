@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the files under results/, between ``<!-- results: NAME -->`` and ``<!-- end -->``.
+"""Writes the tables of README.md from results/, between ``<!-- results: NAME -->`` and ``<!-- end -->``.
 
     python docs/make_tables.py
 
