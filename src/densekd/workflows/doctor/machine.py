@@ -275,7 +275,11 @@ def precision_finding(
 _FLOAT32 = "Train in float32 here (train.amp none, teacher.precision same)"
 
 
-def setting_findings(config: Config, device: torch.device) -> list[Finding]:
+def setting_findings(
+    config: Config,
+    device: torch.device,
+    measure: Callable[[torch.dtype, torch.device], float] = reduced_precision_ratio,
+) -> list[Finding]:
     """What the recipe asks of the machine and will not get, where that costs nothing to know; no ok among them.
 
     A run says these in its first lines.
@@ -283,7 +287,8 @@ def setting_findings(config: Config, device: torch.device) -> list[Finding]:
     found: list[Finding] = []
     cores, workers = available_cores(), config.data.workers
     if workers > cores:
-        what = f"data.workers is {workers}; {cores} loader processes are used, as many as there are cores"
+        used = "1 loader process is" if cores == 1 else f"{cores} loader processes are"
+        what = f"data.workers is {workers}; {used} used, as many as there are cores"
         found.append(Finding("note", AREA, what, setting="data.workers"))
     if device.type == "cpu" and torch.get_num_threads() > cores:
         found.append(too_many_threads(torch.get_num_threads(), cores))
@@ -295,7 +300,7 @@ def setting_findings(config: Config, device: torch.device) -> list[Finding]:
     for setting, name in asked.items():
         if device.type != "cpu" or name not in HALF or name in measured:
             continue
-        measured[name] = precision_finding(name, device, setting)
+        measured[name] = precision_finding(name, device, setting, measure)
         if measured[name].level != "ok":
             found.append(measured[name])
     for setting, wanted in (

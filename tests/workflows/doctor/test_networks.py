@@ -1,0 +1,197 @@
+"""The networks: weights, input, scores, class order, sizes; each check fires and is quiet."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from densekd.config.schema import Model
+from densekd.models.espnet import espnet_c
+from densekd.models.taps import Taps
+from densekd.tasks import Segmentation
+from densekd.types import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from densekd.workflows.doctor.networks import (
+    Few,
+    class_order_findings,
+    input_finding,
+    lead_finding,
+    left_over_findings,
+    other_inputs,
+    score_finding,
+    seeing,
+    weights_finding,
+)
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+CLASSES = ["road", "sky", "car"]
+TASK = Segmentation(CLASSES, [(0, 0, 0)] * 3)
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def build(trained=()):
+    """A network of two parts, of which some come trained, as a backbone does."""
+    network = nn.ModuleDict({"backbone": nn.Conv2d(3, 8, 3), "head": nn.Conv2d(8, 2, 1)})
+    for name in trained:
+        for parameter in network[name].parameters():
+            with torch.no_grad():
+                parameter.copy_(torch.linspace(0, 1, parameter.numel()).view_as(parameter))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("trained", "where", "level", "words", "random"),
+    [
+        ((), "model", "ok", "start at random", 242),
+        (("backbone",), "model", "ok", "come with the network, and", 18),
+        (("backbone", "head"), "teacher", "ok", "none is random", 0),
+        (("backbone",), "teacher", "warning", "start at random (head.weight, head.bias)", 18),
+        ((), "teacher", "error", "no weights are loaded", 242),
+    ],
+)
+def test_how_much_is_trained(trained, where, level, words, random):
+    finding = weights_finding(where, Model("mine"), build(trained), lambda: build(trained))
+    assert finding.level == level
+    assert words in finding.what
+    assert finding.numbers["random"] == random
+
+
+def test_norms_that_start_as_constants_are_neither():
+    finding = weights_finding(
+        "model",
+        Model("espnet_c"),
+        espnet_c(num_classes=3, p=1, q=1),
+        lambda: espnet_c(num_classes=3, p=1, q=1),
+    )
+    assert finding.numbers["trained"] == 0
+    assert 0 < finding.numbers["random"] < finding.numbers["parameters"]
+
+
+def test_a_file_is_loaded_whole():
+    model = Model("mine", weights="a.pth")
+    finding = weights_finding("teacher", model, build(), build)
+    assert finding.level == "ok"
+    assert "all 4 tensors" in finding.what
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "level"),
+    [
+        (InputSpec(), "ok"),
+        (InputSpec(mean=(0, 0, 0), std=(1, 1, 1)), "ok"),
+        (InputSpec(range=255.0, mean=(104, 117, 123), std=(57, 57, 58)), "ok"),
+        (InputSpec(range=255.0), "warning"),  # ImageNet's mean on 0..255
+        (InputSpec(range=1.0, mean=(104, 117, 123), std=(57, 57, 58)), "warning"),
+    ],
+)
+def test_what_a_network_sees(spec, level):
+    finding = input_finding("teacher", spec, IMAGES)
+    assert finding.level == level
+    assert finding.setting == "teacher.input"
+
+
+def test_other_inputs_leave_out_the_own_one():
+    own = InputSpec()
+    others = other_inputs(own)
+    assert all(spec != own for spec in others.values())
+    bgr = next(spec for name, spec in others.items() if name.startswith("order bgr, mean"))
+    # The same channel keeps its mean: the order alone differs.
+    assert torch.allclose(own.normalize(IMAGES).flip(1), bgr.normalize(IMAGES))
+    imagenet = next(spec for name, spec in others.items() if "times 255" in name)
+    assert torch.allclose(imagenet.normalize(IMAGES), own.normalize(IMAGES).flip(1), atol=1e-5)
+    assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert list(other_inputs(InputSpec(mean=(0.5,), std=(0.25,)))) == [
+        "range 1, mean 0, std 1",
+        "range 255, mean 0, std 1",
+    ]
+
+
+def test_seeing_is_undone():
+    own, other = InputSpec(), InputSpec(range=255.0)
+    network = Taps(nn.Conv2d(3, 2, 1), {}, own)
+    with seeing(network, other):
+        assert network.input_spec is other
+    assert network.input_spec is own
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "level"), [(0.9, "ok"), (0.4, "warning"), (0.32, "error"), (0.1, "error")]
+)
+def test_a_score_beside_a_guess(accuracy, level):
+    guess = {"pixel_accuracy": 0.3, "miou": 0.1}
+    finding = score_finding("teacher", TASK, {"pixel_accuracy": accuracy, "miou": 0.5}, guess, 4)
+    assert finding.level == level
+    assert f"pixel_accuracy {accuracy:.3f} (constant guess 0.300)" in finding.what
+    assert (finding.advice != "") == (level != "ok")
+
+
+def test_no_label_counts():
+    scores = {"pixel_accuracy": float("nan"), "miou": None}
+    assert score_finding("teacher", TASK, scores, scores, 4).level == "note"
+
+
+def test_an_error_is_better_when_smaller():
+    task = SimpleNamespace(
+        quick_metric="abs_rel", metric_names=("abs_rel",), smaller_is_better={"abs_rel"}
+    )
+    good, bad = (
+        score_finding("teacher", task, {"abs_rel": value}, {"abs_rel": 0.4}, 4)
+        for value in (0.1, 0.41)
+    )
+    assert (good.level, bad.level) == ("ok", "error")
+
+
+def test_classes_in_another_order():
+    right = torch.tensor([[50, 1, 1], [1, 30, 1], [1, 1, 14]])
+    assert class_order_findings(CLASSES, right) == []
+    (finding,) = class_order_findings(CLASSES, right[:, [1, 0, 2]])
+    assert finding.level == "error"
+    assert "road is mostly sky, sky is mostly road" in finding.what
+    # A network that says one class everywhere knows nothing under any name.
+    assert class_order_findings(CLASSES, torch.tensor([[50, 0, 0], [32, 0, 0], [14, 0, 0]])) == []
+    assert class_order_findings(CLASSES, None) == []
+
+
+def test_the_teachers_lead():
+    assert lead_finding(TASK, 0.6, [0.5]).level == "ok"
+    finding = lead_finding(TASK, 0.51, [0.5], "the student alone (runs/x)")
+    assert finding.level == "warning"
+    assert "the student alone (runs/x) 0.500: the teacher is not clearly above" in finding.what
+    assert "Train the teacher longer" in finding.advice
+
+
+# --- label spaces and readers ---------------------------------------------------------------------------------------
+
+
+def test_what_is_left_over():
+    assert [f.level for f in left_over_findings(CLASSES, [[0], [1], [2]], 0.05)] == ["ok"]
+    unknown, left = left_over_findings(CLASSES, [[0], [], [2]], 0.4)
+    assert (unknown.level, "knows no sky" in unknown.what) == ("note", True)
+    assert (left.level, "40.0%" in left.what) == ("warning", True)
+
+
+def test_a_few_samples_are_spread():
+    class Reader:
+        classes = CLASSES
+
+        def __len__(self):
+            return 101
+
+        def read(self, index):
+            return index
+
+        def name(self, index):
+            return str(index)
+
+    few = Few(Reader(), 3)
+    assert [few.read(i) for i in range(len(few))] == [0, 50, 100]
+    assert (few.name(1), few.classes) == ("50", CLASSES)
+    assert len(Few(Reader(), 500)) == 101
