@@ -112,6 +112,8 @@ def show(findings: list[Finding], console: Console) -> None:
             text = Text(finding.what)
             if finding.advice:
                 text.append(f"\n→ {finding.advice}", style="dim")
+            if finding.level != "ok" and finding.setting and finding.setting not in text.plain:
+                text.append(f" [{finding.setting}]", style="dim")
             table.add_row(Text(word, style=style), text)
         console.print(table)
     counts = {level: sum(f.level == level for f in findings) for level in MARKS}

@@ -13,7 +13,7 @@ from densekd.profiling.measure import timed
 
 @torch.no_grad()
 def reduced_precision_ratio(
-    dtype: torch.dtype, device: torch.device, *, repeats: int = 3, side: int = 32
+    dtype: torch.dtype, device: torch.device, *, repeats: int = 2, side: int = 32
 ) -> float:
     """The time of a 3x3 convolution (64 to 64 channels) under autocast to `dtype`, over its time in float32.
 

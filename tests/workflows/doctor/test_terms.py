@@ -10,8 +10,6 @@ from densekd.distill.term import Term
 from densekd.losses import PairWise, PixelWise
 from densekd.workflows.doctor.terms import gradient_findings, node_findings
 
-WEIGHTS = {"pixel_wise": 10.0}
-
 
 def one(value, norm, weight=10.0, task=1.0):
     found = {"task": (2.0, task), "distill/pixel_wise": (value, norm)}
@@ -41,6 +39,12 @@ def test_the_advice_is_a_weight():
     _, strong = one(1.0, 500.0)
     assert strong.setting == "distill.pixel_wise.weight"
     assert strong.advice == "A weight of about 0.02 would make both equal (now 10)"
+
+
+def test_a_discriminator_that_has_not_learned_is_not_judged():
+    found = {"task": (2.0, 1.0), "distill/holistic": (-0.01, 1e-3)}
+    _, term = gradient_findings(found, {"holistic": 0.1})
+    assert (term.level, "has not learned yet" in term.what) == ("ok", True)
 
 
 def test_labels_that_teach_nothing():

@@ -36,8 +36,9 @@ class Finding:
         assert self.level in LEVELS
 
     def __str__(self) -> str:
-        setting = f"{self.setting}: " if self.setting and self.setting not in self.what else ""
-        return f"{setting}{self.what}{f'. {self.advice}' if self.advice else ''}"
+        text = f"{self.what}. {self.advice}" if self.advice else self.what
+        known = self.level == "ok" or not self.setting or self.setting in text
+        return text if known else f"{text} [{self.setting}]"
 
 
 def failed(area: str, error: BaseException) -> Finding:

@@ -23,7 +23,7 @@ from densekd.workflows.doctor.finding import Finding
 
 AREA = "terms"
 STRONG, WEAK = 100.0, 0.01  # a term's gradient over the task's
-TASK = "task"
+TASK, HOLISTIC = "task", "holistic"
 
 
 # --- what is compared -----------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def gradients(step: Step, batch: Batch, *, fresh: bool) -> dict[str, tuple[float
                 value, parameters, retain_graph=not fresh, allow_unused=True
             )
             norm = float(nn.utils.get_total_norm([g.float() for g in found if g is not None]))
-        result[name] = (float(value), norm)
+        result[name] = (float(value.detach()), norm)
     return result
 
 
@@ -189,7 +189,10 @@ def _pull(name: str, value: float, norm: float, task: float, weight: float) -> F
         advice = "Leave it out, or compare other maps (`densekd taps RECIPE`); a memory may still be filling"
         return Finding("warning", AREA, what, advice, f"distill.{name}", numbers)
     what = f"{name}: value {value:.4g}, gradient norm {norm:.4g}, {ratio:.3g} times the task's"
-    if task and not WEAK <= ratio <= STRONG:
+    if name == HOLISTIC:
+        # Its pull grows as the discriminator learns: now it says nothing of the weight.
+        what += " (the discriminator has not learned yet)"
+    elif task and not WEAK <= ratio <= STRONG:
         side = "drowns the task" if ratio > STRONG else "is drowned by the task"
         advice = f"A weight of about {weight / ratio:.2g} would make both equal (now {weight:g})"
         return Finding("warning", AREA, f"{what}: it {side}", advice, setting, numbers)
@@ -200,5 +203,5 @@ def weights_of(run: Run) -> dict[str, float]:
     """Term's name -> its weight, with the discriminator's."""
     found = {term.name: term.weight_at(0) for term in run.distiller.terms}
     if run.distiller.adversary is not None:
-        found["holistic"] = run.distiller.adversary.weight
+        found[HOLISTIC] = run.distiller.adversary.weight
     return found
