@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_text
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,13 +67,16 @@ def command(arguments: list[str]) -> int:
         from densekd.workflows.doctor.finding import exit_status
         from densekd.workflows.doctor.machine import machine_findings
 
-        with started(device) as process:
-            findings = machine_findings(process.device)
-        if config is not None and not exit_status(findings):
-            settings = read_recipe(config, overrides)
-            from densekd.workflows.doctor.examine import examine
+        with shown_on_terminal() as say:
+            with started(device) as process:
+                findings = machine_findings(process.device)
+            if config is not None and not exit_status(findings):
+                settings = read_recipe(config, overrides)
+                from densekd.workflows.doctor.examine import examine
 
-            findings += examine(settings, device=device, images=images, alone=alone, out=out)
+                findings += examine(
+                    settings, device=device, images=images, alone=alone, out=out, say=say
+                )
         status = exit_status(findings)
         if json:
             print(as_json(config, findings, status))
@@ -80,6 +85,17 @@ def command(arguments: list[str]) -> int:
         return status
 
     return parse(doctor, "doctor", own)
+
+
+@contextmanager
+def shown_on_terminal() -> Iterator[Callable[[str], None]]:
+    """Gives a function that shows what is looked at, where a person waits for it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda part: None
+        return
+    with console.status("looking at this machine") as status:
+        yield lambda part: status.update(f"looking at the {part}")
 
 
 def as_json(recipe: str | None, findings: list[Finding], status: int) -> str:

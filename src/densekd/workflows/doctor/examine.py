@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def examine(
     images: int = 8,
     alone: Path | None = None,
     out: Path = Path("runs"),
+    say: Callable[[str], None] = lambda part: None,
 ) -> list[Finding]:
     """All findings of a recipe, in the order of the areas data, networks, terms, cost.
 
@@ -44,6 +46,7 @@ def examine(
         images: validation images that teacher and student are scored on.
         alone: the folder of a run that trained the student alone; the teacher is compared with it.
         out: where run folders would be made.
+        say: called with what is looked at next, which may take minutes on a CPU.
     """
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     config = settled(config, distil)
@@ -54,7 +57,7 @@ def examine(
     with started(device, deterministic=config.train.deterministic) as process:
         if process.world_size > 1:
             raise UserError("doctor looks at one process; start it without torchrun or srun")
-        examination = Examination(config, process, images, alone, out)
+        examination = Examination(config, process, images, alone, out, say)
         examination.go(distil)
         return examination.findings
 
@@ -63,13 +66,20 @@ class Examination:
     """The findings so far, and what they are made from."""
 
     def __init__(
-        self, config: Config, process: Process, images: int, alone: Path | None, out: Path
+        self,
+        config: Config,
+        process: Process,
+        images: int,
+        alone: Path | None,
+        out: Path,
+        say: Callable[[str], None],
     ) -> None:
         self.config = config
         self.process = process
         self.images = images
         self.alone = alone
         self.out = out
+        self.say = say
         self.findings: list[Finding] = []
 
     def go(self, distil: bool) -> None:
@@ -89,6 +99,7 @@ class Examination:
     @contextmanager
     def part(self, area: str) -> Any:
         """A fault within becomes a finding of that area; what comes after the part is still looked at."""
+        self.say(area)
         try:
             yield
         except FAULTS as error:
