@@ -53,7 +53,10 @@ def test_an_untrained_teacher_and_all_the_rest(tree, tmp_path):
 def test_a_student_alone(tree):
     del tree["teacher"], tree["distill"]
     findings = look(tree)
-    assert levels(findings) == []
+    # A class may be absent from so few scenes, and the disk may be nearly full.
+    assert {(f.level, f.area) for f in findings} <= {
+        ("ok", "data"), ("note", "data"), ("ok", "networks"), ("ok", "terms"), ("ok", "cost"), ("warning", "cost"),
+    }  # fmt: skip
     assert any("task: loss" in f.what for f in findings)
 
 
@@ -72,7 +75,7 @@ def test_what_does_not_fit_is_an_error_of_its_setting(tree):
     last = look(tree)[-1]
     assert (last.level, last.area) == ("error", "networks")
     assert "no.such.module" in last.what
-    tree["data"] = {"dataset": "camvid"}
+    tree["data"] = {"dataset": "camvid", "workers": 0}
     (only,) = look(tree)
     assert (only.level, only.area, only.setting) == ("error", "data", "data.root")
 

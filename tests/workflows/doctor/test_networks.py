@@ -98,11 +98,17 @@ def test_what_a_network_sees(spec, level):
 def test_other_inputs_leave_out_the_own_one():
     own = InputSpec()
     others = other_inputs(own)
-    assert all(spec != own for spec in others.values())
-    bgr = next(spec for name, spec in others.items() if name.startswith("order bgr, mean"))
+    # With ImageNet's mean in 0..255, swapped channels are what they are in 0..1: tried once.
+    assert list(others) == [
+        "range 1, mean 0, std 1",
+        "range 255, mean 0, std 1",
+        "order bgr, mean and std in that order",
+    ]
     # The same channel keeps its mean: the order alone differs.
+    bgr = others["order bgr, mean and std in that order"]
     assert torch.allclose(own.normalize(IMAGES).flip(1), bgr.normalize(IMAGES))
-    imagenet = next(spec for name, spec in others.items() if "times 255" in name)
+    plain = other_inputs(InputSpec(mean=(0, 0, 0), std=(1, 1, 1)))
+    imagenet = plain["order bgr, range 255, ImageNet's mean and std times 255 in that order"]
     assert torch.allclose(imagenet.normalize(IMAGES), own.normalize(IMAGES).flip(1), atol=1e-5)
     assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert list(other_inputs(InputSpec(mean=(0.5,), std=(0.25,)))) == [

@@ -154,6 +154,9 @@ class Examination:
             )
         )
         self.findings.append(networks.input_finding("model", run.spec, batch.images))
+        if config.note:
+            what = f"this will stand beside every score: {config.note}"
+            self.findings.append(Finding("note", networks.AREA, what, setting="note"))
         if teacher is not None and config.teacher is not None:
             settings, tapped = config.teacher, teacher.network
             space = tapped.label_space

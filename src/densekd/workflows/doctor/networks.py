@@ -168,7 +168,11 @@ def other_inputs(spec: InputSpec) -> dict[str, InputSpec]:
             "order rgb, range 1, ImageNet's mean and std": imagenet,
             "order bgr, range 255, ImageNet's mean and std times 255 in that order": bgr,
         }
-    return {name: other for name, other in found.items() if not _same(other, spec)}
+    different: dict[str, InputSpec] = {}
+    for name, other_spec in found.items():
+        if not any(_same(other_spec, known) for known in (spec, *different.values())):
+            different[name] = other_spec
+    return different
 
 
 def _same(a: InputSpec, b: InputSpec) -> bool:
