@@ -1,6 +1,4 @@
-"""The networks: weights, input, scores, class order, sizes; each check fires and is quiet."""
-
-from types import SimpleNamespace
+"""The networks: weights, input, label spaces; each check fires and is quiet."""
 
 import pytest
 import torch
@@ -8,24 +6,16 @@ from torch import nn
 
 from densekd.config.schema import Model
 from densekd.models.espnet import espnet_c
-from densekd.models.taps import Taps
-from densekd.tasks import Segmentation
 from densekd.types import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from densekd.workflows.doctor.networks import (
-    Few,
-    class_order_findings,
     input_finding,
-    lead_finding,
     left_over_findings,
     other_inputs,
-    score_finding,
-    seeing,
     weights_finding,
 )
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 CLASSES = ["road", "sky", "car"]
-TASK = Segmentation(CLASSES, [(0, 0, 0)] * 3)
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -117,64 +107,7 @@ def test_other_inputs_leave_out_the_own_one():
     ]
 
 
-def test_seeing_is_undone():
-    own, other = InputSpec(), InputSpec(range=255.0)
-    network = Taps(nn.Conv2d(3, 2, 1), {}, own)
-    with seeing(network, other):
-        assert network.input_spec is other
-    assert network.input_spec is own
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "level"), [(0.9, "ok"), (0.4, "warning"), (0.32, "error"), (0.1, "error")]
-)
-def test_a_score_beside_a_guess(accuracy, level):
-    guess = {"pixel_accuracy": 0.3, "miou": 0.1}
-    finding = score_finding("teacher", TASK, {"pixel_accuracy": accuracy, "miou": 0.5}, guess, 4)
-    assert finding.level == level
-    assert f"pixel_accuracy {accuracy:.3f} (constant guess 0.300)" in finding.what
-    assert (finding.advice != "") == (level != "ok")
-
-
-def test_no_label_counts():
-    scores = {"pixel_accuracy": float("nan"), "miou": None}
-    assert score_finding("teacher", TASK, scores, scores, 4).level == "note"
-
-
-def test_an_error_is_better_when_smaller():
-    task = SimpleNamespace(
-        quick_metric="abs_rel", metric_names=("abs_rel",), smaller_is_better={"abs_rel"}
-    )
-    good, bad = (
-        score_finding("teacher", task, {"abs_rel": value}, {"abs_rel": 0.4}, 4)
-        for value in (0.1, 0.41)
-    )
-    assert (good.level, bad.level) == ("ok", "error")
-
-
-def test_classes_in_another_order():
-    right = torch.tensor([[50, 1, 1], [1, 30, 1], [1, 1, 14]])
-    assert class_order_findings(CLASSES, right) == []
-    (finding,) = class_order_findings(CLASSES, right[:, [1, 0, 2]])
-    assert finding.level == "error"
-    assert "road is mostly sky, sky is mostly road" in finding.what
-    # A network that says one class everywhere knows nothing under any name.
-    assert class_order_findings(CLASSES, torch.tensor([[50, 0, 0], [32, 0, 0], [14, 0, 0]])) == []
-    assert class_order_findings(CLASSES, None) == []
-
-
-def test_the_teachers_lead():
-    assert lead_finding(TASK, 0.6, [0.5]).level == "ok"
-    finding = lead_finding(TASK, 0.51, [0.5], "the student alone (runs/x)")
-    assert finding.level == "warning"
-    assert "the student alone (runs/x) 0.500: the teacher is not clearly above" in finding.what
-    assert "Train the teacher longer" in finding.advice
-
-
-# --- label spaces and readers ---------------------------------------------------------------------------------------
+# --- label spaces ---------------------------------------------------------------------------------------
 
 
 def test_what_is_left_over():
@@ -182,22 +115,3 @@ def test_what_is_left_over():
     unknown, left = left_over_findings(CLASSES, [[0], [], [2]], 0.4)
     assert (unknown.level, "knows no sky" in unknown.what) == ("note", True)
     assert (left.level, "40.0%" in left.what) == ("warning", True)
-
-
-def test_a_few_samples_are_spread():
-    class Reader:
-        classes = CLASSES
-
-        def __len__(self):
-            return 101
-
-        def read(self, index):
-            return index
-
-        def name(self, index):
-            return str(index)
-
-    few = Few(Reader(), 3)
-    assert [few.read(i) for i in range(len(few))] == [0, 50, 100]
-    assert (few.name(1), few.classes) == ("50", CLASSES)
-    assert len(Few(Reader(), 500)) == 101

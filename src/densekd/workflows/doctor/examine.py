@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
 from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
-from densekd.workflows.doctor import cost, data, machine, networks, terms
+from densekd.workflows.doctor import cost, data, machine, networks, scores, terms
 from densekd.workflows.doctor.finding import Finding, failed
 from densekd.workflows.run import settled
 
@@ -97,7 +96,7 @@ class Examination:
                 self.look_at_steps(run, batch)
 
     @contextmanager
-    def part(self, area: str) -> Any:
+    def part(self, area: str) -> Iterator[None]:
         """A fault within becomes a finding of that area; what comes after the part is still looked at."""
         self.say(area)
         try:
@@ -182,7 +181,7 @@ class Examination:
     def look_at_scores(self, run: Run) -> None:
         """The teacher, and a student with weights, beside a constant guess and each other."""
         task, teacher = run.task, run.distiller.teacher
-        batches = networks.validation_batches(run, self.images)
+        batches = scores.validation_batches(run, self.images)
         count = sum(len(batch) for batch in batches)
         try:
             constant = guess_scores(
@@ -193,28 +192,28 @@ class Examination:
         main = task.metric_names[0]
         top = None
         if teacher is not None:
-            scored = networks.score(teacher, run, batches)
-            top = networks.value_of(scored.scores, main)
+            scored = scores.score(teacher, run, batches)
+            top = scores.value_of(scored.scores, main)
             self.findings.append(
-                networks.score_finding("teacher", task, scored.scores, constant, count)
+                scores.score_finding("teacher", task, scored.scores, constant, count)
             )
-            self.findings += networks.class_order_findings(task.classes, scored.confusion)
-            self.findings += networks.try_inputs(teacher, run, batches, scored.seconds)
+            self.findings += scores.class_order_findings(task.classes, scored.confusion)
+            self.findings += scores.try_inputs(teacher, run, batches, scored.seconds)
         if run.config.model.weights is not None:
-            scored = networks.score(Taps(run.network, {}, run.spec), run, batches)
+            scored = scores.score(Taps(run.network, {}, run.spec), run, batches)
             self.findings.append(
-                networks.score_finding("student", task, scored.scores, constant, count)
+                scores.score_finding("student", task, scored.scores, constant, count)
             )
-            own = networks.value_of(scored.scores, main)
+            own = scores.value_of(scored.scores, main)
             if top is not None:
-                self.findings.append(networks.lead_finding(task, top, [own]))
+                self.findings.append(scores.lead_finding(task, top, [own]))
         if top is not None and self.alone is not None:
             model = replace(run.config.model, weights=str(RunFolder(self.alone).student))
             network, spec = build_network(model, task, "model")
-            lone = networks.score(Taps(network, {}, spec).to(self.process.device), run, batches)
-            value = networks.value_of(lone.scores, main)
+            lone = scores.score(Taps(network, {}, spec).to(self.process.device), run, batches)
+            value = scores.value_of(lone.scores, main)
             who = f"the student alone ({self.alone})"
-            self.findings.append(networks.lead_finding(task, top, [value], who))
+            self.findings.append(scores.lead_finding(task, top, [value], who))
 
     def look_at_taps(self, run: Run, batch: Batch) -> None:
         distiller = run.distiller
@@ -241,7 +240,7 @@ class Examination:
         with self.part(cost.AREA):
             amp = AMP[run.config.train.amp]
             student = Taps(run.network, {}, run.spec)
-            one = networks.score(student, run, networks.validation_batches(run, 2), amp)
+            one = scores.score(student, run, scores.validation_batches(run, 2), amp)
             images = len(run.val_set or ())
             self.findings.append(cost.time_finding(self.config, steps, one.seconds, images))
             self.findings.append(cost.memory_finding(steps.peak, self.process.device))

@@ -263,7 +263,7 @@ def precision_finding(
     numbers = {"ratio": ratio}
     if ratio >= SLOWER:
         what = (
-            f"{name} is emulated on this {device.type}: a convolution takes {ratio:.1f} times as long as in float32 "
+            f"{name} is emulated on this {device.type}: a convolution takes {ratio:.3g} times as long as in float32 "
             "(measured)"
         )
         level = "warning" if setting else "note"
