@@ -153,6 +153,7 @@ def test_compiling_needs_a_compiler(tiny_tree, monkeypatch, tmp_path):
     assert found(tiny_tree) == {"train.compile": "error"}
 
 
+@pytest.mark.slow
 def test_a_broken_torchvision_can_still_be_told():
     """What looks whether torchvision loads is itself loaded without it."""
     code = "import sys, densekd.workflows.doctor.machine as m; print('torchvision' in sys.modules)"

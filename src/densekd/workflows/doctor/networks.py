@@ -94,7 +94,7 @@ def input_finding(where: str, spec: InputSpec, images: Tensor) -> Finding:
         images: (N, C, H, W) in [0, 1].
     """
     seen = spec.normalize(images.float())
-    mean, deviation = float(seen.mean()), float(seen.std())
+    mean, deviation = float(seen.mean()), float(seen.std(dim=(0, 2, 3)).mean())
     shown = (
         f"{spec.order}, 0 to {spec.range:g}, mean {_short(spec.mean)}, std {_short(spec.std)}"
         if spec.channels == 3

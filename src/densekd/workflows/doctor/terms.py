@@ -23,6 +23,7 @@ from densekd.workflows.doctor.finding import Finding
 
 AREA = "terms"
 STRONG, WEAK = 100.0, 0.01  # a term's gradient over the task's
+DEAD = 1e-6  # the same at weight 1: what is below is rounding
 TASK, HOLISTIC = "task", "holistic"
 
 
@@ -184,8 +185,8 @@ def _pull(name: str, value: float, norm: float, task: float, weight: float) -> F
     if weight == 0:
         return Finding("note", AREA, f"{name}: its weight is 0, so it costs time and does nothing",
                        "Leave the term out", setting, numbers)  # fmt: skip
-    if norm == 0:
-        what = f"{name}: value {value:.4g} and no gradient: it is dead, the student learns nothing from it"
+    if norm == 0 or norm < DEAD * weight * task:
+        what = f"{name}: value {value:.4g} and gradient norm {norm:.2g}: it is dead, the student learns nothing from it"
         advice = "Leave it out, or compare other maps (`densekd taps RECIPE`); a memory may still be filling"
         return Finding("warning", AREA, what, advice, f"distill.{name}", numbers)
     what = f"{name}: value {value:.4g}, gradient norm {norm:.4g}, {ratio:.3g} times the task's"
