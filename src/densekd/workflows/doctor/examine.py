@@ -134,6 +134,7 @@ class Examination:
     def look_at_data(self, sets: Sets) -> list[tuple[int, int]]:
         """Returns sizes of validation images."""
         settings = self.config.data
+        assert sets.val is not None
         train, val = sample_report(sets.train), sample_report(sets.val)
         self.findings += data.split_findings(settings.train_split, train)
         self.findings += data.split_findings(settings.val_split, val)

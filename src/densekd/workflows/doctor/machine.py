@@ -293,7 +293,7 @@ def setting_findings(
     if device.type == "cpu" and torch.get_num_threads() > cores:
         found.append(too_many_threads(torch.get_num_threads(), cores))
     teacher = config.teacher
-    asked = {"train.amp": config.train.amp}
+    asked: dict[str, str] = {"train.amp": config.train.amp}
     if teacher is not None and config.distill.teacher_cache is None:
         asked["teacher.precision"] = teacher.precision
     measured: dict[str, Finding] = {}
