@@ -134,3 +134,22 @@ def test_alone_is_a_finished_run(tree, tmp_path):
     )
     findings = look(tree, alone=tmp_path / "run")
     assert any("the student alone (" in f.what for f in findings)
+
+
+@pytest.mark.parametrize("task", ["detection", "depth"])
+def test_other_tasks(tree, task):
+    target, model = {"detection": ("boxes", "fcos_timm"), "depth": ("depth", "depth_timm")}[task]
+    options = {"backbone": "test_resnet", "pyramid_channels": 32}
+    if task == "detection":
+        options.update(head_convs=1, finest_stride=4, extra_levels=0)
+    tree.update(task=task, model={"name": model, "options": options})
+    tree["teacher"].update(name=model, options={**options, "pyramid_channels": 64})
+    tree["distill"] = {"pixel_wise": {"weight": 1}, "pair_wise": {"weight": 1}}
+    tree["data"]["options"].update(target=target, height=64, width=64)
+    tree["data"]["crop"] = [64, 64]
+    findings = look(tree)
+    # The teacher is untrained; what else is wrong would end the sequence.
+    assert {f.setting for f in findings if f.level == "error"} <= {"teacher.weights"}
+    quick = {"detection": "ap50", "depth": "delta1"}[task]
+    assert any(f"teacher on 2 validation images: {quick}" in f.what for f in findings)
+    assert any("about " in f.what for f in findings if f.area == "cost")
