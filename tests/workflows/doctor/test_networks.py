@@ -90,8 +90,10 @@ def test_other_inputs_leave_out_the_own_one():
     others = other_inputs(own)
     # With ImageNet's mean in 0..255, swapped channels are what they are in 0..1: tried once.
     assert list(others) == [
+        "range 255 instead of 1",
         "range 1, mean 0, std 1",
         "range 255, mean 0, std 1",
+        "order bgr instead of rgb",
         "order bgr, mean and std in that order",
     ]
     # The same channel keeps its mean: the order alone differs.
@@ -102,6 +104,7 @@ def test_other_inputs_leave_out_the_own_one():
     assert torch.allclose(imagenet.normalize(IMAGES), own.normalize(IMAGES).flip(1), atol=1e-5)
     assert (own.mean, own.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert list(other_inputs(InputSpec(mean=(0.5,), std=(0.25,)))) == [
+        "range 255 instead of 1",
         "range 1, mean 0, std 1",
         "range 255, mean 0, std 1",
     ]

@@ -95,7 +95,7 @@ def test_a_teacher_of_the_other_order(tiny_tree, order, level):
     teacher = Teacher(Taps(network, {}, spec))
     (finding,) = try_inputs(teacher, run, [batch], 1e-3)
     assert finding.level == level
-    assert ("1.000 with order bgr, mean and std in that order" in finding.what) == (order == "rgb")
+    assert ("1.000 with order bgr instead of rgb" in finding.what) == (order == "rgb")
     assert teacher.network.input_spec == spec
 
 

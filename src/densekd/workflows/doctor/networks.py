@@ -120,7 +120,9 @@ def other_inputs(spec: InputSpec) -> dict[str, InputSpec]:
     """What else the weights may have been trained with: settings as a recipe has them -> the input."""
     zeros, ones = (0.0,) * spec.channels, (1.0,) * spec.channels
     scaled = tuple(value * 255 for value in IMAGENET_MEAN), tuple(v * 255 for v in IMAGENET_STD)
+    other_range = 1.0 if spec.range == 255.0 else 255.0
     found = {
+        f"range {other_range:g} instead of {spec.range:g}": replace(spec, range=other_range),
         "range 1, mean 0, std 1": replace(spec, range=1.0, mean=zeros, std=ones),
         "range 255, mean 0, std 1": replace(spec, range=255.0, mean=zeros, std=ones),
     }
@@ -130,6 +132,7 @@ def other_inputs(spec: InputSpec) -> dict[str, InputSpec]:
         imagenet = replace(spec, order="rgb", range=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         bgr = replace(imagenet, order="bgr", range=255.0, mean=scaled[0][::-1], std=scaled[1][::-1])
         found |= {
+            f"order {other} instead of {spec.order}": replace(spec, order=other),
             f"order {other}, mean and std in that order": swapped,
             "order rgb, range 1, ImageNet's mean and std": imagenet,
             "order bgr, range 255, ImageNet's mean and std times 255 in that order": bgr,

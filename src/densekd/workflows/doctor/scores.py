@@ -181,7 +181,7 @@ def try_inputs(
             f"the teacher scores {quick} {known[best]:.3f} with {best}, and {own:.3f} as the recipe has it: it was "
             "probably trained with the other input"
         )
-        advice = "Set teacher.input.order, range, mean and std so"
+        advice = "Set teacher.input.order, range, mean and std so, where they do not say so yet"
         return [Finding("warning", AREA, what, advice, "teacher.input", numbers)]
     what = f"teacher: none of {len(inputs)} other normalisations scores better ({quick})"
     return [Finding("ok", AREA, what, setting="teacher.input", numbers=numbers)]
