@@ -1,12 +1,16 @@
 """`densekd doctor`: its words, its JSON, its exit status."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
+from densekd.cli.doctor import show
 from densekd.cli.main import main
 from densekd.workflows.doctor import machine
+from densekd.workflows.doctor.finding import Finding
 from tests.cli.helpers import write_recipe
 
 
@@ -65,3 +69,29 @@ def test_broken_packages_end_before_the_recipe(tree, tmp_path, capsys, monkeypat
 def test_wrong_use(words, message, capsys):
     assert main(["doctor", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+FINDINGS = [
+    Finding("ok", "data", "train: 367 images"),
+    Finding(
+        "warning", "terms", "pixel_wise: " + "a long line " * 12, "Lower it", "distill.x.weight"
+    ),
+    Finding("error", "terms", "pair_wise has a single node"),
+]
+
+
+def test_a_terminal_of_80_columns():
+    out = io.StringIO()
+    show(FINDINGS, Console(file=out, force_terminal=True, width=80, color_system=None))
+    text = out.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for words in ("data", "terms", "ERROR", "→ Lower it [distill.x.weight]", "1 error, 1 warning"):
+        assert words in text
+
+
+def test_elsewhere_a_line_a_finding(capsys):
+    show(FINDINGS, Console(file=io.StringIO()))
+    ok, warning, error = capsys.readouterr().out.splitlines()
+    assert ok == "ok       data: train: 367 images"
+    assert warning.endswith(". Lower it [distill.x.weight]")
+    assert error == "error    terms: pair_wise has a single node"

@@ -264,13 +264,16 @@ def test_over_a_setting_with_two_seeds(small, tmp_path):
             assert config["seed"] == seed
 
 
-def test_a_failing_child_says_why(small, tmp_path):
+def test_a_failing_child_says_why(small, tmp_path, capsys):
+    small["data"]["workers"] = 999
     with pytest.raises(UserError) as caught:
         go(small, tmp_path / "bad", over="distill.pair_wise.granularity=0")
     message = str(caught.value)
     assert "distill.pair_wise.granularity = 0 (seed 0) ended with status 2" in message
     assert "densekd: error:" in message
     assert "granularity" in message.split("densekd: error:")[1]
+    # What the machine will not do is said once, before the runs.
+    assert capsys.readouterr().out.count("data.workers is 999") == 1
     assert "Traceback" not in message
 
 

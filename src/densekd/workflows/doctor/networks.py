@@ -100,7 +100,7 @@ def input_finding(where: str, spec: InputSpec, images: Tensor) -> Finding:
         if spec.channels == 3
         else f"0 to {spec.range:g}, mean {_short(spec.mean)}, std {_short(spec.std)}"
     )
-    what = f"{where} sees {shown}: a batch then has mean {mean:.2f} and std {deviation:.2f}"
+    what = f"{where} sees {shown}: a batch then has mean {mean:.2f} and std {deviation:.3g}"
     numbers = {"spec": spec.as_dict(), "mean": mean, "std": deviation}
     setting = f"{where}.input"
     if abs(mean) > FAR_OFF or deviation > FAR_OFF or deviation < 1 / (4 * FAR_OFF):
