@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from densekd.profiling.measure import timed
 
+BUDGET, MOST = 0.2, 10  # seconds, and calls of each, up to which fast calls are repeated
+
 
 @torch.no_grad()
 def reduced_precision_ratio(
@@ -17,8 +19,8 @@ def reduced_precision_ratio(
 ) -> float:
     """The time of a 3x3 convolution (64 to 64 channels) under autocast to `dtype`, over its time in float32.
 
-    Well above 1 where the processor has no instructions for `dtype` and emulates them. The least of `repeats` calls
-    counts, since whatever else the machine does only adds time. No random number is drawn.
+    Well above 1 where the processor has no instructions for `dtype` and emulates them. The least time of at least
+    `repeats` calls counts, since whatever else the machine does only adds time. No random number is drawn.
     """
     images = torch.full((1, 64, side, side), 0.5, device=device)
     weight = torch.full((64, 64, 3, 3), 0.01, device=device)
@@ -28,12 +30,13 @@ def reduced_precision_ratio(
             F.conv2d(images, weight, padding=1)
 
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(repeats + 1):
+    spent = 0.0
+    while len(seconds[True]) <= repeats or (spent < BUDGET and len(seconds[True]) <= MOST):
         for reduced, values in seconds.items():
-            value = timed(lambda reduced=reduced: convolve(reduced), device)
-            if number:  # the first call of each chooses its kernel
-                values.append(value)
-    return min(seconds[True]) / min(seconds[False])
+            values.append(timed(lambda reduced=reduced: convolve(reduced), device))
+            spent += values[-1]
+    # The first call of each chooses its kernel.
+    return min(seconds[True][1:]) / min(seconds[False][1:])
 
 
 def free_memory(device: torch.device | None = None) -> int | None:

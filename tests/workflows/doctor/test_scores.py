@@ -61,6 +61,8 @@ def test_classes_in_another_order():
     # A network that says one class everywhere knows nothing under any name.
     assert class_order_findings(CLASSES, torch.tensor([[50, 0, 0], [32, 0, 0], [14, 0, 0]])) == []
     assert class_order_findings(CLASSES, None) == []
+    # So does an untrained one that answers to brightness: 45 % under the best names, where a guess has 38 %.
+    assert class_order_findings(CLASSES, torch.tensor([[9, 20, 9], [25, 3, 4], [20, 5, 5]])) == []
 
 
 def test_the_teachers_lead():
@@ -93,7 +95,7 @@ def test_a_teacher_of_the_other_order(tiny_tree, order, level):
     )
     spec = InputSpec(mean=(0, 0, 0), std=(1, 1, 1), order=order)
     teacher = Teacher(Taps(network, {}, spec))
-    (finding,) = try_inputs(teacher, run, [batch], 1e-3)
+    (finding,) = try_inputs(teacher, run, [batch], 1e-3, guess=0.5)
     assert finding.level == level
     assert ("1.000 with order bgr instead of rgb" in finding.what) == (order == "rgb")
     assert teacher.network.input_spec == spec

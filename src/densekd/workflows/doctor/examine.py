@@ -199,7 +199,9 @@ class Examination:
                 scores.score_finding("teacher", task, scored.scores, constant, count)
             )
             self.findings += scores.class_order_findings(task.classes, scored.confusion)
-            self.findings += scores.try_inputs(teacher, run, batches, scored.seconds)
+            self.findings += scores.try_inputs(
+                teacher, run, batches, scored.seconds, scores.value_of(constant, task.quick_metric)
+            )
         if run.config.model.weights is not None:
             scored = scores.score(Taps(run.network, {}, run.spec), run, batches)
             self.findings.append(

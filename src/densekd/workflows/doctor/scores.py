@@ -26,6 +26,7 @@ from densekd.workflows.doctor.networks import AREA, other_inputs
 from densekd.workflows.verdict import NOTHING, REMEDY, gained, is_above
 
 LITTLE = 0.2  # the part of the way from a constant guess to a perfect score below which a network knows little
+KNOWS = 0.4  # and from which its classes have a meaning, under whatever names
 CLEARLY = 0.05  # another input that scores by so much more is what the weights were trained with
 BUDGET = 30.0  # seconds for trying other inputs
 HEARSAY = (
@@ -151,12 +152,13 @@ def score_finding(
 
 
 def try_inputs(
-    teacher: Teacher, run: Run, batches: Sequence[Batch], seconds: float
+    teacher: Teacher, run: Run, batches: Sequence[Batch], seconds: float, guess: float
 ) -> list[Finding]:
     """Whether the teacher scores clearly better with another normalisation than the recipe's.
 
     Args:
         seconds: that an image takes, so that trying stays within `BUDGET`.
+        guess: what a constant guess scores; an input that is no better than that is none.
     """
     network, task = teacher.network, run.task
     if network.input_spec is None or (run.config.teacher and run.config.teacher.compile):
@@ -176,7 +178,8 @@ def try_inputs(
         return []
     best = max(known, key=lambda name: sign * known[name])
     numbers = {"own": own, **found}
-    if sign * (known[best] - own) > CLEARLY:
+    part = gained(known[best], guess, smaller_is_better=sign < 0)
+    if sign * (known[best] - own) > CLEARLY and part > LITTLE:
         what = (
             f"the teacher scores {quick} {known[best]:.3f} with {best}, and {own:.3f} as the recipe has it: it was "
             "probably trained with the other input"
@@ -200,7 +203,7 @@ def class_order_findings(classes: Sequence[str], confusion: Tensor | None) -> li
     right = float(counts.diag().sum() / total)
     guess = float(counts.sum(1).max() / total)
     renamed = float(counts.amax(0).sum() / total)  # each predicted class under its likeliest name
-    if renamed - right < 0.15 or renamed < guess + 0.1:
+    if renamed - right < 0.15 or gained(renamed, guess, smaller_is_better=False) < KNOWS:
         return []
     wrong = [
         f"{classes[predicted]} is mostly {classes[int(column.argmax())]}"
