@@ -64,3 +64,10 @@ def test_a_single_node(granularity, fires):
     teacher = TeacherMaps({"pair_wise": [torch.zeros(1, 4, 8, 8)]})
     found = node_findings([term, Term("pixel_wise", PixelWise())], maps, teacher)
     assert [f.level for f in found] == (["error"] if fires else [])
+
+
+def test_a_single_node_at_one_of_two_levels():
+    term = Term("pair_wise", PairWise(granularity=2), student="a", teacher="b")
+    levels = [torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 2)]
+    found = node_findings([term], {"pair_wise": levels}, TeacherMaps({"pair_wise": levels}))
+    assert [(f.level, "at 1 of 2 levels (2×2)" in f.what) for f in found] == [("note", True)]

@@ -88,21 +88,33 @@ def node_findings(
     for term in terms:
         if not isinstance(term.loss, PairWise):
             continue
-        for own, other in zip(student[term.name], teacher.levels[term.name], strict=True):
-            size = torch.Size(compared_size(own, other))
-            cell = cell_of(term.loss.granularity, size)
-            if cell[0] >= size[0] and cell[1] >= size[1]:
-                what = (
-                    f"{term.name} has a single node (a map of {size[0]}×{size[1]}, cells of {cell[0]}×{cell[1]}): it "
-                    "is always 0 and teaches nothing"
-                )
-                advice = (
-                    "Lower its granularity (an integer is pixels of the map), or tap a finer map"
-                )
-                setting = f"distill.{term.name}.granularity"
-                findings.append(Finding("error", AREA, what, advice, setting))
-                break
+        pairs = list(zip(student[term.name], teacher.levels[term.name], strict=True))
+        sizes = [torch.Size(compared_size(own, other)) for own, other in pairs]
+        single = [
+            f"{size[0]}×{size[1]}" for size in sizes if _is_one_node(term.loss.granularity, size)
+        ]
+        if not single:
+            continue
+        advice = "Lower its granularity (an integer is pixels of the map), or tap a finer map"
+        setting = f"distill.{term.name}.granularity"
+        if len(single) == len(sizes):
+            what = (
+                f"{term.name} has a single node (of a map of {single[0]}): its affinity with itself is always 1, so the "
+                "term is always 0 and teaches nothing"
+            )
+            findings.append(Finding("error", AREA, what, advice, setting))
+        else:
+            what = (
+                f"{term.name} has a single node, and so teaches nothing, at {len(single)} of {len(sizes)} "
+                f"levels ({', '.join(single)})"
+            )
+            findings.append(Finding("note", AREA, what, advice, setting))
     return findings
+
+
+def _is_one_node(granularity: int | float, size: torch.Size) -> bool:
+    height, width = cell_of(granularity, size)
+    return height >= size[0] and width >= size[1]
 
 
 # --- what the terms are worth ---------------------------------------------------------------------------------------
