@@ -137,8 +137,11 @@ class Examination:
         assert sets.val is not None
         train, val = sample_report(sets.train), sample_report(sets.val)
         self.findings += data.split_findings(settings.train_split, train)
-        self.findings += data.split_findings(settings.val_split, val)
-        self.findings += [Finding("warning", data.AREA, remark) for remark in sets.remarks]
+        self.findings += data.split_findings(f"{settings.val_split} (validation)", val)
+        for remark in sets.remarks:
+            # That images are held out is as it was asked for.
+            level = "note" if remark.startswith("data.val_fraction") else "warning"
+            self.findings.append(Finding(level, data.AREA, remark))
         self.findings += data.size_findings(self.config, train, val)
         return data.spread_sizes(val)
 

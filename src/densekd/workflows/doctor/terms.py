@@ -99,8 +99,8 @@ def node_findings(
         setting = f"distill.{term.name}.granularity"
         if len(single) == len(sizes):
             what = (
-                f"{term.name} has a single node (of a map of {single[0]}): its affinity with itself is always 1, so the "
-                "term is always 0 and teaches nothing"
+                f"{term.name} has a single node (of a map of {single[0]}): its affinity with itself is always 1, so "
+                "the term is always 0 and teaches nothing"
             )
             findings.append(Finding("error", AREA, what, advice, setting))
         else:
