@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densekd.build.data import build_reader, check_reader
+from densekd.build.data import build_reader, check_reader, loader_processes
 from densekd.config.load import make_config
 from densekd.config.schema import Data
 from densekd.data import SceneSet
@@ -31,3 +31,10 @@ def test_task_and_data_set_must_have_one_kind_of_truth(tiny_tree):
     message = r"task is segmentation, which takes class maps, .* gives depth maps; set one to fit"
     with pytest.raises(UserError, match=message):
         check_reader(SceneSet(length=2, target="depth"), config, "train")
+
+
+def test_no_more_loaders_than_cores(tiny_tree, monkeypatch):
+    monkeypatch.setattr("densekd.build.data.available_cores", lambda: 2)
+    for workers, used in ((0, 0), (1, 1), (2, 2), (16, 2)):
+        tiny_tree["data"]["workers"] = workers
+        assert loader_processes(make_config(tiny_tree, "test").data) == used

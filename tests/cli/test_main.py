@@ -23,6 +23,7 @@ HELPS = {
     "export": ["MODEL", "--out", "--size", "--with", "--recipe", "--json", "densekd[export]"],
     "latency": ["MODEL", "--onnx", "--size", "--threads", "--runs", "--recipe", "--json"],
     "ablate": ["RECIPE", "--over", "--seeds", "--jobs", "--name", "--out", "+Pi+Pa+Ho"],
+    "doctor": ["RECIPE", "--images", "--alone", "--json", "--section.key"],
     "bench": ["RECIPE", "--steps", "--device", "--made-up", "--output", "--section.key"],
     "taps": ["MODEL|RECIPE|FILE", "--size", "--json", "--model.options"],
     "data": ["check", "synthesize"],

@@ -123,6 +123,27 @@ def test_the_table_has_means_and_deviations(tiny_tree, tmp_path):
     assert rows[2]["scores"] == {"miou": [0.5, 0.52, 0.57]}
 
 
+@pytest.mark.parametrize(
+    ("teacher", "said"), [(0.75, False), (0.56, True), (0.40, True), (None, False)]
+)
+def test_a_teacher_that_is_not_above_the_student_alone(tiny_tree, tmp_path, teacher, said):
+    """The deviation of the lone student's three seeds is 3.61 points around 53.00."""
+    config = make_config(tiny_tree, "test")
+    variants = [Variant("a", "alone", config, False), Variant("b", "+Pi", config, True)]
+    for seed, miou in enumerate((0.50, 0.52, 0.57)):
+        make_result(tmp_path, "a", seed, miou)
+    row = {"scores": {"miou": teacher}, "parameters": 1, "macs": 1}
+    table = write_table(config, tmp_path, variants, 3, None if teacher is None else row)
+    words = "is not clearly above the student alone (53.00 ± 3.61). Distillation can hardly help"
+    assert (words in table) == said
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [words in row.get("remark", "") for row in rows][:1] == [said]
+    assert table == (tmp_path / "table.md").read_text()
+    # Over the values of a setting there may be no student alone.
+    over = [Variant("a", "granularity = 1", config, True)]
+    assert words not in write_table(config, tmp_path, over, 3, None if teacher is None else row)
+
+
 def test_rows_without_a_result_say_so(tiny_tree, tmp_path):
     config = make_config(tiny_tree, "test")
     variants = [Variant("a", "first", config, False), Variant("b", "second", config, True)]
@@ -243,13 +264,16 @@ def test_over_a_setting_with_two_seeds(small, tmp_path):
             assert config["seed"] == seed
 
 
-def test_a_failing_child_says_why(small, tmp_path):
+def test_a_failing_child_says_why(small, tmp_path, capsys):
+    small["data"]["workers"] = 999
     with pytest.raises(UserError) as caught:
         go(small, tmp_path / "bad", over="distill.pair_wise.granularity=0")
     message = str(caught.value)
     assert "distill.pair_wise.granularity = 0 (seed 0) ended with status 2" in message
     assert "densekd: error:" in message
     assert "granularity" in message.split("densekd: error:")[1]
+    # What the machine will not do is said once, before the runs.
+    assert capsys.readouterr().out.count("data.workers is 999") == 1
     assert "Traceback" not in message
 
 

@@ -192,10 +192,31 @@ def test_a_teacher_of_other_classes_is_refused_and_its_note_is_carried(tiny_tree
 
 def test_the_teacher_is_tried_on_the_students_crops(tiny_tree, tmp_path, capsys):
     go(tiny_tree, tmp_path / "r")
-    assert (
-        "teacher's pixel_accuracy on a first batch, cut as the student sees it: 0."
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "teacher's pixel_accuracy on a first batch, cut as the student sees it: 0." in out
+    assert "(a constant guess: 0." in out
+    # It is untrained, so it knows no more than the guess.
+    assert "warning: on this batch the teacher is no better than an answer" in out
+
+
+@pytest.mark.parametrize(("known", "warns"), [(0.9, False), (0.1, True), (float("nan"), False)])
+def test_a_teacher_that_knows_something_is_not_doubted(
+    tiny_tree, tmp_path, capsys, monkeypatch, known, warns
+):
+    monkeypatch.setattr("densekd.workflows.run.teacher_knows", lambda *_: known)
+    tiny_tree["train"]["steps"] = 1
+    go(tiny_tree, tmp_path / "r")
+    assert ("warning: on this batch the teacher" in capsys.readouterr().out) == warns
+
+
+def test_the_first_lines_say_what_the_machine_will_not_do(tiny_tree, tmp_path, capsys, monkeypatch):
+    for module in ("build.data", "workflows.doctor.machine"):
+        monkeypatch.setattr(f"densekd.{module}.available_cores", lambda: 1)
+    tiny_tree["data"]["workers"] = 2
+    tiny_tree["train"]["steps"] = 1
+    go(tiny_tree, tmp_path / "r")
+    out = capsys.readouterr().out
+    assert out.count("data.workers is 2; 1 loader process is used") == 1
 
 
 def test_published_checkpoints_are_known_to_have_seen_val(shared):

@@ -21,7 +21,7 @@ from densekd.data.items import Items
 from densekd.data.loader import EvalLoader, TrainLoader, Unlabelled
 from densekd.data.part import Part, few_labelled, held_out
 from densekd.data.unlabelled import ImageFolder, WithoutLabels
-from densekd.engine.launch import Process
+from densekd.engine.launch import Process, available_cores
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
 from densekd.ops.tiling import Views
@@ -352,6 +352,11 @@ def input_size(config: schema.Config, reader: Any) -> tuple[int, int]:
     return views.sizes(height, width)[0]
 
 
+def loader_processes(data: schema.Data) -> int:
+    """`data.workers`, but no more than there are cores: more of them only take turns."""
+    return min(data.workers, available_cores())
+
+
 def build_train_loader(
     config: schema.Config,
     reader: Any,
@@ -364,7 +369,7 @@ def build_train_loader(
     """Samples decoded and augmented on the host; `skipped` is a record of unreadable files to go on with."""
     stream = _stream(config, augment, process, start_step)
     second = build_second(config.data, unlabelled, augment)
-    workers = config.data.workers
+    workers = loader_processes(config.data)
     return TrainLoader(reader, workers=workers, skipped=skipped, unlabelled=second, **stream)
 
 
@@ -414,7 +419,7 @@ def build_eval_loader(
         limit=limit,
         rank=process.rank,
         world_size=process.world_size,
-        workers=min(config.data.workers, 2),
+        workers=min(loader_processes(config.data), 2),
         on_bad_file=config.data.on_bad_file,
         skipped=skipped,
     )

@@ -174,7 +174,9 @@ class Data:
         default_factory=dict
     )
     batch_size: Annotated[Count, Doc("images in a batch of one process")] = 8
-    workers: Annotated[Whole, Doc("loader processes; 0 reads in the main process")] = 2
+    workers: Annotated[
+        Whole, Doc("loader processes, at most one a core; 0 reads in the main process")
+    ] = 2
     crop: Annotated[Size | None, Doc("(height, width); null trains on whole images")] = None
     scale: Annotated[LowHigh, Doc("the image's scale is drawn uniformly between the two")] = field(
         default_factory=lambda: [1.0, 1.0]

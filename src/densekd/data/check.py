@@ -25,13 +25,7 @@ def sample_check(reader: DenseSet, count: int = 16, seed: int = 0) -> list[str]:
         DataError: some of them are bad (the first few and the count), or nothing can be learned from them.
         UserError: targets of another kind than the reader says.
     """
-    count = min(count, len(reader))
-    edges = np.linspace(0, len(reader), count + 1)
-    drawn = np.random.default_rng([seed, len(reader)]).uniform(edges[:-1], edges[1:])
-    report = empty_report(reader)
-    # Distinct: uniform draws of neighbouring strata may round to one index.
-    for index in sorted({min(int(place), len(reader) - 1) for place in drawn}):
-        report.add(_facts(reader, index))
+    report = sample_report(reader, count, seed)
     if report.bad:
         reasons = [reason for _, reason in report.bad]
         raise DataError(
@@ -39,6 +33,18 @@ def sample_check(reader: DenseSet, count: int = 16, seed: int = 0) -> list[str]:
             "`densekd data check` reads them all."
         )
     return report.remarks()
+
+
+def sample_report(reader: DenseSet, count: int = 16, seed: int = 0) -> CheckReport:
+    """What `count` samples spread evenly over the set hold; bad ones are listed, never raised."""
+    count = min(count, len(reader))
+    edges = np.linspace(0, len(reader), count + 1)
+    drawn = np.random.default_rng([seed, len(reader)]).uniform(edges[:-1], edges[1:])
+    report = empty_report(reader)
+    # Distinct: uniform draws of neighbouring strata may round to one index.
+    for index in sorted({min(int(place), len(reader) - 1) for place in drawn}):
+        report.add(_facts(reader, index))
+    return report
 
 
 def check_all(

@@ -45,14 +45,15 @@ def cut_metrics(path: Path, last_step: int, last_scored: int = 0) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     """One line of JSON, which has no NaN and no infinity: null stands for them."""
-    return json.dumps(_finite(row), allow_nan=False) + "\n"
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """For JSON: None in place of every NaN and infinity."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -14,13 +14,14 @@ from densekd.build.networks import build_network
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
-from densekd.engine.launch import available_cores, pick_device
+from densekd.engine.launch import available_cores, pick_device, started
 from densekd.errors import UserError
 from densekd.ops.files import write_text
 from densekd.profiling import count_macs, count_parameters
 from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_table
 from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.children import Child, run_children
+from densekd.workflows.doctor.machine import setting_findings
 from densekd.workflows.evaluate import evaluate_weights
 from densekd.workflows.resume import changed_settings
 from densekd.workflows.variants import Variant, setting_variants, term_variants
@@ -61,6 +62,9 @@ def ablate(
     if not (folder / CONSTANT).exists():
         guess = constant_guess_scores(config)
         write_text(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
+    with started(device) as process:
+        for finding in setting_findings(config, process.device):
+            print(f"{finding.level}: {finding}")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:

@@ -14,6 +14,7 @@ from densekd.engine.folder import RunFolder
 from densekd.ops.files import write_text
 from densekd.tasks import Column, Task
 from densekd.workflows.variants import Variant, few_labels
+from densekd.workflows.verdict import REMEDY, is_above
 
 CONSTANT = "constant_guess.json"
 
@@ -82,10 +83,37 @@ def write_table(
         f"Student {config.model.name}, {config.train.steps} steps of {config.data.batch_size} images, last weights, "
         f"{seeds} seed{'s' if seeds > 1 else ''}{' (mean ± std)' if seeds > 1 else ''}.{note}",
     ]
+    remark = _teacher_remark(rows, task, variants)
+    if remark:
+        lines += ["", remark]
     text = "\n".join(lines) + "\n"
     write_text(folder / "table.md", text)
     write_text(folder / "results.json", json.dumps(rows, indent=2) + "\n")
     return text
+
+
+def _teacher_remark(rows: list[dict[str, Any]], task: Task, variants: list[Variant]) -> str:
+    """That the teacher is not clearly above the student alone, which its row then says too; else empty.
+
+    Several rows may be students alone: the first is the one that the others are compared with.
+    """
+    column = task.columns[0]
+    alone = [v.title for v in variants if not v.distil]
+    teacher = next((row for row in rows if "parameters" in row and "seconds" not in row), None)
+    lone = next((row for row in rows if alone and row["title"] == alone[0]), None)
+    if teacher is None or lone is None:
+        return ""
+    (score,) = teacher["scores"][column.key]
+    known = [value for value in lone["scores"][column.key] if value is not None]
+    smaller = column.key in task.smaller_is_better
+    if score is None or not known or is_above(score, known, smaller_is_better=smaller):
+        return ""
+    remark = (
+        f"The teacher ({_mean_std([score], column)}) is not clearly above the student alone "
+        f"({_mean_std(known, column)}). {REMEDY}."
+    )
+    teacher["remark"] = remark
+    return remark
 
 
 def _count(row: dict[str, Any], seeds: int) -> str:

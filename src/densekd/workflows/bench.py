@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from densekd.build.data import build_reader, build_unlabelled, check_reader
+from densekd.build.data import (
+    build_reader,
+    build_unlabelled,
+    check_reader,
+    loader_processes,
+)
 from densekd.build.run import Run, Sets, assemble
 from densekd.config.load import to_tree
 from densekd.config.schema import Config
@@ -156,7 +161,7 @@ def _in_the_loop(
 ) -> dict[str, Any]:
     """Images/s, peak memory, and what a run waits for between its steps."""
     seconds: dict[str, list[float]] = {}
-    workers = config.data.workers
+    workers = loader_processes(config.data)
 
     def loop() -> None:
         stream = iter(_forever(group) if loader is None else loader)

@@ -13,6 +13,7 @@ from densekd.build.data import (
     build_unlabelled,
     check_form,
     compare_readers,
+    loader_processes,
     validation_images,
 )
 from densekd.build.settings import in_settings
@@ -85,7 +86,7 @@ def check_splits(config: Config, splits: list[str]) -> Findings:
         for name, reader in readers.items():
             report = check_all(
                 reader,
-                workers=data.workers,
+                workers=loader_processes(data),
                 progress=lambda done, bar=bars[name]: progress.advance(bar, done),
             )
             report.bad = [(bad, in_settings(reason, names[name])) for bad, reason in report.bad]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,8 +32,11 @@ from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Task
 from densekd.types import Batch
+from densekd.workflows.baseline import guess_scores
 from densekd.workflows.cache import cached_readers
+from densekd.workflows.doctor.machine import setting_findings
 from densekd.workflows.resume import changed_settings
+from densekd.workflows.verdict import NOTHING, gained
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,9 @@ def say_resumed(log: Log, training: Training, *, resumed: bool, threads_before: 
 
 def introduce(log: Log, run: Run) -> None:
     """What will be trained, on what, and what looks odd about it."""
+    if log.active:
+        for finding in setting_findings(run.config, run.process.device):
+            log.say(f"{finding.level}: {finding}")
     for remark in run.remarks:
         log.say(remark)
     data, accumulate, process = run.config.data, run.config.train.accumulate, run.process
@@ -194,10 +201,7 @@ def take_steps(
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
     if run.distiller.teacher is not None and training.done == 0:
-        known = teacher_knows(run.distiller.teacher, task, run.first_batch())
-        log.say(
-            f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
-        )
+        say_teacher_knows(log, run, run.distiller.teacher)
     best = best_metric(config, task)
     return fit(
         training,
@@ -222,6 +226,31 @@ def take_steps(
         save_every=config.train.save_every,
         evaluate_every=config.train.evaluate_every,
     )
+
+
+def say_teacher_knows(log: Log, run: Run, teacher: Teacher) -> None:
+    """The teacher's score on this run's first batch beside that of a constant guess; every rank must call it."""
+    task, batch = run.task, run.first_batch()
+    quick = task.quick_metric
+    known = teacher_knows(teacher, task, batch)
+    line = f"teacher's {quick} on a first batch, cut as the student sees it: {known:.3f}"
+    try:
+        scores = guess_scores(
+            task, run.train_set, [batch], samples=8, device=batch.images.device, skip_bad=True
+        )
+        guess = scores[quick]
+    except DataError:  # no label to guess from
+        guess = None
+    if guess is None or not math.isfinite(known):
+        log.say(line)
+        return
+    log.say(f"{line} (a constant guess: {guess:.3f})")
+    if gained(known, guess, smaller_is_better=quick in task.smaller_is_better) < NOTHING:
+        log.say(
+            "warning: on this batch the teacher is no better than an answer that looks at no image. Look at "
+            "teacher.weights, teacher.input.mean, std, order and range, and teacher.classes; `densekd doctor RECIPE` "
+            "looks closer"
+        )
 
 
 @torch.no_grad()
