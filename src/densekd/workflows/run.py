@@ -129,10 +129,10 @@ def carry_out(
 def settled(config: Config, distil: bool) -> Config:
     """The settings that the run folder keeps: they say what was done."""
     if distil:
-        return replace(config, note=config.note or provenance.teacher_note(config.teacher))
+        return replace(config, note=config.note or provenance.teachers_note(config))
     # So a distillation cannot be resumed as a training or back. Alone, a student learns nothing from images alone.
     data = replace(config.data, unlabelled=None)
-    return replace(config, data=data, teacher=None, distill=Distill())
+    return replace(config, data=data, teacher=None, teachers=None, distill=Distill())
 
 
 def finished_before(folder: RunFolder) -> Outcome:
@@ -193,10 +193,12 @@ def take_steps(
 ) -> bool:
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
-    if run.distiller.teacher is not None and training.done == 0:
-        known = teacher_knows(run.distiller.teacher, task, run.first_batch())
+    batch = run.first_batch() if run.distiller.teachers and training.done == 0 else None
+    for name, teacher in run.distiller.teachers.items() if batch is not None else ():
+        known = teacher_knows(teacher, task, batch)
+        whose = f"teacher {name}'s" if name else "teacher's"
         log.say(
-            f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
+            f"{whose} {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
         )
     best = best_metric(config, task)
     return fit(
