@@ -20,7 +20,7 @@ def broken_relations(config: Config) -> list[str]:
         lines.append("data.val_groups: needs data.val_fraction, the share to hold out")
     if config.teachers and config.teacher is not None:
         lines.append(
-            "teachers: there is a teacher too; move it among them under a name, or leave one of both out (teacher: null)"
+            "teachers: there is a teacher too; move it among them under a name, or leave one out (teacher: null)"
         )
     wrong = [name for name in config.teachers or {} if not name or "." in name]
     if wrong:
@@ -28,7 +28,8 @@ def broken_relations(config: Config) -> list[str]:
     for where, teacher in config.every_teacher.items():
         if teacher.num_classes is not None and teacher.classes is None:
             lines.append(
-                f"{where}.num_classes: needs {where}.classes, which says what the student makes of the teacher's classes"
+                f"{where}.num_classes: needs {where}.classes, which says what the student makes of the "
+                "teacher's classes"
             )
     lines += [
         f"distill.{name}.teacher_name: {term.teacher_name!r} is none of the teachers "
