@@ -13,12 +13,12 @@ from densekd.layers.pyramid import _cells, pool_to
 @pytest.mark.parametrize(("largest", "expected"), [(4, [1, 2, 3, 4]), (3, [1, 1, 2, 3])])
 def test_dilations_beyond_the_largest_come_first_as_ones(largest, expected):
     assert dilations(largest) == expected
-    block = EESP(8, 8, largest=largest)
+    block = EESP(16, 16, largest=largest)
     assert [branch.conv.dilation[0] for branch in block.spp_dw] == expected
 
 
 def test_branches_are_sums_of_the_smaller_ones():
-    block = EESP(4, 4, largest=4).eval()
+    block = EESP(4, 16, largest=4).eval()
     with torch.no_grad():
         block.proj_1x1.bn.bias.fill_(1.0)  # the reduced map is 1 everywhere
         block.proj_1x1.conv.weight.zero_()
@@ -27,21 +27,21 @@ def test_branches_are_sums_of_the_smaller_ones():
         seen = []
         block.br_after_cat.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         block(torch.zeros(1, 4, 9, 9))
-    assert seen[0][0, :, 4, 4].tolist() == [1, 3, 6, 10]
+    assert seen[0][0, ::4, 4, 4].tolist() == [1, 3, 6, 10]
 
 
 def test_a_block_without_weights_passes_its_input():
-    block = EESP(8, 8, largest=4).eval()
+    block = EESP(16, 16, largest=4).eval()
     torch.nn.init.zeros_(block.conv_1x1_exp.conv.weight)
-    x = torch.rand(1, 8, 6, 6)
+    x = torch.rand(1, 16, 6, 6)
     torch.testing.assert_close(block(x), x)
 
 
 @pytest.mark.parametrize("size", [(12, 16), (13, 17)])
 def test_down_halves_as_the_pooled_image_does(size):
     pooled = F.avg_pool2d(torch.rand(1, 3, *size), 3, stride=2, padding=1)
-    down = EESPDown(8, 20, image_channels=3, largest=4)
-    assert down(torch.rand(1, 8, *size), pooled).shape == (1, 20, *pooled.shape[-2:])
+    down = EESPDown(8, 24, image_channels=3, largest=4)
+    assert down(torch.rand(1, 8, *size), pooled).shape == (1, 24, *pooled.shape[-2:])
     assert not hasattr(down.eesp, "module_act")
 
 

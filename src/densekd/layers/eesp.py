@@ -64,7 +64,8 @@ class EESP(nn.Module):
     """Reduce by groups, one depth-wise convolution a dilation, each added to the sum of the smaller ones, and merge.
 
     Args:
-        in_channels, out_channels: both multiples of `BRANCHES`.
+        in_channels: a multiple of 4, the number of branches.
+        out_channels: a multiple of 16: each branch has a quarter of them, reduced in four groups.
         largest: the largest dilation, in 1 to 4.
         stride: 2 is the branch of `EESPDown`, which has no activation at its end.
     """
