@@ -41,7 +41,9 @@ def write_table(
     if (folder / CONSTANT).exists():
         guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
         add("constant guess", [guess])
-    for where, section in config.every_teacher.items() if teacher is not None else ():
+    for where, section in config.every_teacher.items():
+        if teacher is None:
+            break
         name = where.removeprefix("teachers.")
         row = teacher["rows"][name] if "rows" in teacher else teacher
         sizes = {k: row[k] for k in ("parameters", "macs")}

@@ -193,9 +193,8 @@ def take_steps(
 ) -> bool:
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
-    batch = run.first_batch() if run.distiller.teachers and training.done == 0 else None
-    for name, teacher in run.distiller.teachers.items() if batch is not None else ():
-        known = teacher_knows(teacher, task, batch)
+    for name, teacher in run.distiller.teachers.items() if training.done == 0 else ():
+        known = teacher_knows(teacher, task, run.first_batch())
         whose = f"teacher {name}'s" if name else "teacher's"
         log.say(
             f"{whose} {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
