@@ -53,6 +53,14 @@ def ade20k(root: Path, data: dict) -> None:
             )
 
 
+def idd_lite(root: Path, data: dict) -> None:
+    for split in ("train", "val"):
+        for i in range(3):
+            name = f"{split}/drive{i}/{i}"
+            image, label = f"leftImg8bit/{name}_image.jpg", f"gtFine/{name}_label.png"
+            write_pair(root / image, root / label, 7, i)
+
+
 def voc(root: Path, data: dict) -> None:
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -111,6 +119,7 @@ def nyuv2(root: Path, data: dict) -> None:
 
 TREES = {
     "camvid": camvid,
+    "idd_lite": idd_lite,
     "ade20k": ade20k,
     "voc": voc,
     "cityscapes": scenes,

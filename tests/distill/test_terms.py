@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from densekd.distill.source import maps_of
-from densekd.distill.term import Term
+from densekd.distill.term import Points, Term
 from densekd.losses import PixelWise
 from densekd.ops.resize import resize_labels, resize_map
 from densekd.types import DenseOutput
@@ -94,3 +94,17 @@ def test_a_loss_may_say_at_which_size_it_compares(reverse):
     s, t = (resize_map(x, (16, 24)) for x in (student, teacher))
     expected = PixelWise()(s, t, mask=resize_labels(mask, (16, 24)))
     torch.testing.assert_close(value, expected)
+
+
+def test_points_are_joined_by_lines():
+    ramp = Points([(10, 0.0), (20, 3.0), (30, 1.0)])
+    steps = (0, 10, 15, 20, 25, 30, 1000)
+    assert [ramp(step) for step in steps] == [0, 0, 1.5, 3, 2, 1, 1]
+    assert Points([(0, 2.0)])(7) == 2
+    assert repr(ramp) == "[[10, 0.0], [20, 3.0], [30, 1.0]]"
+
+
+@pytest.mark.parametrize("points", [[], [(0, 1), (0, 2)], [(5, 1), (2, 1)], [(0, -1)], [(-1, 1)]])
+def test_points_that_are_no_schedule(points):
+    with pytest.raises(ValueError, match="rising steps"):
+        Points(points)

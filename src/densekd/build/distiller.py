@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from densekd.build.networks import build_network
 from densekd.build.teachers import build_label_space, build_teacher, freeze
@@ -12,6 +13,7 @@ from densekd.config.names import LOSSES
 from densekd.distill.distiller import Distiller
 from densekd.distill.student import Student
 from densekd.errors import UserError
+from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -24,31 +26,43 @@ def build_distiller(
     network, spec = build_network(config.model, task, "model")
     if not distil:
         return Distiller(_placed(config, Student(Taps(network, {}, spec)), device), task), spec
-    if config.teacher is None:
+    sections = config.every_teacher
+    if not sections:
         raise UserError("teacher: missing; to distil, the config needs a teacher section")
     if not config.distill.terms and config.distill.holistic is None:
         raise UserError(
             f"distill: no term given; add one of {', '.join([*LOSSES, 'holistic'])} with a weight"
         )
-    if config.teacher.in_channels != config.model.in_channels:
-        raise UserError(
-            f"teacher.in_channels is {config.teacher.in_channels} and model.in_channels "
-            f"{config.model.in_channels}; both see the same images"
-        )
-    space = build_label_space(config.teacher, task)
-    other, other_spec = build_teacher(config.teacher, task, device, space)
-    terms, student_taps, teacher_taps = build_terms(config.distill, task, network, other)
+    networks: dict[str, nn.Module] = {}
+    looks: dict[str, tuple[InputSpec, LabelSpace | None]] = {}
+    for where, section in sections.items():
+        if section.in_channels != config.model.in_channels:
+            raise UserError(
+                f"{where}.in_channels is {section.in_channels} and model.in_channels "
+                f"{config.model.in_channels}; both see the same images"
+            )
+        space = build_label_space(section, task, where)
+        networks[where], other_spec = build_teacher(section, task, device, space, where)
+        looks[where] = other_spec, space
+    terms, student_taps, teacher_taps = build_terms(config.distill, task, network, networks)
     adversary = None
     if config.distill.holistic is not None:
         adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student = Taps(network, student_taps, spec).to(device)
-    teacher = Taps(other, teacher_taps, other_spec, label_space=space)
-    add_adapters(terms, task, student, teacher, config.model.in_channels)
+    tapped = {
+        where: Taps(other, teacher_taps[where], looks[where][0], label_space=looks[where][1])
+        for where, other in networks.items()
+    }
+    add_adapters(terms, task, student, tapped, config.model.in_channels)
+    frozen = {
+        where.removeprefix("teachers."): freeze(config, sections[where], taps)
+        for where, taps in tapped.items()
+    }
     distiller = Distiller(
         _placed(config, Student(student, terms), device),
         task,
-        teacher=freeze(config, teacher),
+        teacher=frozen if config.teachers else frozen["teacher"],
         terms=terms,
         adversary=adversary,
         mask=config.distill.mask,

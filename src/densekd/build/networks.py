@@ -30,7 +30,7 @@ def build_network(
     """
     own_classes = {} if num_classes is None else {"num_classes": num_classes}
     builder = resolve(model.name, MODELS, f"{where}.name")
-    if model.name in TEACHERS_ONLY and where != "teacher":
+    if model.name in TEACHERS_ONLY and not where.startswith("teacher"):
         raise UserError(
             f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher"
         )

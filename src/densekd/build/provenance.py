@@ -67,6 +67,12 @@ SAW_VAL = {
 }
 
 
+def teachers_note(config: schema.Config) -> str:
+    """What must stand beside every score of a student of these teachers."""
+    notes = [teacher_note(teacher) for teacher in config.every_teacher.values()]
+    return "; ".join(dict.fromkeys(note for note in notes if note))
+
+
 def teacher_note(teacher: schema.Teacher | None) -> str:
     """What must stand beside every score of this teacher's students."""
     if teacher is None or teacher.weights is None or not os.path.isfile(teacher.weights):
@@ -82,10 +88,12 @@ def file_digest(path: str) -> str:
 
 
 def identity(config: schema.Config) -> dict[str, str]:
-    """What a run depends on besides its settings: the content of its teacher's file."""
-    if config.teacher is None or config.teacher.weights is None:
-        return {}
-    return {"teacher weights": file_digest(config.teacher.weights)}
+    """What a run depends on besides its settings: the content of its teachers' files."""
+    return {
+        f"{where} weights": file_digest(teacher.weights)
+        for where, teacher in config.every_teacher.items()
+        if teacher.weights is not None
+    }
 
 
 def state_digest(module: nn.Module) -> str:
@@ -132,12 +140,16 @@ _NOT_OF_THE_SAMPLE = {
 def teacher_cache_identity(
     config: schema.Config,
     task: Task,
-    teacher: nn.Module,
+    teachers: Mapping[str, nn.Module],
     reader: Any,
     augment: Any,
     second: Unlabelled | None = None,
 ) -> dict[str, Any]:
-    """All that a teacher's maps of the augmented samples depend on, in plain values."""
+    """All that the teachers' maps of the augmented samples depend on, in plain values.
+
+    Args:
+        teachers: as in `Distiller.teachers`.
+    """
     more: dict[str, Any] = {}
     if second is not None:
         assert config.data.unlabelled is not None
@@ -146,23 +158,22 @@ def teacher_cache_identity(
             "samples": samples_digest(second.reader, config.data.unlabelled.root),
             "augment": repr(second.transform),
         }
-    assert config.teacher is not None
     tree = to_tree(config)
     data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
-    options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
-    precision = config.teacher.precision
-    if config.teacher.classes is not None:
-        more["teacher_classes"] = config.teacher.classes
+    if config.teachers:
+        about = {
+            name: _of_teacher(config, settings, teachers[name])
+            for name, settings in config.teachers.items()
+        }
+        more["teachers"] = about
+    else:
+        assert config.teacher is not None
+        more["teacher"] = _of_teacher(config, config.teacher, teachers[""])
+        if config.teacher.classes is not None:
+            more["teacher_classes"] = config.teacher.classes
     return {
         "version": densekd.__version__,
         "task": {"name": task.name, **plain(task.network_arguments)},
-        "teacher": {
-            "name": config.teacher.name,
-            "options": options,
-            "input": tree["teacher"]["input"],
-            "precision": config.train.amp if precision == "same" else precision,
-            "state": state_digest(teacher),
-        },
         "data": data,
         "samples": samples_digest(reader, config.data.root),
         "augment": repr(augment),
@@ -171,3 +182,20 @@ def teacher_cache_identity(
         "seed": config.seed,
         **more,
     }
+
+
+def _of_teacher(
+    config: schema.Config, settings: schema.Teacher, network: nn.Module
+) -> dict[str, Any]:
+    """What one teacher's maps depend on."""
+    precision = settings.precision
+    about = {
+        "name": settings.name,
+        "options": {k: v for k, v in settings.options.items() if "weights" not in k},
+        "input": plain(vars(settings.input)),
+        "precision": config.train.amp if precision == "same" else precision,
+        "state": state_digest(network),
+    }
+    # The classes of the only teacher stand beside it, as they did before there could be several.
+    several = config.teachers is not None and settings.classes is not None
+    return {**about, "classes": settings.classes} if several else about

@@ -193,7 +193,9 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
         few, task, sets.train, augment, alone, made_up=sets.made_up, unlabelled=sets.unlabelled
     )
     remarks += dry_run(distiller, batch)
-    remarks += label_space_remarks(distiller.teacher, batch.images)
+    for name, teacher in distiller.teachers.items():
+        where = f"teachers.{name}" if name else "teacher"
+        remarks += label_space_remarks(teacher, batch.images, where)
     if config.distill.teacher_cache is not None:
         stored = open_teacher_cache(
             config, distiller, sets.train, augment, batch, unlabelled=sets.unlabelled

@@ -23,7 +23,7 @@ from densekd.config.names import MODELS, SELF_TRAINED
 from densekd.data.augment import Augment
 from densekd.distill.distiller import Distiller
 from densekd.distill.maps import TeacherMaps
-from densekd.distill.source import LiveTeacher
+from densekd.distill.source import LiveTeacher, SeveralTeachers
 from densekd.distill.stored.plan import make_plan
 from densekd.distill.stored.store import TeacherCache
 from densekd.distill.teacher import Teacher
@@ -47,7 +47,11 @@ STORE = {name: name for name in ("storage", "top_k", "disk_gb", "folder")} | {
 
 
 def build_teacher(
-    config: schema.Teacher, task: Task, device: torch.device, space: LabelSpace | None = None
+    config: schema.Teacher,
+    task: Task,
+    device: torch.device,
+    space: LabelSpace | None = None,
+    where: str = "teacher",
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if config.weights is None and not config.allow_untrained:
@@ -57,43 +61,45 @@ def build_teacher(
         )
         if not trained_by_builder:
             raise UserError(
-                "teacher.weights: a teacher needs trained weights; give --teacher.weights FILE "
-                "(train one with `densekd train`), or set teacher.allow_untrained for a test"
+                f"{where}.weights: a teacher needs trained weights; give --{where}.weights FILE "
+                f"(train one with `densekd train`), or set {where}.allow_untrained for a test"
             )
     num_classes = None if space is None else space.inputs
-    network, spec = build_network(config, task, "teacher", num_classes=num_classes)
+    network, spec = build_network(config, task, where, num_classes=num_classes)
     return network.to(device), spec
 
 
-def build_label_space(config: schema.Teacher, task: Task) -> LabelSpace | None:
-    """How the teacher's classes become the student's (`teacher.classes`); None where they are the same."""
+def build_label_space(
+    config: schema.Teacher, task: Task, where: str = "teacher"
+) -> LabelSpace | None:
+    """How the teacher's classes become the student's (its setting `classes`); None where they are the same."""
     if config.classes is None:
         return None
     if task.target is not ClassMap:
         raise UserError(
-            f"teacher.classes: puts the classes of a map together; leave it out with {task.target.name}"
+            f"{where}.classes: puts the classes of a map together; leave it out with {task.target.name}"
         )
     unknown = [name for name in config.classes if name not in task.classes]
     if unknown:
         raise UserError(
-            f"teacher.classes: the student has no class {unknown[0]!r}; {did_you_mean(unknown[0], task.classes)}"
+            f"{where}.classes: the student has no class {unknown[0]!r}; {did_you_mean(unknown[0], task.classes)}"
         )
     missing = [name for name in task.classes if name not in config.classes]
     if missing:
         raise UserError(
-            f"teacher.classes: nothing is said of {', '.join(missing)}; give the teacher's indices of each, or [] "
+            f"{where}.classes: nothing is said of {', '.join(missing)}; give the teacher's indices of each, or [] "
             "where the teacher knows no such class"
         )
     groups = [config.classes[name] for name in task.classes]
     inputs = config.num_classes or _classes_of_weights(config)
-    builder = resolve(config.name, MODELS, "teacher.name")
+    builder = resolve(config.name, MODELS, f"{where}.name")
     if inputs is None and accepts(builder, "num_classes"):
         if config.weights is not None and Path(config.weights).is_file():
             raise UserError(
-                f"teacher.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
+                f"{where}.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
             )
         inputs = max((index + 1 for group in groups for index in group), default=None)
-    with naming_settings({}, "teacher.classes"):
+    with naming_settings({}, f"{where}.classes"):
         try:
             return LabelSpace(groups, inputs)
         except ValueError as error:
@@ -108,28 +114,29 @@ def _classes_of_weights(config: schema.Teacher) -> int | None:
 
 
 @torch.no_grad()
-def label_space_remarks(teacher: Teacher | None, images: Tensor) -> list[str]:
+def label_space_remarks(
+    teacher: Teacher | Taps, images: Tensor, where: str = "teacher"
+) -> list[str]:
     """How much of what the teacher says belongs to none of the student's classes."""
-    space = None if teacher is None else teacher.network.label_space
-    if teacher is None or space is None:
+    tapped = teacher.network if isinstance(teacher, Teacher) else teacher
+    space = tapped.label_space
+    if space is None:
         return []
-    network = copy.copy(teacher.network)
+    network = copy.copy(tapped)
     network.label_space = None
     logits = network.forward(images).prediction  # a compiled call would be the original's
     unused = [str(i) for i in range(logits.shape[1]) if i not in space.used]
     if not unused:
-        return [f"teacher.classes: all {logits.shape[1]} classes of the teacher are used"]
+        return [f"{where}.classes: all {logits.shape[1]} classes of the teacher are used"]
     return [
-        f"teacher.classes: {len(unused)} of the teacher's {logits.shape[1]} classes belong to none of the student's "
+        f"{where}.classes: {len(unused)} of the teacher's {logits.shape[1]} classes belong to none of the student's "
         f"({', '.join(unused)}); they have {space.left_over(logits):.1%} of the probability on a first batch, which "
         "is taken off, and the rest sums to 1 again"
     ]
 
 
-def freeze(config: schema.Config, network: Taps) -> Teacher:
+def freeze(config: schema.Config, settings: schema.Teacher, network: Taps) -> Teacher:
     """The tapped teacher in the form it works in: folded, laid out, compiled. No tap can be added afterwards."""
-    settings = config.teacher
-    assert settings is not None
     if settings.fold_norms:
         crop = config.data.crop or (WIDTHS_SIDE, WIDTHS_SIDE)
         size = (min(crop[0], WIDTHS_SIDE), min(crop[1], WIDTHS_SIDE))
@@ -174,9 +181,8 @@ def open_teacher_cache(
     settings, epochs = config.distill.teacher_cache, config.data.augment_epochs
     assert settings is not None
     assert epochs is not None  # checked with the settings
-    assert distiller.teacher is not None
     adversary = distiller.adversary
-    assert isinstance(distiller.source, LiveTeacher)
+    assert isinstance(distiller.source, (LiveTeacher, SeveralTeachers))
     with naming_settings(STORE, CACHE):
         plan = make_plan(
             distiller.student,
@@ -195,7 +201,7 @@ def open_teacher_cache(
             if settings.folder
             else cache_folder("teacher"),
             identity=provenance.teacher_cache_identity(
-                config, distiller.task, distiller.teacher, reader, augment, second
+                config, distiller.task, distiller.teachers, reader, augment, second
             ),
             images=len(reader) if second is None else (len(reader), len(second.reader)),
             epochs=epochs,

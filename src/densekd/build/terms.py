@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import nn
@@ -10,10 +11,11 @@ from torch import nn
 from densekd.build.resolve import call, resolve
 from densekd.config import schema
 from densekd.config.names import LOSSES
+from densekd.distill.balance import Balance
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary
 from densekd.distill.maps import PREDICTION, is_prediction, select
-from densekd.distill.term import Term
+from densekd.distill.term import Points, Term
 from densekd.errors import UserError
 from densekd.models.tap_list import candidates
 from densekd.models.taps import Taps, evaluating
@@ -23,11 +25,16 @@ WIDTHS_SIDE = 256  # of the square image that shows how wide tapped features are
 
 
 def build_terms(
-    distill: schema.Distill, task: Task, student: nn.Module, teacher: nn.Module
-) -> tuple[list[Term], dict[str, str], dict[str, str]]:
-    """The terms, and the taps (name -> module path) they need of student and teacher."""
+    distill: schema.Distill, task: Task, student: nn.Module, teachers: Mapping[str, nn.Module]
+) -> tuple[list[Term], dict[str, str], dict[str, dict[str, str]]]:
+    """The terms, and the taps (name -> module path) they need of the student and of each teacher.
+
+    Args:
+        teachers: by their sections, ``teacher`` or ``teachers.NAME``.
+    """
     terms: list[Term] = []
-    taps: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    taps: dict[str, str] = {}
+    teacher_taps: dict[str, dict[str, str]] = {section: {} for section in teachers}
     table = {name: path for name, (path, _) in LOSSES.items()}
     for name, term in distill.terms.items():
         where = f"distill.{name}"
@@ -35,22 +42,49 @@ def build_terms(
         options = {**task.term_options.get(loss_name, {}), **term.options}
         loss = call(resolve(loss_name, table, where), options, where)
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
+        whose = section_of(term.teacher_name, teachers)
         sources = []
         for side, network, given, wanted in (
-            ("student", student, term.student, taps[0]),
-            ("teacher", teacher, term.teacher, taps[1]),
+            ("student", student, term.student, taps),
+            ("teacher", teachers.get(whose), term.teacher, teacher_taps.get(whose, {})),
         ):
-            source = given or (
-                PREDICTION if default == PREDICTION else feature_tap(network, f"{where}.{side}")
-            )
+            source = given or (PREDICTION if default == PREDICTION else "")
+            if network is None and (not source or not is_prediction(source, task)):
+                names = ", ".join(section.removeprefix("teachers.") for section in teachers)
+                raise UserError(
+                    f"{where}: compares a feature, and the features of several teachers have no mean; say whose: "
+                    f"{where}.teacher_name, one of {names}"
+                )
+            if network is not None and not source:
+                source = feature_tap(network, f"{where}.{side}")
             if not is_prediction(source, task):
                 wanted[source] = source
             sources.append(source)
+        balance = None
+        if distill.balance is not None:
+            balance = Balance(distill.balance.every, distill.balance.decay)
+        weight = Points(term.weight) if isinstance(term.weight, list) else term.weight
         try:
-            terms.append(Term(name, loss, term.weight, *sources))
+            terms.append(
+                Term(
+                    name,
+                    loss,
+                    weight,
+                    *sources,
+                    teacher_name=term.teacher_name or None,
+                    balance=balance,
+                )
+            )
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
-    return terms, *taps
+    return terms, taps, teacher_taps
+
+
+def section_of(teacher_name: str | None, teachers: Collection[str]) -> str:
+    """The section of the teacher that a term compares with; empty for the mean of several."""
+    if teacher_name:
+        return f"teachers.{teacher_name}"
+    return "teacher" if "teacher" in teachers else ""
 
 
 def feature_tap(network: nn.Module, where: str) -> str:
@@ -76,7 +110,7 @@ def _image(network: nn.Module) -> torch.Tensor:
 
 
 def add_adapters(
-    terms: list[Term], task: Task, student: Taps, teacher: Taps, channels: int
+    terms: list[Term], task: Task, student: Taps, teachers: Mapping[str, Taps], channels: int
 ) -> None:
     """Give a 1x1 convolution to every term that wants equal widths and has not got them."""
     wanting = [term for term in terms if term.wants.adapter]
@@ -85,8 +119,12 @@ def add_adapters(
     device = next(student.parameters()).device
     images = torch.rand(1, channels, WIDTHS_SIDE, WIDTHS_SIDE, device=device)
     try:
-        with evaluating(student), evaluating(teacher), torch.no_grad():
-            student_output, teacher_output = student(images), teacher(images)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for tapped in (student, *teachers.values()):
+                stack.enter_context(evaluating(tapped))
+            student_output = student(images)
+            outputs = {section: teacher(images) for section, teacher in teachers.items()}
     except (ValueError, TypeError, RuntimeError) as error:
         names = ", ".join(f"distill.{term.name}" for term in wanting)
         raise UserError(
@@ -100,7 +138,9 @@ def add_adapters(
                 "its student"
             )
         narrow = {x.shape[1] for x in select(student_output, term.student, task)}
-        wide = {x.shape[1] for x in select(teacher_output, term.teacher, task)}
+        # Of several teachers, all predict the student's classes.
+        section = section_of(term.teacher_name, teachers) or next(iter(outputs))
+        wide = {x.shape[1] for x in select(outputs[section], term.teacher, task)}
         if narrow == wide and len(narrow) == 1:
             continue
         if len(narrow) > 1 or len(wide) > 1:

@@ -15,6 +15,8 @@ def command(arguments: list[str]) -> int:
     def evaluate(
         config: Recipe,
         weights: Path | None = None,
+        teacher: bool = False,
+        teacher_name: str | None = None,
         split: str | None = None,
         output: Path | None = None,
         results: Path | None = None,
@@ -33,6 +35,9 @@ def command(arguments: list[str]) -> int:
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).
             weights: .safetensors or .pth of the recipe's model; by default the recipe's model.weights.
+            teacher: score the recipe's teacher instead, as the student hears it: with teacher.weights, and its classes
+                put together as teacher.classes says.
+            teacher_name: which one of several (teachers).
             split: of the data set; by default the recipe's data.val_split.
             output: JSON file to write. An older score file there is replaced, any other file is not.
             results: detection: file for all detections in COCO's result form; must not exist.
@@ -42,11 +47,17 @@ def command(arguments: list[str]) -> int:
         settings = read_recipe(config, overrides, note=note)
         from densekd.workflows.evaluate import (
             check_output,
+            evaluate_teacher,
             evaluate_weights,
             scores_text,
             write_scores,
         )
 
+        asked = teacher or teacher_name is not None
+        if asked and weights is not None:
+            raise UserError(
+                "--weights are of the recipe's model; a teacher's are the setting --teacher.weights FILE"
+            )
         if weights is not None and not weights.is_file():
             raise UserError(f"--weights {weights}: no such file")
         if output is not None:
@@ -64,7 +75,11 @@ def command(arguments: list[str]) -> int:
                 print(f"written to {output}")
 
         split = split or settings.data.val_split
-        evaluate_weights(settings, weights, split, device=device, report=report, results=results)
+        more = {"device": device, "report": report, "results": results}
+        if asked:
+            evaluate_teacher(settings, split, name=teacher_name, **more)
+        else:
+            evaluate_weights(settings, weights, split, **more)
         return 0
 
     return parse(evaluate, "evaluate", own)

@@ -6,6 +6,7 @@ A dotted path of your own (my_pkg.my_file.MyLoss) works wherever a name does.
 MODELS = {
     "espnet": "densekd.models.espnet.espnet",
     "espnet_c": "densekd.models.espnet.espnet_c",
+    "espnetv2": "densekd.models.espnetv2.espnetv2",
     "mobilenetv2plus": "densekd.models.mobilenetv2plus.mobilenetv2plus",
     "pspnet_resnet18": "densekd.models.pspnet.pspnet_resnet18",
     "pspnet_resnet101": "densekd.models.pspnet.pspnet_resnet101",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError, ValidationError, core_schema
 from typing_extensions import Doc
 
 
@@ -23,13 +23,24 @@ class Rule:
     Args:
         words: as they follow "must be".
         holds: whether a value that already has its type is so.
+        of_several_types: the value may have one of several types, and `words` say which.
     """
 
     words: str
     holds: Callable[[Any], bool]
+    of_several_types: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        if self.of_several_types:
+            return core_schema.no_info_wrap_validator_function(self._check_type, handler(source))
         return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check_type(self, value: Any, as_one_of_them: Callable[[Any], Any]) -> Any:
+        try:
+            typed = as_one_of_them(value)
+        except ValidationError as error:
+            raise PydanticCustomError("rule", "must be {words}", {"words": self.words}) from error
+        return self._check(typed)
 
     def _check(self, value: Any) -> Any:
         # A null passes: whether a setting may be null is its type's matter.
@@ -56,6 +67,27 @@ LowHigh = Annotated[
     list[float],
     Rule("[low, high] with 0 < low <= high", lambda v: len(v) == 2 and 0 < v[0] <= v[1]),
 ]
+
+TermWeight = Annotated[
+    float | list[tuple[int, float]],
+    Rule(
+        "0 or more, or points [[step, weight], ...] whose steps rise, as in [[0, 0], [200, 3]]",
+        lambda v: _is_weight(v),
+        of_several_types=True,
+    ),
+]
+
+
+def _is_weight(value: float | list[tuple[int, float]]) -> bool:
+    if not isinstance(value, list):
+        return value >= 0
+    steps = [step for step, _ in value]
+    return (
+        bool(value)
+        and steps == sorted(set(steps))
+        and steps[0] >= 0
+        and min(w for _, w in value) >= 0
+    )
 
 
 def parts_of(annotation: Any) -> tuple[list[Any], list[Any]]:

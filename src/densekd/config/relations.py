@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from densekd.config.schema import Config
+from densekd.ops.names import did_you_mean
 
 
 def broken_relations(config: Config) -> list[str]:
@@ -17,11 +18,34 @@ def broken_relations(config: Config) -> list[str]:
         )
     if data.val_groups is not None and data.val_fraction is None:
         lines.append("data.val_groups: needs data.val_fraction, the share to hold out")
-    teacher = config.teacher
-    if teacher is not None and teacher.num_classes is not None and teacher.classes is None:
+    if config.teachers and config.teacher is not None:
         lines.append(
-            "teacher.num_classes: needs teacher.classes, which says what the student makes of the teacher's classes"
+            "teachers: there is a teacher too; move it among them under a name, or leave one out (teacher: null)"
         )
+    wrong = [name for name in config.teachers or {} if not name or "." in name]
+    if wrong:
+        lines.append(f"teachers: {wrong[0]!r} is no name; give each a name without a dot")
+    for where, teacher in config.every_teacher.items():
+        if teacher.num_classes is not None and teacher.classes is None:
+            lines.append(
+                f"{where}.num_classes: needs {where}.classes, which says what the student makes of the "
+                "teacher's classes"
+            )
+    lines += [
+        f"distill.{name}.teacher_name: {term.teacher_name!r} is none of the teachers "
+        f"({', '.join(config.teachers) if config.teachers else 'there is no section teachers'}); "
+        + (did_you_mean(term.teacher_name, config.teachers) if config.teachers else "leave it out")
+        for name, term in config.distill.terms.items()
+        if term.teacher_name and term.teacher_name not in (config.teachers or {})
+    ]
+    if config.distill.balance is not None:
+        forbidden = {
+            "train.amp": config.train.amp == "fp16"
+            and "fp16, whose gradients are scaled; take bf16 or none",
+            "train.compile": config.train.compile
+            and "true, whose backward pass runs once only; leave it out",
+        }
+        lines += [f"distill.balance: {key} is {why}" for key, why in forbidden.items() if why]
     if config.distill.teacher_cache is None:
         return lines
     needed = (

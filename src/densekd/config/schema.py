@@ -27,6 +27,7 @@ from densekd.config.ranges import (
     Scales,
     Share,
     Size,
+    TermWeight,
     Whole,
 )
 
@@ -239,7 +240,12 @@ class Term:
     """One distillation term: a loss, its weight, and the tensors it compares."""
 
     __pydantic_config__ = STRICT
-    weight: Annotated[NotNegative, Doc("the loss is multiplied by it")]
+    weight: Annotated[
+        TermWeight,
+        Doc(
+            "the loss is multiplied by it; points: linear between them over the steps done, constant outside"
+        ),
+    ]
     loss: Annotated[
         str, Doc("a name from `densekd list losses` or a dotted path; empty: the term's own key")
     ] = ""
@@ -247,6 +253,9 @@ class Term:
         str, Doc('"prediction" or a module path; empty: what the network offers for this loss')
     ] = ""
     teacher: Annotated[str, Doc("the same, for the teacher")] = ""
+    teacher_name: Annotated[
+        str, Doc("which one of `teachers`; empty: the mean of what all of them predict")
+    ] = ""
     options: Annotated[
         dict[str, Any], Doc("arguments of the loss; written as distill.TERM.KEY, without `options`")
     ] = field(default_factory=dict)
@@ -300,6 +309,17 @@ class TeacherCache:
 
 
 @dataclass
+class Balance:
+    """Makes a term's weight the size of its gradient: 1 is as large as that of the task's own loss."""
+
+    __pydantic_config__ = STRICT
+    every: Annotated[
+        Count, Doc("steps between two measurements, each of which costs a backward pass a term")
+    ] = 10
+    decay: Annotated[BelowOne, Doc("of the running means of the measured norms")] = 0.9
+
+
+@dataclass
 class Distill:
     """Distillation: the holistic term, the mask, and every other term under its own name."""
 
@@ -308,6 +328,10 @@ class Distill:
         Literal["label", "padding", "none"], Doc("which pixels the terms leave out")
     ] = "label"
     holistic: Annotated[Holistic | None, Doc("null: no discriminator")] = None
+    balance: Annotated[
+        Balance | None,
+        Doc("null: weights multiply the losses; {}: the gradients, with its defaults"),
+    ] = None
     teacher_cache: Annotated[TeacherCache | None, Doc("null: the teacher runs in every step")] = (
         None
     )
@@ -419,6 +443,10 @@ class Config:
     data: Annotated[Data, Doc("images and labels")]
     task: Annotated[Task, Doc("what is predicted")] = field(default_factory=Task)
     teacher: Annotated[Teacher | None, Doc("only `distill` and `ablate` need one")] = None
+    teachers: Annotated[
+        dict[str, Teacher] | None,
+        Doc("several, in place of `teacher`: a name of your own -> what `teacher` holds"),
+    ] = None
     distill: Annotated[Distill, Doc("what the student learns from the teacher")] = field(
         default_factory=Distill
     )
@@ -429,3 +457,10 @@ class Config:
     )
     seed: Annotated[int, Ge(0), Doc("of initial weights, order of the images and augmentation")] = 0
     note: Annotated[str, Doc('shown beside every score, for example "teacher saw val"')] = ""
+
+    @property
+    def every_teacher(self) -> dict[str, Teacher]:
+        """Section -> its settings: `teacher` alone, or `teachers.NAME` of each; empty where nothing teaches."""
+        if self.teachers:
+            return {f"teachers.{name}": section for name, section in self.teachers.items()}
+        return {} if self.teacher is None else {"teacher": self.teacher}

@@ -10,19 +10,22 @@ from types import ModuleType
 from typing import Any
 
 import densekd
+from densekd.distill.balance import Balance
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
 from densekd.distill.distiller import Adversary, Distiller
 from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
 from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
-from densekd.distill.term import Term
+from densekd.distill.term import Points, Term
 
 __all__ = [
     "Adversary",
+    "Balance",
     "Discriminator",
     "DiscriminatorLoss",
     "Distiller",
     "LiveTeacher",
+    "Points",
     "SeveralTeachers",
     "Student",
     "Teacher",

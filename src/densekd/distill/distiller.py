@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from densekd.distill.balance import gradient_norms
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
 from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes
 from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
@@ -172,10 +174,14 @@ class Distiller:
         losses = self.task.loss(output, batch)
         if teacher_maps is None:
             return losses, None
-        for term in self.terms:
-            losses[f"distill/{term.name}"] = term(
+        weighted = {
+            f"distill/{term.name}": term(
                 output, teacher_maps, mask, self.task, targets=batch.targets, step=step
             )
+            for term in self.terms
+        }
+        self._balance(losses, weighted, step)
+        losses.update(weighted)
         if self.adversary is None:
             return losses, None
         assert teacher_maps.holistic is not None
@@ -189,6 +195,37 @@ class Distiller:
                 scores, mode=self.adversary.mode
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """``weight/NAME`` of each term whose weight changes over the steps, as it multiplies the loss."""
+        weights = {}
+        for term in self.terms[
+            :
+        ]:  # a plain list: `densekd bench` times the rounds of a loop over the terms themselves
+            if not term.is_weight_fixed:
+                factor = 1.0 if term.balance is None else float(term.balance.factor())
+                weights[f"weight/{term.name}"] = term.weight_at(step) * factor
+        return weights
+
+    def _balance(self, task: dict[str, Tensor], terms: dict[str, Tensor], step: int) -> None:
+        """Measure the gradients of balanced terms where that is due, and scale the terms."""
+        balanced = [(t, t.balance) for t in self.terms[:] if t.balance is not None]
+        due = [
+            (term, balance)
+            for term, balance in balanced
+            if balance.is_due(step) and term.weight_at(step) > 0
+        ]
+        if due and torch.is_grad_enabled():
+            inner = getattr(self.student, "module", self.student)
+            network = cast("nn.Module", inner.model)
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            # A term's weight is taken out again: its own norm does not depend on a schedule.
+            raw = [terms[f"distill/{term.name}"] / term.weight_at(step) for term, _ in due]
+            norms = gradient_norms([torch.stack(list(task.values())).sum(), *raw], parameters)
+            for place, (_, balance) in enumerate(due, start=1):
+                balance.update(norms[[0, place]])
+        for term, balance in balanced:
+            terms[f"distill/{term.name}"] = terms[f"distill/{term.name}"] * balance.factor()
 
     def discriminator_phase(
         self, maps: HolisticMaps, alpha: Tensor | None = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from densekd.distill.balance import Balance
 from densekd.distill.maps import PREDICTION, TeacherMaps, match_sizes, select
 from densekd.losses.wants import Wants, wants_of
 from densekd.ops.resize import resize_labels, resize_map
@@ -15,6 +18,45 @@ from densekd.tasks import Task
 from densekd.types import DenseOutput
 
 Weight = float | Callable[[int], float]
+
+
+class Points:
+    """A weight that is linear between points, and constant before the first and after the last.
+
+    Args:
+        points: (step, weight), with rising steps of 0 or more and weights of 0 or more.
+
+    Raises:
+        ValueError: there is no point, or steps do not rise, or a number is negative.
+
+    Example:
+        >>> ramp = Points([(0, 0.0), (200, 3.0)])
+        >>> ramp(0), ramp(50), ramp(1000)
+        (0.0, 0.75, 3.0)
+    """
+
+    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+        self.steps = [int(step) for step, _ in points]
+        self.weights = [float(weight) for _, weight in points]
+        rising = all(a < b for a, b in pairwise(self.steps))
+        if not self.steps or not rising or min(self.steps + self.weights) < 0:
+            raise ValueError(
+                f"the points are {list(points)}; expected (step, weight), one or more, with rising steps and weights "
+                "of 0 or more"
+            )
+
+    def __call__(self, step: int) -> float:
+        after = bisect_right(self.steps, step)
+        if after == 0:
+            return self.weights[0]
+        if after == len(self.steps):
+            return self.weights[-1]
+        begin, end = self.steps[after - 1], self.steps[after]
+        low, high = self.weights[after - 1], self.weights[after]
+        return low + (high - low) * (step - begin) / (end - begin)
+
+    def __repr__(self) -> str:
+        return str([list(point) for point in zip(self.steps, self.weights, strict=True)])
 
 
 class Term(nn.Module):
@@ -28,7 +70,7 @@ class Term(nn.Module):
         name: key in the step's dict: ``distill/<name>``. Unique among the terms.
         loss: a function or module, called as ``loss(student, teacher, mask=mask)`` with two maps (N, C, h, w) of one
             size and a mask (N, h, w) bool or None; gives a scalar. See `densekd.losses.Wants` for more.
-        weight: multiplies the loss: a number, or a function of the step (optimizer steps done, from 0).
+        weight: multiplies the loss: a number, or a function of the step (optimizer steps done, from 0) as `Points` is.
         student: ``"prediction"``, another map that the task knows (depth: ``"depth"``), or the name of a tapped
             feature.
         teacher: the same, of the teacher.
@@ -36,11 +78,12 @@ class Term(nn.Module):
         adapter: maps the student's feature (each level of it) before the comparison, for instance a 1x1 convolution to
             the teacher's width.
         wants: what the loss asks for; None takes what it declares.
+        balance: makes the weight the size of the term's gradient; see `Balance`. `Distiller` measures and applies it.
 
     Example:
         >>> from densekd.losses import PairWise
         >>> term = Term("pair_wise", PairWise(), 10.0, student="layer4", teacher="layer4")
-        >>> ramp = Term("late", PairWise(), lambda step: min(1.0, step / 1000), student="b3", teacher="b3")
+        >>> ramp = Term("late", PairWise(), Points([(0, 0.0), (1000, 1.0)]), student="b3", teacher="b3")
         >>> ramp.weight_at(250)
         0.25
     """
@@ -56,8 +99,10 @@ class Term(nn.Module):
         teacher_name: str | None = None,
         adapter: nn.Module | None = None,
         wants: Wants | None = None,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
+        self.balance = balance
         self.name = name
         self.loss = loss
         self.weight = weight
@@ -66,6 +111,10 @@ class Term(nn.Module):
         self.teacher_name = teacher_name
         self.adapter = adapter
         self.wants = wants_of(loss) if wants is None else wants
+
+    @property
+    def is_weight_fixed(self) -> bool:
+        return self.balance is None and not callable(self.weight)
 
     def weight_at(self, step: int) -> float:
         return self.weight(step) if callable(self.weight) else self.weight

@@ -150,7 +150,11 @@ class Log:
             self.progress.update(self.bar, status=status)
             return
         left = (self.total - step) * seconds / max(1, steps)
-        parts = "  ".join(f"{k.split('/')[-1]} {v:.3f}" for k, v in values.items() if "/" in k)
+        parts = "  ".join(
+            f"{k.split('/')[-1]} {v:.3f}"
+            for k, v in values.items()
+            if "/" in k and not k.startswith("weight/")
+        )
         self.say(
             f"{self.title} {step}/{self.total}  {status}  eta {int(left) // 60}:{int(left) % 60:02d}  {parts}"
         )

@@ -66,7 +66,8 @@ class Step:
         """Update once from `batches` (their losses are averaged).
 
         Returns:
-            ``{"task/ce", "distill/pixel_wise", ..., "discriminator/adversarial", ..., "loss", "grad_norm"}``.
+            ``{"task/ce", "distill/pixel_wise", ..., "discriminator/adversarial", ..., "loss", "grad_norm"}``, and
+            ``"weight/pixel_wise"`` of each term whose weight changes.
 
         Raises:
             NonFiniteError: a term or a gradient is NaN or infinite; no weight has changed.
@@ -99,6 +100,7 @@ class Step:
         named = _values({**sums, "grad_norm": norm})
         self._check_finite(named, step)
         named["loss"] = sum(v for k, v in named.items() if k != "grad_norm")
+        named.update(self.distiller.weights_at(step))
         return named, kept, norm
 
     def _check_finite(self, named: dict[str, float], step: int) -> None:

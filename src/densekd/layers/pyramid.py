@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.layers.abn import ABN
@@ -19,18 +20,24 @@ class GridPool(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, side, side)."""
-        if not torch.compiler.is_exporting():
-            return super().forward(input)
-        rows, columns = (self.cells(input.shape[axis], input.device) for axis in (-2, -1))
-        return rows.to(input.dtype) @ input @ columns.to(input.dtype).mT
-
-    def cells(self, length: int, device: torch.device) -> Tensor:
-        """(side, length): the weight of each position in each cell's mean."""
         side: int = self.output_size  # type: ignore[assignment]
-        place = torch.arange(side, device=device)[:, None]
-        begin, end = place * length // side, ((place + 1) * length + side - 1) // side
-        position = torch.arange(length, device=device)
-        return ((position >= begin) & (position < end)).float() / (end - begin)
+        return pool_to(input, (side, side))
+
+
+def pool_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``adaptive_avg_pool2d``: (N, C, h, w) -> (N, C, *size); in an exported program, as `GridPool` does it."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, size)
+    rows, columns = (_cells(x.shape[axis], size[axis], x.device) for axis in (-2, -1))
+    return rows.to(x.dtype) @ x @ columns.to(x.dtype).mT
+
+
+def _cells(length: int, count: int, device: torch.device) -> Tensor:
+    """(count, length): the weight of each position in each cell's mean."""
+    place = torch.arange(count, device=device)[:, None]
+    begin, end = place * length // count, ((place + 1) * length + count - 1) // count
+    position = torch.arange(length, device=device)
+    return ((position >= begin) & (position < end)).float() / (end - begin)
 
 
 class PyramidPooling(nn.Module):

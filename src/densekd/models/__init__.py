@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from densekd.models.depth_timm import DepthTimm, depth_timm
 from densekd.models.espnet import ESPNet, ESPNetC, espnet, espnet_c
+from densekd.models.espnetv2 import ESPNetv2, espnetv2
 from densekd.models.label_space import LabelSpace
 from densekd.models.mobilenetv2plus import MobileNetV2Plus, mobilenetv2plus
 from densekd.models.pspnet import PSPNet, pspnet_resnet18, pspnet_resnet101
@@ -25,6 +26,7 @@ __all__ = [
     "DepthTimm",
     "ESPNet",
     "ESPNetC",
+    "ESPNetv2",
     "FPNTimm",
     "LabelSpace",
     "MobileNetV2Plus",
@@ -35,6 +37,7 @@ __all__ = [
     "depth_timm",
     "espnet",
     "espnet_c",
+    "espnetv2",
     "fcos_mobilenetv2_c128",
     "fcos_resnet50",
     "fcos_timm",

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from densekd.build import provenance
-from densekd.build.networks import build_network
+from densekd.build.teachers import build_label_space, build_teacher
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
@@ -22,7 +23,7 @@ from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_tabl
 from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.doctor.machine import setting_findings
-from densekd.workflows.evaluate import evaluate_weights
+from densekd.workflows.evaluate import evaluate_teacher
 from densekd.workflows.resume import changed_settings
 from densekd.workflows.variants import Variant, setting_variants, term_variants
 
@@ -40,25 +41,24 @@ def ablate(
 
     The same command goes on where it was stopped. A folder that holds another ablation is refused.
     """
-    if config.teacher is None and over is None:
+    if not config.every_teacher and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
-    distil = config.teacher is not None
-    config = replace(config, note=config.note or provenance.teacher_note(config.teacher))
+    distil = bool(config.every_teacher)
+    config = replace(config, note=config.note or provenance.teachers_note(config))
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
-    if config.teacher is not None and config.teacher.weights is None:
-        raise UserError(
-            "teacher.weights: missing; the ablation distils from a trained teacher and scores it; give "
-            "--teacher.weights FILE"
-        )
+    for where, section in config.every_teacher.items():
+        if section.weights is None:
+            raise UserError(
+                f"{where}.weights: missing; the ablation distils from a trained teacher and scores it; give "
+                f"--{where}.weights FILE"
+            )
     _check_folder(folder, config)
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
-    # One with other classes cannot be scored on the data's.
-    scored = config.teacher is not None and config.teacher.classes is None
-    teacher = _teacher_row(config, folder, device) if scored else None
+    teachers = _teacher_rows(config, folder, device) if distil else None
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", dump_config(config))
-    if teacher is not None and not (folder / "teacher.json").exists():
-        write_text(folder / "teacher.json", json.dumps(teacher, indent=2) + "\n")
+    if teachers is not None and not (folder / "teacher.json").exists():
+        write_text(folder / "teacher.json", json.dumps(teachers, indent=2) + "\n")
     if not (folder / CONSTANT).exists():
         guess = constant_guess_scores(config)
         write_text(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
@@ -70,7 +70,7 @@ def ablate(
         for variant in variants:
             children.append(_child(variant, seed, folder, device))
     status = run_children(children, jobs=jobs or default_jobs(device))
-    table = write_table(config, folder, variants, seeds, teacher)
+    table = write_table(config, folder, variants, seeds, teachers)
     return status, table
 
 
@@ -113,7 +113,7 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     tree = {**to_tree(config), "seed": seed}
     if not variant.distil:
         # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.
-        tree.update(teacher=None, distill={}, note="")
+        tree.update(teacher=None, teachers=None, distill={}, note="")
     recipe = folder / "configs" / f"{variant.key}_seed{seed}.yaml"
     text = yaml.safe_dump(tree, sort_keys=False)
     if not recipe.exists() or recipe.read_text(encoding="utf-8") != text:
@@ -136,28 +136,33 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     return child
 
 
-def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
-    """The teacher's own score and size, measured once."""
+def _teacher_rows(config: Config, folder: Path, device: str) -> dict[str, Any]:
+    """The teachers' own scores and sizes, measured once: what one has, or, of several, a row each under ``rows``."""
     path = folder / "teacher.json"
     digest = provenance.identity(config)
     if path.exists():
-        row = json.loads(path.read_text(encoding="utf-8"))
-        if row["digest"] != digest:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["digest"] != digest:
             raise UserError(
-                f"{folder} holds an ablation from another teacher: the content of teacher.weights has changed; give "
-                "another --name"
+                f"{folder} holds an ablation from another teacher: the content of {' or '.join(digest)} has changed; "
+                "give another --name"
             )
-        return row
-    assert config.teacher is not None
-    tree = to_tree(config)
-    model = {k: tree["teacher"][k] for k in tree["model"]}
-    alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
-    scores = evaluate_weights(alone, None, config.data.val_split, device=device)
+        return found
+    if config.teachers is None:
+        return {"digest": digest, **_teacher_row(config, None, device)}
+    rows = {name: _teacher_row(config, name, device) for name in config.teachers}
+    return {"digest": digest, "rows": rows}
+
+
+def _teacher_row(config: Config, name: str | None, device: str) -> dict[str, Any]:
+    where = "teacher" if name is None else f"teachers.{name}"
+    section = config.every_teacher[where]
+    scores = evaluate_teacher(config, config.data.val_split, name=name, device=device)
     task, size = task_and_size(config)
-    network, _ = build_network(alone.model, task, "teacher")
+    space = build_label_space(section, task, where)
+    network, _ = build_teacher(section, task, torch.device("cpu"), space, where)
     return {
-        "digest": digest,
         "scores": scores,
         "parameters": count_parameters(network),
-        "macs": count_macs(network, alone.model.in_channels, size),
+        "macs": count_macs(network, section.in_channels, size),
     }

@@ -42,10 +42,14 @@ def write_table(
     if (folder / CONSTANT).exists():
         guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
         add("constant guess", [guess])
-    if teacher is not None:
-        name = config.teacher.name if config.teacher else ""
-        sizes = {k: teacher[k] for k in ("parameters", "macs")}
-        add(f"teacher ({name})", [teacher["scores"]], **sizes)
+    for where, section in config.every_teacher.items():
+        if teacher is None:
+            break
+        name = where.removeprefix("teachers.")
+        row = teacher["rows"][name] if "rows" in teacher else teacher
+        sizes = {k: row[k] for k in ("parameters", "macs")}
+        whose = f"teacher {name}" if config.teachers else "teacher"
+        add(f"{whose} ({section.name})", [row["scores"]], **sizes)
     for variant in variants:
         results = []
         for seed in range(config.seed, config.seed + seeds):

@@ -56,6 +56,10 @@ def bench(
     Returns:
         plain numbers, lists and dicts: all of what `as_text` shows, every single time, settings and environment.
     """
+    if config.teachers:
+        raise UserError(
+            "teachers: bench takes the step apart for one teacher; name one as teacher and set teachers to null"
+        )
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     if not distil:
         config = settled(config, distil)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 from torch import nn
 
@@ -16,14 +17,17 @@ from densekd.build.data import VIEWS, build_eval_loader, build_reader, build_vie
 from densekd.build.networks import build_network
 from densekd.build.settings import naming_settings
 from densekd.build.task import build_task
-from densekd.config.schema import Config
+from densekd.build.teachers import build_label_space, build_teacher, label_space_remarks
+from densekd.config.schema import Config, Teacher
 from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
+from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
+from densekd.ops.names import did_you_mean
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -77,6 +81,61 @@ def evaluate_weights(
     )
 
 
+def evaluate_teacher(
+    config: Config,
+    split: str,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    report: Callable[[Task, dict[str, Any]], None] | None = None,
+    results: Path | None = None,
+) -> dict[str, Any]:
+    """Score a teacher of the recipe as its student hears it: its classes put together to the student's.
+
+    Args:
+        name: which of several teachers.
+        report, results: as in `evaluate_weights`.
+    """
+    where, section = _section_of_teacher(config, name)
+    note = config.note or provenance.teacher_note(section)
+
+    def built(task: Task) -> tuple[nn.Module, InputSpec]:
+        space = build_label_space(section, task, where)
+        return build_teacher(section, task, torch.device("cpu"), space, where)
+
+    return evaluate_network(
+        config,
+        built,
+        split,
+        name=str(section.weights or section.name),
+        note=note,
+        device=device,
+        quiet=quiet,
+        report=report,
+        results=results,
+        label_space=lambda task: build_label_space(section, task, where),
+        role=where,
+    )
+
+
+def _section_of_teacher(config: Config, name: str | None) -> tuple[str, Teacher]:
+    sections = config.every_teacher
+    if not sections:
+        raise UserError("--teacher: the recipe has none; it needs a section teacher with weights")
+    names = [where.removeprefix("teachers.") for where in sections]
+    if config.teachers and name is None:
+        raise UserError(f"--teacher-name: missing; the recipe has the teachers {', '.join(names)}")
+    if name is None:
+        return next(iter(sections.items()))
+    if not config.teachers:
+        raise UserError("--teacher-name: the recipe has one teacher; --teacher alone scores it")
+    if name not in names:
+        raise UserError(f"--teacher-name: {name!r} is unknown; {did_you_mean(name, names)}")
+    where = f"teachers.{name}"
+    return where, sections[where]
+
+
 def evaluate_network(
     config: Config,
     built: Callable[[Task], tuple[nn.Module, InputSpec]],
@@ -88,10 +147,14 @@ def evaluate_network(
     quiet: bool = False,
     report: Callable[[Task, dict[str, Any]], None] | None = None,
     results: Path | None = None,
+    label_space: Callable[[Task], LabelSpace | None] = lambda task: None,
+    role: str = "model",
 ) -> dict[str, Any]:
     """Score the network that `built` gives for the data's task, as `evaluate_weights` does.
 
     Args:
+        label_space: how the network's classes become the task's.
+        role: the section of the network, for messages.
         name: of what is scored, for the result.
         note: stands beside the score; None takes the recipe's or that of the weights file `name`.
     """
@@ -104,7 +167,7 @@ def evaluate_network(
         detections = getattr(metric, "results", None)
         if results is not None and detections is None:
             raise UserError(f"--results: {task.name} has no results file; leave it out")
-        tapped = Taps(network, {}, spec).to(process.device)
+        tapped = Taps(network, {}, spec, label_space=label_space(task)).to(process.device)
         loader = build_eval_loader(config, reader, spec, process)
         shown = (
             loader
@@ -126,6 +189,7 @@ def evaluate_network(
             error.one_rank = True  # each rank reads files of its own
             raise
         skipped = merge_ranks(loader.skipped)
+        remarks = _left_over(tapped, reader, role, process.device)
         result = {
             **scores,
             # The task's own count where it has one: an image without any known depth is read and not scored.
@@ -136,6 +200,7 @@ def evaluate_network(
             "note": config.note or provenance.about_weights(name).get("note", "")
             if note is None
             else note,
+            **({"remarks": remarks} if remarks else {}),
         }
         if results is not None and detections is not None:
             found = detections()  # joins all ranks
@@ -144,6 +209,15 @@ def evaluate_network(
         if report is not None and process.rank == 0:
             report(task, result)
     return result
+
+
+def _left_over(tapped: Taps, reader: Any, role: str, device: torch.device) -> list[str]:
+    """What a network whose classes are put together says of none of the new ones, on the split's first image."""
+    if tapped.label_space is None:
+        return []
+    image = torch.from_numpy(reader.read(0).image).permute(2, 0, 1)[None].to(device).float() / 255
+    with evaluating(tapped):
+        return label_space_remarks(tapped, image, role)
 
 
 def write_scores(scores: dict[str, Any], output: Path) -> None:
@@ -159,4 +233,5 @@ def scores_text(task: Task, scores: dict[str, Any]) -> str:
         lines.append(
             f"skipped {len(scores['skipped'])} unreadable files: {', '.join(scores['skipped'])}"
         )
+    lines += scores.get("remarks", [])
     return "\n".join(lines)

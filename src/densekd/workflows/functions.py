@@ -166,7 +166,17 @@ def evaluate(
         return network, spec
 
     note = config.note or about.get("note", "")
-    return evaluate_network(config, built, split, name=name, note=note, device=device, quiet=True)
+    space = model.label_space if isinstance(model, Taps) else None
+    return evaluate_network(
+        config,
+        built,
+        split,
+        name=name,
+        note=note,
+        device=device,
+        quiet=True,
+        label_space=lambda task: space,
+    )
 
 
 def _own_recipe(model: str | Path | nn.Module) -> Path:

@@ -133,10 +133,10 @@ def carry_out(
 def settled(config: Config, distil: bool) -> Config:
     """The settings that the run folder keeps: they say what was done."""
     if distil:
-        return replace(config, note=config.note or provenance.teacher_note(config.teacher))
+        return replace(config, note=config.note or provenance.teachers_note(config))
     # So a distillation cannot be resumed as a training or back. Alone, a student learns nothing from images alone.
     data = replace(config.data, unlabelled=None)
-    return replace(config, data=data, teacher=None, distill=Distill())
+    return replace(config, data=data, teacher=None, teachers=None, distill=Distill())
 
 
 def finished_before(folder: RunFolder) -> Outcome:
@@ -200,8 +200,8 @@ def take_steps(
 ) -> bool:
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
-    if run.distiller.teacher is not None and training.done == 0:
-        say_teacher_knows(log, run, run.distiller.teacher)
+    for name, teacher in run.distiller.teachers.items() if training.done == 0 else ():
+        say_teacher_knows(log, run, teacher, name)
     best = best_metric(config, task)
     return fit(
         training,
@@ -228,12 +228,13 @@ def take_steps(
     )
 
 
-def say_teacher_knows(log: Log, run: Run, teacher: Teacher) -> None:
+def say_teacher_knows(log: Log, run: Run, teacher: Teacher, name: str = "") -> None:
     """The teacher's score on this run's first batch beside that of a constant guess; every rank must call it."""
     task, batch = run.task, run.first_batch()
     quick = task.quick_metric
     known = teacher_knows(teacher, task, batch)
-    line = f"teacher's {quick} on a first batch, cut as the student sees it: {known:.3f}"
+    whose = f"teacher {name}'s" if name else "teacher's"
+    line = f"{whose} {quick} on a first batch, cut as the student sees it: {known:.3f}"
     try:
         scores = guess_scores(
             task, run.train_set, [batch], samples=8, device=batch.images.device, skip_bad=True

@@ -117,10 +117,9 @@ def _of_recipe(config: schema.Config, size: tuple[int, int] | None) -> list[Tabl
     config = untrained(config)
     task = build_task(config, stand_in_reader(config))
     tables = []
-    for role, section in (("model", config.model), ("teacher", config.teacher)):
-        if section is not None:
-            network, spec = build_network(section, task, role)
-            tables.append(_table(role, section.name, network, spec, size))
+    for role, section in {"model": config.model, **config.every_teacher}.items():
+        network, spec = build_network(section, task, role)
+        tables.append(_table(role, section.name, network, spec, size))
     return tables
 
 

@@ -23,7 +23,7 @@ from densekd.build.resolve import accepts, parameters, resolve
 from densekd.build.step import build_optimizer
 from densekd.build.task import best_metric, build_task, check_extras, task_class
 from densekd.config.names import DATASETS
-from densekd.config.schema import Config, Data
+from densekd.config.schema import Config, Data, Teacher
 from densekd.data.base import IGNORE_INDEX, distinct_colours
 from densekd.data.sets.folder import BINARY
 from densekd.distill.distiller import Distiller
@@ -53,7 +53,7 @@ def validate(config: Config) -> str:
     best_metric(config, task)
     check_extras(config)
 
-    distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
+    distil = bool(config.every_teacher or config.distill.terms or config.distill.holistic)
     cpu = torch.device("cpu")
     distiller, spec = build_distiller(untrained(config), task, distil=distil, device=cpu)
     size = config.data.crop or SIZE
@@ -63,8 +63,9 @@ def validate(config: Config) -> str:
     build_optimizer(config.optim, student, distiller.terms)
 
     networks = [("model", config.model.name, student)]
-    if config.teacher is not None and distiller.teacher is not None:
-        networks.append(("teacher", config.teacher.name, distiller.teacher.network.model))
+    built = distiller.teachers.values()
+    for (where, section), teacher in zip(config.every_teacher.items(), built, strict=True):
+        networks.append((where, section.name, teacher.network.model))
     lines = []
     classes_text = f" with {len(classes)} classes" if classes else ""
     for where, name, network in networks:
@@ -76,6 +77,7 @@ def validate(config: Config) -> str:
     for term in distiller.terms:
         lines.append(
             f"{term.name}: weight {term.weight}, student {term.student}, teacher {term.teacher}"
+            + (f" of {term.teacher_name}" if term.teacher_name else "")
         )
     if config.distill.holistic is not None:
         lines.append(
@@ -86,18 +88,22 @@ def validate(config: Config) -> str:
 
 def untrained(config: Config) -> Config:
     """The recipe with random networks: no file of weights is needed."""
-    model, teacher = config.model, config.teacher
+    model, teachers = config.model, config.teachers
     return replace(
         config,
         model=replace(model, weights=None, options=_without_backbone_weights(model.options)),
-        teacher=teacher
-        and replace(
-            teacher,
-            weights=None,
-            options=_without_backbone_weights(teacher.options),
-            allow_untrained=True,
-            fold_norms=False,  # parameters are counted as they are loaded
-        ),
+        teacher=config.teacher and _untrained_teacher(config.teacher),
+        teachers=teachers and {name: _untrained_teacher(t) for name, t in teachers.items()},
+    )
+
+
+def _untrained_teacher(teacher: Teacher) -> Teacher:
+    return replace(
+        teacher,
+        weights=None,
+        options=_without_backbone_weights(teacher.options),
+        allow_untrained=True,
+        fold_norms=False,  # parameters are counted as they are loaded
     )
 
 

@@ -86,7 +86,7 @@ def setting_variants(config: Config, over: str, distil: bool) -> list[Variant]:
         raise UserError(
             f"--over {over!r}: expected KEY=value,value, e.g. distill.pair_wise.granularity=1,2,4"
         )
-    if key in ("seed", "note", "data.val_split") or key.startswith("teacher."):
+    if key in ("seed", "note", "data.val_split") or key.startswith(("teacher.", "teachers.")):
         raise UserError(
             f"--over {key}: all rows of a table share it; "
             + ("use --seeds N" if key == "seed" else "run one ablation for each value")

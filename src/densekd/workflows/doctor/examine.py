@@ -146,7 +146,7 @@ class Examination:
         return data.spread_sizes(val)
 
     def look_at_networks(self, run: Run, batch: Batch, sizes: list[tuple[int, int]]) -> None:
-        task, teacher, config = run.task, run.distiller.teacher, run.config
+        task, config = run.task, run.config
         self.findings += cost.norm_findings(config, run.network)
         self.findings.append(
             networks.weights_finding(
@@ -160,31 +160,36 @@ class Examination:
         if config.note:
             what = f"this will stand beside every score: {config.note}"
             self.findings.append(Finding("note", networks.AREA, what, setting="note"))
-        if teacher is not None and config.teacher is not None:
-            settings, tapped = config.teacher, teacher.network
-            space = tapped.label_space
-            count = None if space is None else space.inputs
-            self.findings.append(
-                networks.weights_finding(
-                    "teacher",
-                    settings,
-                    tapped.model,
-                    lambda: build_network(settings, task, "teacher", num_classes=count)[0],
-                )
-            )
-            if tapped.input_spec is not None:
-                finding = networks.input_finding("teacher", tapped.input_spec, batch.images)
-                self.findings.append(finding)
-            if space is not None:
-                left = left_over(tapped, batch)
-                self.findings += networks.left_over_findings(task.classes, space.groups, left)
+        for name, teacher in run.distiller.teachers.items():
+            self.look_at_teacher(run, name, teacher.network, batch)
         with self.part(networks.AREA):
             self.look_at_scores(run)
         self.findings += networks.evaluation_findings(run, sizes)
 
+    def look_at_teacher(self, run: Run, name: str, tapped: Taps, batch: Batch) -> None:
+        """The weights, the input and the classes of the teacher, or of the one of this name."""
+        who = f"teachers.{name}" if name else "teacher"
+        settings = (run.config.teachers or {}).get(name, run.config.teacher)
+        assert settings is not None
+        space = tapped.label_space
+        count = None if space is None else space.inputs
+        self.findings.append(
+            networks.weights_finding(
+                who,
+                settings,
+                tapped.model,
+                lambda: build_network(settings, run.task, who, num_classes=count)[0],
+            )
+        )
+        if tapped.input_spec is not None:
+            self.findings.append(networks.input_finding(who, tapped.input_spec, batch.images))
+        if space is not None:
+            left = left_over(tapped, batch)
+            self.findings += networks.left_over_findings(run.task.classes, space.groups, left)
+
     def look_at_scores(self, run: Run) -> None:
-        """The teacher, and a student with weights, beside a constant guess and each other."""
-        task, teacher = run.task, run.distiller.teacher
+        """The teachers, and a student with weights, beside a constant guess and each other."""
+        task = run.task
         batches = scores.validation_batches(run, self.images)
         count = sum(len(batch) for batch in batches)
         try:
@@ -194,17 +199,18 @@ class Examination:
         except DataError:  # no label to guess from: nothing is scored either
             return
         main = task.metric_names[0]
-        top = None
-        if teacher is not None:
+        tops = []
+        for name, teacher in run.distiller.teachers.items():
             scored = scores.score(teacher, run, batches)
-            top = scores.value_of(scored.scores, main)
-            self.findings.append(
-                scores.score_finding("teacher", task, scored.scores, constant, count)
-            )
+            tops.append(scores.value_of(scored.scores, main))
+            who = f"teacher {name}" if name else "teacher"
+            self.findings.append(scores.score_finding(who, task, scored.scores, constant, count))
             self.findings += scores.class_order_findings(task.classes, scored.confusion)
             self.findings += scores.try_inputs(
                 teacher, run, batches, scored.seconds, scores.value_of(constant, task.quick_metric)
             )
+        best = min if main in task.smaller_is_better else max
+        top = best(tops) if tops else None
         if run.config.model.weights is not None:
             scored = scores.score(Taps(run.network, {}, run.spec), run, batches)
             self.findings.append(
