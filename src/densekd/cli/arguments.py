@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from densekd.config.code import code_named
 from densekd.config.load import load_config, setting_names
 from densekd.config.names import TASKS
 from densekd.config.schema import Config
@@ -79,10 +80,23 @@ def _settings_called(key: str) -> list[str]:
     return [dotted for dotted in task_setting_names() if dotted.rpartition(".")[2] == key]
 
 
-def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
-    """A recipe with overrides; `given` are plain options that stand for a setting (None: not given)."""
+def read_recipe(
+    config: str, overrides: dict[str, Any], run_code: bool = True, **given: Any
+) -> Config:
+    """A recipe with overrides; `given` are plain options that stand for a setting (None: not given).
+
+    Where it names code, that is said before any of it is imported; without `run_code` nothing is.
+    """
     extra = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     settings = load_config(config, {**overrides, **extra})
+    code = code_named(settings)
+    if code and run_code and os.environ.get("RANK", "0") == "0":
+        print(
+            f"densekd: {config} names code, which is imported and run: {', '.join(code)}",
+            file=sys.stderr,
+        )
+    if settings.task.name not in TASKS and not run_code:
+        return settings
     if settings.task.options or settings.task.name not in TASKS:
         # Every command says what is wrong with the task's settings, whether or not it builds the task.
         from densekd.build.task import check_task

@@ -1,0 +1,22 @@
+"""What of a recipe is code: the dotted paths in it, which are imported and called."""
+
+from __future__ import annotations
+
+from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
+from densekd.config.schema import Config
+
+
+def code_named(config: Config) -> list[str]:
+    """``["model.name my_network.Net", ...]``: every setting that names an object outside of densekd."""
+    named = [
+        ("task.name", config.task.name, TASKS),
+        ("model.name", config.model.name, MODELS),
+        ("data.dataset", config.data.dataset, DATASETS),
+    ]
+    if config.teacher is not None:
+        named.append(("teacher.name", config.teacher.name, MODELS))
+    if config.data.unlabelled is not None and config.data.unlabelled.dataset is not None:
+        named.append(("data.unlabelled.dataset", config.data.unlabelled.dataset, DATASETS))
+    for name, term in config.distill.terms.items():
+        named.append((f"distill.{name}.loss", term.loss or name, LOSSES))
+    return [f"{key} {name}" for key, name, table in named if name not in table and "." in name]
