@@ -64,6 +64,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", STRANGE)
 def test_strange_tensors(tmp_path, kind):
     path = tmp_path / "strange.pt"

@@ -77,8 +77,7 @@ def try_recipes(count: int, seed: int, build: bool) -> None:
 
                 validate(config)
             ended["valid"] += 1
-        except UserError as error:
-            assert str(error).strip(), what
+        except UserError:
             ended["refused"] += 1
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\n{what}")

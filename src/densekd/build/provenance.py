@@ -81,8 +81,8 @@ def about_weights(path: str) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise WeightsError(f"{path}: its description is a {type(about).__name__}; expected a table")
     wrong = [key for key, kind in ENTRIES.items() if not isinstance(about.get(key, kind()), kind)]
-    if not all(isinstance(name, str) for name in about.get("classes", [])):
-        wrong.append("classes")
+    if not wrong and not all(isinstance(name, str) for name in about.get("classes", [])):
+        wrong = ["classes"]
     if wrong:
         raise WeightsError(
             f"{path}: its description lacks {', '.join(wrong)} or holds something else there; copy the file again"

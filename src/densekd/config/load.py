@@ -107,7 +107,7 @@ def make_config(tree: dict[str, Any], where: str) -> Config:
             f"{where}: is nested too deep; a recipe has sections in sections"
         ) from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        # Sections of a kind that no setting has: the forms that a recipe may have are taken apart before they are checked.
+        # The forms that a section may have are taken apart before their types are checked.
         raise UserError(f"{where}: cannot be read as sections of settings: {error}") from error
     else:
         lines = stray_booleans(tree, config) or broken_relations(config)

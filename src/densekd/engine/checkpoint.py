@@ -15,6 +15,7 @@ from densekd.ops.files import open_atomic
 
 # In what is saved: says that the file has a digest, so that one whose digest is lost counts as damaged.
 SEALED = "sealed"
+ADVICE = "Start a new run with another --name, or restore the file."
 
 
 def save_atomic(value: dict[str, Any], path: Path) -> None:
@@ -35,6 +36,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is missing, is no checkpoint, or its bytes are not those that were written.
     """
     try:
+        return _read(path)
+    except UserError as error:
+        raise UserError(f"{error}. {ADVICE}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
         is_sealed = sealed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -43,8 +51,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("its digest is lost")
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}). "
-            "Start a new run with another --name, or restore the file."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})"
         ) from error
     return state
 
@@ -65,11 +72,11 @@ def newest_checkpoint(
         if not path.exists():
             continue
         try:
-            return load_checkpoint(path), path, wrong
+            return _read(path), path, wrong
         except UserError as error:
             wrong.append(str(error))
     if wrong:
-        raise UserError("--resume: " + "\n".join(wrong))
+        raise UserError(f"--resume: {'; '.join(wrong)}. {ADVICE}")
     return None, None, []
 
 

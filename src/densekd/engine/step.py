@@ -21,8 +21,8 @@ from densekd.ops import collectives
 from densekd.types import Batch
 
 ADVICE = (
-    "Checkpoints are written only while every weight is finite. To go on from the last one with other settings, start a "
-    "new --name with --model.weights RUN/checkpoints/last.pt."
+    "Checkpoints are written only while every weight is finite. To go on from the last one with other settings, start "
+    "a new --name with --model.weights RUN/checkpoints/last.pt."
 )
 BLAMED = "the teacher"
 # GradScaler starts at 65536 and halves at each overflow.
@@ -207,8 +207,8 @@ def _raise_non_finite(bad: list[str], network: nn.Module, step: int, advice: str
     teachers = [name for name in everywhere if name.startswith(BLAMED)]
     if teachers:
         raise NonFiniteError(
-            f"step {step}: {', '.join(teachers)} gives NaN or infinity for these images, though its weights are finite. "
-            f"Set teacher.precision to float32, or check the teacher's input (teacher.input). {ADVICE}"
+            f"step {step}: {', '.join(teachers)} gives NaN or infinity for these images, though its weights are "
+            f"finite. Set teacher.precision to float32, or check the teacher's input (teacher.input). {ADVICE}"
         )
     wrong = not_finite(network)
     weights = (

@@ -177,7 +177,7 @@ class Training:
                 "or start again under another --name"
             ) from error
         if wrong:
-            self.remarks.append(f"{wrong[0]} Going on from {path}, which is of step {self.done}.")
+            self.remarks.append(f"{wrong[0]}; going on from {path}, which is of step {self.done}")
         if self.process.rank == 0:
             cut_metrics(self.folder.metrics, self.done, self.scored)
         return True

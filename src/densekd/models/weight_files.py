@@ -22,7 +22,7 @@ from densekd.ops.names import first_few
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
 # The prefixes that data parallelism and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
-# The entry of a safetensors file's metadata with the digest; its value begins so too, that a flipped bit hides no digest.
+# The digest's entry in a safetensors file's metadata; its value begins so too, so that a flipped bit hides no digest.
 DIGEST = "densekd-sha256"
 
 

@@ -157,7 +157,7 @@ def compare(
     strict: bool,
     num_classes: int | None,
 ) -> dict[str, Tensor]:
-    """The tensors that fit; with `strict` it raises WeightsError where not all do, and always where they are not finite."""
+    """The tensors that fit; it raises WeightsError where they are not finite, and with `strict` where not all fit."""
     wanted = {k for k in expected if not k.endswith(COUNTER)}
     given = {k for k in state if not k.endswith(COUNTER)}
     shared = wanted & given
