@@ -5,6 +5,7 @@ import json
 import pytest
 
 from densekd.engine.folder import RunFolder
+from densekd.engine.log import read_metrics
 from densekd.errors import UserError
 from densekd.workflows import run as workflow
 from tests.reliability.runs import go, small_tree
@@ -49,3 +50,19 @@ def test_a_norm_of_one_value_is_met_before_the_folder_is_made(tmp_path):
     with pytest.raises(UserError, match=r"batches of 1 at 32x32.*data\.batch_size or data\.crop"):
         go(tree, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_more_steps_are_allowed_and_said(tmp_path, capsys):
+    tree = small_tree(steps=2)
+    assert go(tree, tmp_path / "r") == 0
+    tree["train"]["steps"] = 4
+    assert go(tree, tmp_path / "r", resume=True) == 0
+    said = capsys.readouterr().out
+    assert "train.steps was 2 and is 4" in said
+    assert "resumed at step 2" in said
+    folder = RunFolder(tmp_path / "r")
+    assert json.loads(folder.result.read_text())["step"] == 4
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 2, 2, 3, 4, 4]
+    tree["train"]["steps"] = 3
+    with pytest.raises(UserError, match="train.steps: 4 -> 3"):
+        go(tree, tmp_path / "r", resume=True)

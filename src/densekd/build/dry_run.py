@@ -51,7 +51,7 @@ def dry_run(distiller: Distiller, batch: Batch, train_batch: int | None = None) 
             if not is_finite(output):
                 raise UserError(
                     f"the teacher{f' {name}' if name else ''} gives NaN or infinity for the first images, though its "
-                    "weights are finite: set teacher.precision to float32, or check teacher.input"
+                    "weights are finite: set teacher.precision fp32, or check teacher.input"
                 )
         losses, _ = trial.student_phase(batch, step=2**31)
     except UserError:

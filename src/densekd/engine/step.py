@@ -124,8 +124,16 @@ class Step:
         lines = []
         for name, teacher in self.distiller.teachers.items():
             with self._autocast():
-                if not all(is_finite(teacher(batch.images)) for batch in batches):
-                    lines.append(f"{BLAMED}{f' {name}' if name else ''}")
+                if all(is_finite(teacher(batch.images)) for batch in batches):
+                    continue
+            wrong = not_finite(teacher)
+            weights = (
+                f": of its weights, {said(wrong, len(teacher.state_dict()))}"
+                if wrong
+                else ", though its weights are finite: set teacher.precision fp32, or check teacher.input"
+            )
+            who = f"{BLAMED}{f' {name}' if name else ''}"
+            lines.append(f"{who} gives NaN or infinity for these images{weights}")
         return lines
 
     def _discriminator_gradients(self, kept: Sequence[HolisticMaps], step: int) -> dict[str, float]:
@@ -206,9 +214,9 @@ def _raise_non_finite(bad: list[str], network: nn.Module, step: int, advice: str
     everywhere = sorted({name for names in collectives.gather_objects(bad) for name in names})
     teachers = [name for name in everywhere if name.startswith(BLAMED)]
     if teachers:
+        terms = [name for name in everywhere if name not in teachers]
         raise NonFiniteError(
-            f"step {step}: {', '.join(teachers)} gives NaN or infinity for these images, though its weights are "
-            f"finite. Set teacher.precision to float32, or check the teacher's input (teacher.input). {ADVICE}"
+            f"step {step}: {', '.join(terms) or 'the gradient'} is not finite, because {'; '.join(teachers)}. {ADVICE}"
         )
     wrong = not_finite(network)
     weights = (

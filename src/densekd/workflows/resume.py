@@ -12,6 +12,7 @@ from densekd.config.tree import parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 
+STEPS = "train.steps"  # may grow
 RESTORE = "restore it (densekd config show, with the settings of command.txt, prints it), or start under another --name"
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
@@ -32,7 +33,17 @@ def changed_settings(folder: RunFolder, config: Config) -> list[str]:
     for settings in (old, new):
         settings["data.cache"] = "device" if settings.get("data.cache") == "device" else None
     keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
+    if more_steps(folder, config) is not None:
+        keys.remove(STEPS)
     return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
+
+
+def more_steps(folder: RunFolder, config: Config) -> int | None:
+    """The number of steps that the folder's run was to have, where `config` wants more; else None."""
+    if not folder.config.exists():
+        return None
+    old = flatten(_settings(folder)).get(STEPS)
+    return old if isinstance(old, int) and config.train.steps > old else None
 
 
 def _settings(folder: RunFolder) -> dict[str, Any]:

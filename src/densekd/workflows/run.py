@@ -35,7 +35,7 @@ from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.cache import cached_readers
 from densekd.workflows.doctor.machine import setting_findings
-from densekd.workflows.resume import changed_settings
+from densekd.workflows.resume import changed_settings, more_steps
 from densekd.workflows.verdict import NOTHING, gained
 
 
@@ -96,7 +96,8 @@ def carry_out(
         main = process.rank == 0
         changed = changed_settings(run_folder, config) if resume else []
         run_folder.check(resume=resume, changed=changed)
-        if resume and run_folder.result.exists():
+        fewer = more_steps(run_folder, config) if resume else None
+        if resume and fewer is None and run_folder.result.exists():
             if main:
                 print(f"{folder} has finished: scores {run_folder.result}")
             return finished_before(run_folder)
@@ -114,11 +115,18 @@ def carry_out(
         threads_before = run_folder.last_threads()
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
+            if fewer is not None:
+                write_text(run_folder.config, dump_config(config))
         resumed = resume and training.resume()
         log = open_log(run, training)
         stack.callback(log.close)
         if resume:
             say_resumed(log, training, resumed=resumed, threads_before=threads_before)
+        if fewer is not None:
+            log.say(
+                f"train.steps was {fewer} and is {config.train.steps}: from here on the learning rate follows the schedule "
+                f"of {config.train.steps} steps, so this is not the run that was to have as many from its start"
+            )
         introduce(log, run)
         loader = run.train_loader(training.done, training.skipped)
         try:
