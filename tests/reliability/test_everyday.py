@@ -64,5 +64,5 @@ def test_more_steps_are_allowed_and_said(tmp_path, capsys):
     assert json.loads(folder.result.read_text())["step"] == 4
     assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 2, 2, 3, 4, 4]
     tree["train"]["steps"] = 3
-    with pytest.raises(UserError, match="train.steps: 4 -> 3"):
+    with pytest.raises(UserError, match=r"train\.steps: 4 -> 3"):
         go(tree, tmp_path / "r", resume=True)

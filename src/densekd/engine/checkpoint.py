@@ -82,7 +82,7 @@ def newest_checkpoint(
 
 def keep_as(path: Path, previous: Path) -> None:
     """Give the file that `path` is now the name `previous` too; the next one to be written replaces `path` alone."""
-    link = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
+    link = previous.with_name(f".{previous.name}.partial")
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)

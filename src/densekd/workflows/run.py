@@ -124,8 +124,8 @@ def carry_out(
             say_resumed(log, training, resumed=resumed, threads_before=threads_before)
         if fewer is not None:
             log.say(
-                f"train.steps was {fewer} and is {config.train.steps}: from here on the learning rate follows the schedule "
-                f"of {config.train.steps} steps, so this is not the run that was to have as many from its start"
+                f"train.steps was {fewer} and is {config.train.steps}: from here on the learning rate follows the "
+                f"schedule of {config.train.steps} steps, so this is not the run that had as many from its start"
             )
         introduce(log, run)
         loader = run.train_loader(training.done, training.skipped)
