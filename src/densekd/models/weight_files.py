@@ -195,9 +195,12 @@ def weights_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _take_digest(metadata: dict[str, str]) -> str | None:
-    """Take the digest out of a file's metadata; None in files without one."""
+    """Take the digest out of a file's metadata; None in files without one, and no digest where its key is damaged."""
     found = [k for k, v in metadata.items() if k == DIGEST or v.startswith(f"{DIGEST}:")]
-    return metadata.pop(found[0]) if found else None
+    if not found:
+        return None
+    digest = metadata.pop(found[0])
+    return digest if found == [DIGEST] else ""
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
