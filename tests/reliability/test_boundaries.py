@@ -6,6 +6,7 @@ import os
 import resource
 import stat
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,22 +250,29 @@ def stopped(tmp_path_factory):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def copied(files: dict, path: Path) -> RunFolder:
+    for file, content in files.items():
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / file).write_bytes(content)
+    return RunFolder(path)
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "metrics.jsonl", "environment.json", "result.json", "command.txt"]
-)
-def test_damaged_run_folders(tmp_path, stopped, name, kind):
-    folder = RunFolder(tmp_path / "r")
-    for file, content in stopped.items():
-        (folder.path / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder.path / file).write_bytes(content)
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+def test_damage_that_decides_is_refused(tmp_path, stopped, name, kind):
+    folder = copied(stopped, tmp_path / "r")
     (folder.path / name).write_bytes(DAMAGE[kind])
-    if name in ("config.yaml", "result.json"):
-        with pytest.raises(UserError, match=name):
-            go(small_tree(steps=3), folder.path, resume=True)
-        return
-    # These decide nothing: the run goes on without what they said.
+    with pytest.raises(UserError, match=rf"{name}|started with other settings"):
+        go(small_tree(steps=3), folder.path, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "strange", "deep"])
+def test_a_run_goes_on_without_what_decides_nothing(tmp_path, stopped, kind):
+    folder = copied(stopped, tmp_path / "r")
+    for path in (folder.metrics, folder.environment, folder.command):
+        path.write_bytes(DAMAGE[kind])
     assert go(small_tree(steps=3), folder.path, resume=True) == 0
+    assert json.loads(folder.result.read_text())["step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def run_python(*words, cwd):
 def test_a_file_named_as_a_package_is_not_run(tmp_path):
     for name in ("timm", "h5py", "yaml", "tyro", "torch", "rich"):
         (tmp_path / f"{name}.py").write_text("open('it_ran', 'w')\nraise SystemExit(3)\n")
-    shown = run_python("-m", "densekd", "config", "show", "demo/segmentation", cwd=tmp_path)
+    shown = run_python("-m", "densekd", "config", "show", "demo/segmentation_student", cwd=tmp_path)
     checked = run_python(
         "-c",
         "import sys; sys.path.pop(0)\n"

@@ -11,6 +11,7 @@ from densekd.errors import NonFiniteError, UserError, WeightsError
 from densekd.models.espnet import espnet, espnet_c
 from densekd.models.finite import not_finite
 from densekd.models.weights import load_weights, save_weights
+from densekd.scenes import CLASSES
 from densekd.workflows.evaluate import evaluate_weights
 from tests.reliability.runs import go, small_tree
 
@@ -38,7 +39,7 @@ def test_what_counts_as_finite():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_evaluate_refuses_such_weights(tmp_path, value):
-    network = espnet_c(num_classes=12, p=1, q=1)
+    network = espnet_c(num_classes=len(CLASSES), p=1, q=1)
     next(network.parameters()).data.view(-1)[0] = value
     save_weights(network, tmp_path / "bad.safetensors")
     with pytest.raises(WeightsError, match=r"bad\.safetensors: 1 of \d+ tensors hold NaN"):
@@ -53,7 +54,7 @@ def test_evaluate_refuses_such_weights(tmp_path, value):
 
 def test_a_teacher_with_such_weights_is_named(tmp_path):
     tree = small_tree()
-    network = espnet(num_classes=12, p=1, q=1)
+    network = espnet(num_classes=len(CLASSES), p=1, q=1)
     next(network.parameters()).data.view(-1)[0] = torch.nan
     save_weights(network, tmp_path / "teacher.safetensors")
     tree["teacher"] = {

@@ -7,8 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -66,7 +65,7 @@ def resolve(
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     found = import_dotted(name, where)
-    if not isinstance(found, (type, FunctionType, MethodType, partial)):
+    if not callable(found) or isinstance(found, BuiltinFunctionType):
         raise UserError(
             f"{where}: {name!r} is a {type(found).__name__}; expected a class, or a function that makes the object"
         )
@@ -195,9 +194,10 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
         # Values of a kind that the builder does not expect. Of code that is not ours the traceback says more.
-        if not getattr(builder, "__module__", "").startswith("densekd.") or "memory" in str(error):
+        ours = getattr(builder, "__module__", "").startswith("densekd.")
+        if not ours or "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise
         shown = ", ".join(f"{key}: {value!r}" for key, value in options.items())
         raise UserError(

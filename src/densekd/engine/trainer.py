@@ -125,7 +125,10 @@ class Training:
     def check_finite(self) -> None:
         """Raise NonFiniteError on every rank where weights that would be saved are not finite on one."""
         step = self.step
-        networks = {"student": self.student, "averaged student": step.ema}
+        networks: dict[str, nn.Module | None] = {
+            "student": self.student,
+            "averaged student": step.ema,
+        }
         networks |= {f"term {term.name}": term for term in bare(step.distiller.student).each_term()}
         if step.distiller.adversary is not None:
             networks["discriminator"] = step.distiller.adversary.discriminator

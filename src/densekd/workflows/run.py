@@ -151,7 +151,10 @@ def finished_before(folder: RunFolder) -> Outcome:
     """The outcome of a run that has nothing left to do."""
     try:
         result = json.loads(folder.result.read_text(encoding="utf-8"))
-        return Outcome(0, result["step"], result["scores"])
+        step, scores = result["step"], result["scores"]
+        if not isinstance(step, int) or not isinstance(scores, dict):
+            raise TypeError("it holds no scores")
+        return Outcome(0, step, scores)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder.result} is damaged ({type(error).__name__}: {error}); delete it, and the same command writes it "
