@@ -127,7 +127,7 @@ def test_last_good_checkpoint_stays(tmp_path, monkeypatch):
         original(self)
 
     monkeypatch.setattr(Training, "save", poisoned)
-    with pytest.raises(NonFiniteError, match=r"last\.pt is of step 2 and was checked"):
+    with pytest.raises(NonFiniteError, match=r"last\.pt is of step 2, and its weights are finite"):
         go(small_tree(), tmp_path / "r")
     assert load_checkpoint(RunFolder(tmp_path / "r").last)["step"] == 2
 

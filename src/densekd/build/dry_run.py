@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from densekd.distill.distiller import Distiller
-from densekd.engine.step import is_finite
 from densekd.errors import UserError
 from densekd.tasks import Task
 from densekd.types import Batch
@@ -48,7 +47,7 @@ def dry_run(distiller: Distiller, batch: Batch, train_batch: int | None = None) 
         for name, teacher in distiller.teachers.items():
             output = teacher(batch.images)
             task.check_output(output, "teacher")
-            if not is_finite(output):
+            if not teacher.answers(output):
                 raise UserError(
                     f"the teacher{f' {name}' if name else ''} gives NaN or infinity for the first images, though its "
                     "weights are finite: set teacher.precision fp32, or check teacher.input"

@@ -124,6 +124,22 @@ class Training:
 
     def check_finite(self) -> None:
         """Raise NonFiniteError on every rank where weights that would be saved are not finite on one."""
+        wrong = self._not_finite()
+        if not collectives.any_rank(bool(wrong), self.process.device):
+            return
+        everywhere = sorted({line for lines in collectives.gather_objects(wrong) for line in lines})
+        there = (
+            "no checkpoint has been written yet"
+            if self.saved is None
+            else f"{self.folder.last} is of step {self.saved}, and its weights are finite"
+        )
+        raise NonFiniteError(
+            f"step {self.done}: {'; '.join(everywhere)}. These weights are not saved; {there}. Lower optim.lr, "
+            "optim.weight_decay or a term's weight, or set optim.clip, and start again under another --name"
+        )
+
+    def _not_finite(self) -> list[str]:
+        """A line for every network of the run whose weights are not finite."""
         step = self.step
         networks: dict[str, nn.Module | None] = {
             "student": self.student,
@@ -132,23 +148,11 @@ class Training:
         networks |= {f"term {term.name}": term for term in bare(step.distiller.student).each_term()}
         if step.distiller.adversary is not None:
             networks["discriminator"] = step.distiller.adversary.discriminator
-        wrong = [
+        return [
             f"{name}: {said(found, len(network.state_dict()))}"
             for name, network in networks.items()
             if network is not None and (found := not_finite(network))
         ]
-        if not collectives.any_rank(bool(wrong), self.process.device):
-            return
-        everywhere = sorted({line for lines in collectives.gather_objects(wrong) for line in lines})
-        there = (
-            "no checkpoint has been written yet"
-            if self.saved is None
-            else f"{self.folder.last} is of step {self.saved} and was checked before it was written"
-        )
-        raise NonFiniteError(
-            f"step {self.done}: {'; '.join(everywhere)}. These weights are not saved; {there}. Lower optim.lr, "
-            "optim.weight_decay or a term's weight, or set optim.clip, and start again under another --name"
-        )
 
     def save_student(self, path: Path) -> None:
         """The bare network's weights alone (rank 0)."""
@@ -179,6 +183,11 @@ class Training:
                 f"--resume: {path} is no checkpoint of this run ({type(error).__name__}: {error}); restore the file, "
                 "or start again under another --name"
             ) from error
+        if infinite := self._not_finite():
+            raise UserError(
+                f"--resume: {path}: {'; '.join(infinite)}; nothing can be learned from there. Start again under "
+                "another --name"
+            )
         if wrong:
             self.remarks.append(f"{wrong[0]}; going on from {path}, which is of step {self.done}")
         if self.process.rank == 0:
