@@ -42,16 +42,10 @@ def run_python(*words, cwd):
 def test_a_file_named_as_a_package_is_not_run(tmp_path):
     for name in ("timm", "h5py", "yaml", "tyro", "torch", "rich"):
         (tmp_path / f"{name}.py").write_text("open('it_ran', 'w')\nraise SystemExit(3)\n")
-    shown = run_python("-m", "densekd", "config", "show", "demo/segmentation_student", cwd=tmp_path)
-    checked = run_python(
-        "-c",
-        "import sys; sys.path.pop(0)\n"
-        "from densekd.build.resolve import resolve; from densekd.config.names import MODELS, DATASETS\n"
-        "resolve('fpn_timm', MODELS, 'model.name'); resolve('nyuv2', DATASETS, 'data.dataset')",
-        cwd=tmp_path,
+    result = run_python(
+        "-m", "densekd", "config", "validate", "demo/segmentation_student", cwd=tmp_path
     )
-    for result in (shown, checked):
-        assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert not (tmp_path / "it_ran").exists()
 
 

@@ -42,12 +42,8 @@ def test_a_crop_of_8_by_8_ends_with_its_result(tmp_path):
 
 def test_a_norm_of_one_value_is_met_before_the_folder_is_made(tmp_path):
     tree = small_tree(steps=1)
-    tree["model"] = {
-        "name": "psp_timm",
-        "options": {"backbone": "resnet18", "backbone_weights": None},
-    }
-    tree["data"] |= {"batch_size": 1, "crop": [32, 32]}
-    with pytest.raises(UserError, match=r"batches of 1 at 32x32.*data\.batch_size or data\.crop"):
+    tree["data"] |= {"batch_size": 1, "crop": [8, 8]}
+    with pytest.raises(UserError, match=r"batches of 1 at 8x8.*data\.batch_size or data\.crop"):
         go(tree, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 

@@ -11,6 +11,15 @@ from densekd.engine.log import Log
 from tests.reliability.runs import go, small_tree
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP, which is ignored where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", STOPPING)
 def test_each_saves_and_ends(tmp_path, monkeypatch, name):
     number, original = getattr(signal, name), Log.steps

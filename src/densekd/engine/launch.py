@@ -200,7 +200,7 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """The first signal of `STOPPING` asks the loop to save and stop; the second SIGINT or SIGTERM ends at once.
 
-    A signal that was ignored stays so (SIGHUP under nohup).
+    SIGHUP stays ignored where it was (under nohup).
     """
     request = StopRequest()
     ended = False  # the end of a job follows its warning: only one more ends at once
@@ -217,8 +217,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     try:
         for name in STOPPING:
             number = getattr(signal, name, None)  # Windows has two of them
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, handle)
+            if number is None or (name == "SIGHUP" and _ignored(number)):
+                continue
+            previous[number] = signal.signal(number, handle)
     except ValueError:  # not in the main thread: whoever owns it handles signals
         pass
     try:
@@ -226,3 +227,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
