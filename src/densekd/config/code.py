@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
 from densekd.config.schema import Config
 
 
 def code_named(config: Config) -> list[str]:
     """``["model.name my_network.Net", ...]``: every setting that names an object outside of densekd."""
-    named = [
+    named: list[tuple[str, str, Collection[str]]] = [
         ("task.name", config.task.name, TASKS),
         ("model.name", config.model.name, MODELS),
         ("data.dataset", config.data.dataset, DATASETS),

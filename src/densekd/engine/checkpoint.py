@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -23,7 +23,8 @@ def save_atomic(value: dict[str, Any], path: Path) -> None:
     with open_atomic(path, "wb") as file:
         sealing = Sealing(file)
         try:
-            torch.save({**value, SEALED: True}, sealing)
+            # It only ever writes to the file.
+            torch.save({**value, SEALED: True}, cast(IO[bytes], sealing))
         except RuntimeError as error:
             raise sealing.error or error from error
         sealing.seal()
