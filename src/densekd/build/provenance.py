@@ -79,7 +79,9 @@ def about_weights(path: str) -> dict[str, Any]:
             f"{path}: its description is damaged ({error}); copy the file again"
         ) from error
     if not isinstance(about, dict):
-        raise WeightsError(f"{path}: its description is a {type(about).__name__}; expected a table")
+        raise WeightsError(
+            f"{path}: its description lacks task and all else (it is a {type(about).__name__}); copy the file again"
+        )
     wrong = [key for key, kind in ENTRIES.items() if not isinstance(about.get(key, kind()), kind)]
     if not wrong and not all(isinstance(name, str) for name in about.get("classes", [])):
         wrong = ["classes"]
