@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from densekd.config.code import code_named
 from densekd.config.load import load_config, setting_names
 from densekd.config.names import TASKS
 from densekd.config.schema import Config
 from densekd.config.tree import read_overrides
 from densekd.errors import UserError
+from densekd.workflows.recipe import say_code
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -89,12 +89,8 @@ def read_recipe(
     """
     extra = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     settings = load_config(config, {**overrides, **extra})
-    code = code_named(settings)
-    if code and run_code and os.environ.get("RANK", "0") == "0":
-        print(
-            f"densekd: {config} names code, which is imported and run: {', '.join(code)}",
-            file=sys.stderr,
-        )
+    if run_code:
+        say_code(settings, config)
     if settings.task.name not in TASKS and not run_code:
         return settings
     if settings.task.options or settings.task.name not in TASKS:
