@@ -15,8 +15,9 @@ def code_named(config: Config) -> list[str]:
         ("model.name", config.model.name, MODELS),
         ("data.dataset", config.data.dataset, DATASETS),
     ]
-    if config.teacher is not None:
-        named.append(("teacher.name", config.teacher.name, MODELS))
+    named += [
+        (f"{key}.name", section.name, MODELS) for key, section in config.every_teacher.items()
+    ]
     if config.data.unlabelled is not None and config.data.unlabelled.dataset is not None:
         named.append(("data.unlabelled.dataset", config.data.unlabelled.dataset, DATASETS))
     for name, term in config.distill.terms.items():
