@@ -82,7 +82,7 @@ def test_a_wrong_setting_names_file_key_and_cure(tmp_path, change, words):
         ("data.short_side", 0, "at least 1"),
         ("distill.holistic.channels", 0, "at least 1"),
         ("model.in_channels", 0, "at least 1"),
-        ("seed", -1, "0 or more"),
+        ("seed", -1, r"in \[0, 9223372036854775808\)"),
         ("optim.warmup_steps", -1, "0 or more"),
         ("optim.weight_decay", -0.1, "0 or more"),
         ("optim.groups", [{"prefix": "a", "lr_scale": -1}], "0 or more"),

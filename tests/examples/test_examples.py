@@ -88,7 +88,7 @@ def test_own_loss_network_and_data_set_in_one_recipe(load, side_by_side, tmp_pat
         "--train.steps", "2", "--train.log_every", "1",
     ]  # fmt: skip
     recipe = str(EXAMPLES / "my_recipe.yaml")
-    assert densekd(["config", "validate", recipe]) == 0
+    assert densekd(["config", "validate", recipe, "--run-code"]) == 0
     assert "activity: weight 1" in capsys.readouterr().out
     run = ["--out", str(tmp_path), "--name", "run", "--device", "cpu"]
     assert densekd(["distill", recipe, *run, *overrides]) == 0

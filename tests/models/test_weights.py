@@ -124,7 +124,7 @@ def test_save_is_whole_or_nothing(tmp_path, monkeypatch) -> None:
     def full(*args, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("densekd.models.weights.save_file", full)
+    monkeypatch.setattr("densekd.models.weight_files.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         save_weights(network, path)
     assert path.read_bytes() == before

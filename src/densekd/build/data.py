@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from densekd.build.resolve import accepts, call, parameters, resolve
+from densekd.build.resolve import DATASET, accepts, call, parameters, resolve
 from densekd.build.settings import in_settings, naming_settings
 from densekd.build.task import task_class, task_name
 from densekd.config import schema
@@ -41,7 +41,7 @@ def build_reader(
 
     With `data.val_fraction` training and validation split are two parts of the training split's files.
     """
-    builder = resolve(data.dataset, DATASETS, "data.dataset")
+    builder = resolve(data.dataset, DATASETS, "data.dataset", DATASET)
     section, own = _split_options(data, split, training)
     parted = data.val_fraction is not None and (
         training or split in (data.train_split, data.val_split)
@@ -177,7 +177,7 @@ def check_unlabelled_options(settings: schema.Unlabelled) -> Callable[..., Any]:
                 f"{where}.options: a folder of images has none; name a reader in {where}.dataset"
             )
         return ImageFolder
-    builder = resolve(settings.dataset, DATASETS, f"{where}.dataset")
+    builder = resolve(settings.dataset, DATASETS, f"{where}.dataset", DATASET)
     if settings.root is not None and not accepts(builder, "root"):
         raise UserError(f"{where}.root: {settings.dataset} takes no folder; leave it out")
     for key in settings.options:
@@ -281,7 +281,7 @@ def check_form(
             f"model.in_channels is {channels} and the data has {reader.channels} channels; make them equal "
             "(a folder is read with --data.options.channels 1, 3 or 4)"
         )
-    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset", DATASET)
     return setting_names(config.data, builder, split, training)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor, nn
 
 from densekd.distill.distiller import Distiller
 from densekd.errors import UserError
@@ -28,8 +29,12 @@ def example_batch(
 
 
 @torch.no_grad()
-def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
+def dry_run(distiller: Distiller, batch: Batch, train_batch: int | None = None) -> list[str]:
     """Every forward pass and term once: shapes, taps, class counts and targets a loss cannot use fail here.
+
+    Args:
+        train_batch: as many of the images as a step has, up to all: the student sees them in training mode too. None:
+            it does not.
 
     Returns:
         Remarks on what is legal but unlikely to be meant.
@@ -39,8 +44,14 @@ def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
     trial.terms = copy.deepcopy(distiller.terms)  # what a term remembers begins with the first step
     try:
         task.check_output(student(batch.images), "student")
-        for teacher in distiller.teachers.values():
-            task.check_output(teacher(batch.images), "teacher")
+        for name, teacher in distiller.teachers.items():
+            output = teacher(batch.images)
+            task.check_output(output, "teacher")
+            if not teacher.answers(output):
+                raise UserError(
+                    f"the teacher{f' {name}' if name else ''} gives NaN or infinity for the first images, though its "
+                    "weights are finite: set teacher.precision fp32, or check teacher.input"
+                )
         losses, _ = trial.student_phase(batch, step=2**31)
     except UserError:
         raise
@@ -51,6 +62,8 @@ def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
         ) from error
     finally:
         student.train()
+    if train_batch is not None:
+        _try_training_mode(distiller.student, batch.images[:train_batch])
     remarks = []
     if batch.labelled.any() and not any(v for k, v in losses.items() if k.startswith("task/")):
         remarks.append(
@@ -65,3 +78,25 @@ def dry_run(distiller: Distiller, batch: Batch) -> list[str]:
             "--distill.mask padding compares all"
         )
     return remarks
+
+
+def _try_training_mode(student: nn.Module, images: Tensor) -> None:
+    """One forward pass as a step has it, which leaves no trace: a norm of one value a channel cannot be trained."""
+    buffers = {name: value.clone() for name, value in student.named_buffers()}
+    devices = [images.device] if images.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            student(images)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        if "out of memory" in str(error):
+            raise
+        height, width = images.shape[-2:]
+        raise UserError(
+            f"the student cannot be trained on batches of {len(images)} at {height}x{width}: {error}. Take a larger "
+            "data.batch_size or data.crop"
+        ) from error
+    finally:
+        for name, value in student.named_buffers():
+            value.copy_(buffers[name])

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from densekd.build import provenance
-from densekd.build.resolve import accepts, call, parameters, resolve
+from densekd.build.resolve import NETWORK, accepts, call, parameters, resolve
 from densekd.config import schema
 from densekd.config.names import MODELS, TEACHERS_ONLY
-from densekd.errors import UserError
+from densekd.errors import UserError, WeightsError
+from densekd.models.finite import check_finite
 from densekd.models.weights import load_weights
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -29,7 +30,7 @@ def build_network(
         num_classes: what the network predicts, where that is not what the task does.
     """
     own_classes = {} if num_classes is None else {"num_classes": num_classes}
-    builder = resolve(model.name, MODELS, f"{where}.name")
+    builder = resolve(model.name, MODELS, f"{where}.name", NETWORK)
     if model.name in TEACHERS_ONLY and not where.startswith("teacher"):
         raise UserError(
             f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher"
@@ -59,8 +60,21 @@ def build_network(
             ignore=() if about else model.weights_ignore,
         )
         check_origin(about, task, f"{where}.weights: {model.weights}", classes=not own_classes)
-        own = InputSpec(**about["input"]) if "input" in about else own
+        own = _stored_input(about, model.weights) if "input" in about else own
+    check_finite(
+        network,
+        f"{where}.weights: {model.weights}" if model.weights else f"{where}.name: {model.name}",
+    )
     return network, build_input_spec(model, own, where)
+
+
+def _stored_input(about: dict[str, Any], file: str) -> InputSpec:
+    try:
+        return InputSpec(**about["input"])
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{file}: what it says of its input is damaged ({error}); copy the file again"
+        ) from error
 
 
 # Other libraries' names for the number of classes.

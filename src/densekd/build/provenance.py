@@ -18,7 +18,9 @@ from densekd.config.load import to_tree
 from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
+from densekd.errors import WeightsError
 from densekd.models.weights import read_metadata
+from densekd.ops.names import printable
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -29,8 +31,7 @@ OF_THE_DATA = ("palette", "ignore_index", "category_ids")
 def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict[str, str]:
     """What travels with the student's weights, so that they can be used without the config.
 
-    One entry of JSON: safetensors writes several entries in an order that changes from process to process, and equal
-    runs should give equal files.
+    One entry of JSON, so that what other programs write beside it cannot be taken for ours.
     """
     model = config.model
     own = {name: getattr(task, name, None) for name in OF_THE_DATA}
@@ -53,10 +54,53 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(arguments)))
 
 
+# Entry of the description -> what it must be where it is there.
+ENTRIES = {
+    "version": str, "task": str, "model": dict, "input": dict, "classes": list, "arguments": dict,
+    "task_section": dict, "note": str, "palette": list, "ignore_index": int, "category_ids": list,
+}  # fmt: skip
+
+
 def about_weights(path: str) -> dict[str, Any]:
-    """What `weights_metadata` put into a weights file; empty for any other file."""
+    """What `weights_metadata` put into a weights file; empty for any other file.
+
+    The file may come from anyone: control characters, which would reach a terminal with a message, come as ``\\x1b``.
+
+    Raises:
+        WeightsError: the description is no JSON, or holds something else than a description does.
+    """
     text = read_metadata(path).get("densekd")
-    return json.loads(text) if text else {}
+    if not text:
+        return {}
+    try:
+        about = printable_tree(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: its description is damaged ({error}); copy the file again"
+        ) from error
+    if not isinstance(about, dict):
+        raise WeightsError(
+            f"{path}: its description lacks task and all else (it is a {type(about).__name__}); copy the file again"
+        )
+    wrong = [key for key, kind in ENTRIES.items() if not isinstance(about.get(key, kind()), kind)]
+    if not wrong and not all(isinstance(name, str) for name in about.get("classes", [])):
+        wrong = ["classes"]
+    if wrong:
+        raise WeightsError(
+            f"{path}: its description lacks {', '.join(wrong)} or holds something else there; copy the file again"
+        )
+    return about
+
+
+def printable_tree(value: Any) -> Any:
+    """Plain values with `printable` strings."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [printable_tree(inner) for inner in value]
+    if isinstance(value, dict):
+        return {printable(key): printable_tree(inner) for key, inner in value.items()}
+    return value
 
 
 # The authors' published CamVid checkpoints (ESPNet, ESPNet distilled, ESPNet-C distilled): trained on train + val.

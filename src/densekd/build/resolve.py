@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
+from types import BuiltinFunctionType
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -15,14 +16,19 @@ from densekd.config.explain import explain, stray_booleans
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean
 
+# What a class that a recipe names must define, by setting: a network, a loss, a data set, a task.
+NETWORK, LOSS, DATASET, TASK = (
+    ("forward",),
+    ("__call__",),
+    ("__len__",),
+    ("loss", "predict", "metric"),
+)
+
 
 def import_dotted(path: str, where: str) -> Any:
     """``package.module.Name`` or ``package.module.Class.method`` -> the object."""
     module, _, name = path.rpartition(".")
     owner, _, kind = module.rpartition(".")
-    # As `python -m densekd` has it: a user's own file beside the recipe is found by the command too.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         # By habit of the language, a part with a capital is a class and no module.
         if kind[:1].isupper() and owner:
@@ -31,16 +37,58 @@ def import_dotted(path: str, where: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"{where}: {path!r} cannot be imported: {error}. Give package.module.Name of something importable "
-            "from here (PYTHONPATH)."
+            f"from here (PYTHONPATH).{_hidden(path)}"
         ) from error
 
 
-def resolve(name: str, table: Mapping[str, str], where: str) -> Callable[..., Any]:
+def resolve(
+    name: str, table: Mapping[str, str], where: str, needs: Collection[str] = ()
+) -> Callable[..., Any]:
+    """The object that a name of `table`, or a dotted path of the user's own, stands for.
+
+    The working folder is searched for dotted paths alone, after all that is installed.
+
+    Args:
+        needs: what a class that a dotted path gives must define.
+
+    Raises:
+        UserError: an unknown name, or a path that leads to nothing, or to something else than a class or function.
+    """
     if name in table:
         return import_dotted(table[name], where)
-    if "." in name:
-        return import_dotted(name, where)
-    raise UserError(f"{where}: {name!r} is unknown; {did_you_mean(name, table)}")
+    if "." not in name:
+        raise UserError(f"{where}: {name!r} is unknown; {did_you_mean(name, table)}")
+    if name.partition(".")[0] in (*sys.stdlib_module_names, *sys.builtin_module_names):
+        raise UserError(
+            f"{where}: {name!r} is of Python's own library, which holds nothing that a recipe can be made of"
+        )
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    found = import_dotted(name, where)
+    if not callable(found) or isinstance(found, BuiltinFunctionType):
+        raise UserError(
+            f"{where}: {name!r} is a {type(found).__name__}; expected a class, or a function that makes the object"
+        )
+    lacking = [key for key in needs if isinstance(found, type) and not _defines(found, key)]
+    if lacking:
+        raise UserError(
+            f"{where}: the class {name!r} lacks {', '.join(lacking)}, which are called; see docs/extending.md"
+        )
+    return found
+
+
+def _defines(kind: type, name: str) -> bool:
+    return any(name in vars(base) for base in kind.__mro__)
+
+
+def _hidden(path: str) -> str:
+    """A sentence where a file of the working folder has the name of something installed."""
+    root = path.partition(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None)
+    here = [os.path.join(os.getcwd(), name) for name in (f"{root}.py", os.path.join(root, ""))]
+    if file is None or not any(map(os.path.exists, here)) or file.startswith(tuple(here)):
+        return ""
+    return f" The {root} of this folder is not it: {file} comes first; give yours another name."
 
 
 def parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -146,3 +194,13 @@ def call(builder: Callable[..., Any], options: Mapping[str, Any], where: str, **
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
+        # Values of a kind that the builder does not expect. Of code that is not ours the traceback says more.
+        ours = getattr(builder, "__module__", "").startswith("densekd.")
+        if not ours or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        shown = ", ".join(f"{key}: {value!r}" for key, value in options.items())
+        raise UserError(
+            f"{where}: {getattr(builder, '__name__', builder)} cannot be made of {{{shown}}}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -192,7 +192,9 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
     batch = first_batch(
         few, task, sets.train, augment, alone, made_up=sets.made_up, unlabelled=sets.unlabelled
     )
-    remarks += dry_run(distiller, batch)
+    # Synchronised norms see the images of all ranks, which one rank cannot try.
+    together = config.train.sync_batchnorm and process.world_size > 1
+    remarks += dry_run(distiller, batch, train_batch=None if together else len(batch))
     for name, teacher in distiller.teachers.items():
         where = f"teachers.{name}" if name else "teacher"
         remarks += label_space_remarks(teacher, batch.images, where)

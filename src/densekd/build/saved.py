@@ -11,7 +11,7 @@ from torch import nn
 
 from densekd.build import provenance
 from densekd.build.networks import build_network
-from densekd.build.resolve import call, resolve
+from densekd.build.resolve import TASK, call, resolve
 from densekd.config import schema
 from densekd.config.names import MODELS, TASKS
 from densekd.data.base import IGNORE_INDEX, distinct_colours
@@ -66,7 +66,9 @@ def build_saved(path: Path, *, trusted: bool = False) -> Saved:
         network, spec = build_network(model, task, "model")
     except WeightsError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # whatever a file's description breaks, it is the file that cannot be used
         raise WeightsError(
             f"{path}: its network cannot be built: {error}. Was it written by another version "
             f"({about.get('version', 'unknown')})? Score it through a recipe: densekd evaluate RECIPE --weights {path}"
@@ -77,12 +79,7 @@ def build_saved(path: Path, *, trusted: bool = False) -> Saved:
 def read_description(path: Path) -> dict[str, Any]:
     """What a weights file says of its network; WeightsError where it says nothing or nonsense."""
     read_weights(path)  # says what is wrong with a damaged or foreign file
-    try:
-        about = provenance.about_weights(str(path))
-    except ValueError as error:
-        raise WeightsError(
-            f"{path}: its description is damaged ({error}); copy the file again"
-        ) from error
+    about = provenance.about_weights(str(path))
     if not about:
         raise WeightsError(
             f"{path}: does not say which network it is of; only files written by densekd train and densekd distill do. "
@@ -142,4 +139,4 @@ def _task(about: Mapping[str, Any]) -> Task:
         low, high = arguments["depth_range"]
         bins = arguments["num_classes"] if arguments["num_classes"] > 1 else 0
         options = {"min_depth": low, "max_depth": high, "bins": bins}
-    return call(resolve(name, TASKS, "task"), options, "task", **given)
+    return call(resolve(name, TASKS, "task", TASK), options, "task", **given)

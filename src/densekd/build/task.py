@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from densekd.build.resolve import call, checked_options, options_of, resolve
+from densekd.build.resolve import TASK, call, checked_options, options_of, resolve
 from densekd.config import schema
 from densekd.config.names import TASKS
 from densekd.errors import UserError
@@ -17,7 +17,7 @@ OF_THE_READER = ("classes", "palette", "ignore_index", "category_ids")
 
 
 def task_class(settings: schema.Task) -> Callable[..., Task]:
-    return resolve(settings.name, TASKS, "task")
+    return resolve(settings.name, TASKS, "task", TASK)
 
 
 def task_name(settings: schema.Task) -> str:

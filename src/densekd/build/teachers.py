@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densekd.build import provenance
 from densekd.build.data import build_second, build_train_loader, in_small_batches
 from densekd.build.networks import build_network
-from densekd.build.resolve import accepts, resolve
+from densekd.build.resolve import NETWORK, accepts, resolve
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
 from densekd.config import schema
@@ -92,7 +92,7 @@ def build_label_space(
         )
     groups = [config.classes[name] for name in task.classes]
     inputs = config.num_classes or _classes_of_weights(config)
-    builder = resolve(config.name, MODELS, f"{where}.name")
+    builder = resolve(config.name, MODELS, f"{where}.name", NETWORK)
     if inputs is None and accepts(builder, "num_classes"):
         if config.weights is not None and Path(config.weights).is_file():
             raise UserError(

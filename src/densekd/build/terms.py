@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 import torch
 from torch import nn
 
-from densekd.build.resolve import call, resolve
+from densekd.build.resolve import LOSS, call, resolve
 from densekd.config import schema
 from densekd.config.names import LOSSES
 from densekd.distill.balance import Balance
@@ -40,7 +40,12 @@ def build_terms(
         where = f"distill.{name}"
         loss_name = term.loss or name
         options = {**task.term_options.get(loss_name, {}), **term.options}
-        loss = call(resolve(loss_name, table, where), options, where)
+        loss = call(resolve(loss_name, table, where, LOSS), options, where)
+        if not callable(loss):
+            raise UserError(
+                f"{where}: {loss_name!r} gave a {type(loss).__name__}; expected a loss, called as "
+                "loss(student, teacher, mask=mask)"
+            )
         default = LOSSES.get(loss_name, ("", PREDICTION))[1]
         whose = section_of(term.teacher_name, teachers)
         sources = []

@@ -16,6 +16,7 @@ from densekd.config.names import TASKS
 from densekd.config.schema import Config
 from densekd.config.tree import read_overrides
 from densekd.errors import UserError
+from densekd.workflows.recipe import say_code
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -79,10 +80,19 @@ def _settings_called(key: str) -> list[str]:
     return [dotted for dotted in task_setting_names() if dotted.rpartition(".")[2] == key]
 
 
-def read_recipe(config: str, overrides: dict[str, Any], **given: Any) -> Config:
-    """A recipe with overrides; `given` are plain options that stand for a setting (None: not given)."""
+def read_recipe(
+    config: str, overrides: dict[str, Any], run_code: bool = True, **given: Any
+) -> Config:
+    """A recipe with overrides; `given` are plain options that stand for a setting (None: not given).
+
+    Where it names code, that is said before any of it is imported; without `run_code` nothing is.
+    """
     extra = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     settings = load_config(config, {**overrides, **extra})
+    if run_code:
+        say_code(settings, config)
+    if settings.task.name not in TASKS and not run_code:
+        return settings
     if settings.task.options or settings.task.name not in TASKS:
         # Every command says what is wrong with the task's settings, whether or not it builds the task.
         from densekd.build.task import check_task

@@ -7,7 +7,8 @@ import os
 import sys
 
 from densekd.errors import NonFiniteError, UserError
-from densekd.ops.names import did_you_mean
+from densekd.ops.files import disk_error
+from densekd.ops.names import did_you_mean, printable
 
 # command -> (file in this folder, what it does)
 COMMANDS = {
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return fail(str(disk_error(error)), 2, every_rank=True)
     except RuntimeError as error:
         if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
             raise
@@ -86,5 +89,6 @@ def main(argv: list[str] | None = None) -> int:
 def fail(message: str, status: int, *, every_rank: bool = False) -> int:
     # Under torchrun every rank meets most errors; one message is enough.
     if every_rank or os.environ.get("RANK", "0") == "0":
-        print(f"densekd: error: {message}", file=sys.stderr)
+        # Names in a message may be a stranger's: the terminal shows them and does not obey them.
+        print(f"densekd: error: {printable(message, chr(10))}", file=sys.stderr)
     return status

@@ -50,9 +50,12 @@ def plain(value: Any) -> Any:
 
 def _split_options(section: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     """Every key that is none of `keys` becomes an option."""
+    given = section.get("options") or {}
+    if not isinstance(given, dict):  # as it is: the check of types says what is wrong with it
+        return {k: v for k, v in section.items() if k in keys} | {"options": given}
     options = {k: v for k, v in section.items() if k not in keys}
     kept = {k: v for k, v in section.items() if k in keys}
-    return {**kept, "options": {**(section.get("options") or {}), **options}}
+    return {**kept, "options": {**given, **options}}
 
 
 def _gather_task(tree: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +72,10 @@ def _gather_terms(tree: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(distill, dict):
         return tree
     settings = {k: v for k, v in distill.items() if k in _DISTILL_KEYS and k != "terms"}
-    terms: dict[str, Any] = dict(distill.get("terms") or {})
+    given = distill.get("terms") or {}
+    if not isinstance(given, dict):
+        return {**tree, "distill": {**settings, "terms": given}}
+    terms: dict[str, Any] = dict(given)
     for name, term in distill.items():
         if name in _DISTILL_KEYS or term is None:  # `pair_wise: null` switches a term off
             continue

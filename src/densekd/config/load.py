@@ -95,11 +95,20 @@ def _text(path: Path) -> str:
 def make_config(tree: dict[str, Any], where: str) -> Config:
     """A nested dict in user form -> `Config`; UserError names `where`, the key, the reason and a near match."""
     _check_mapping(tree, where)
-    tree = to_schema(tree, where)
     try:
+        tree = to_schema(tree, where)
         config = _ADAPTER.validate_python(tree)
     except ValidationError as error:
         lines = explain(error, Config)
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(
+            f"{where}: is nested too deep; a recipe has sections in sections"
+        ) from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        # The forms that a section may have are taken apart before their types are checked.
+        raise UserError(f"{where}: cannot be read as sections of settings: {error}") from error
     else:
         lines = stray_booleans(tree, config) or broken_relations(config)
         if not lines:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from pydantic import ConfigDict
 from typing_extensions import Doc
 
@@ -455,7 +455,11 @@ class Config:
     evaluate: Annotated[Evaluate, Doc("how a prediction is made when it is scored")] = field(
         default_factory=Evaluate
     )
-    seed: Annotated[int, Ge(0), Doc("of initial weights, order of the images and augmentation")] = 0
+    seed: Annotated[
+        int,
+        Interval(ge=0, lt=2**63),
+        Doc("of initial weights, order of the images and augmentation"),
+    ] = 0
     note: Annotated[str, Doc('shown beside every score, for example "teacher saw val"')] = ""
 
     @property

@@ -87,6 +87,8 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (TypeError, OverflowError, AttributeError) as error:
+        raise UserError(f"{source}: holds a value that cannot be read: {error}") from error
 
 
 def read_overrides(arguments: list[str]) -> dict[str, Any]:

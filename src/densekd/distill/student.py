@@ -40,7 +40,7 @@ class Student(nn.Module):
 
     def terms_state(self) -> dict[str, dict[str, Any]]:
         """Name of a term -> its `state_dict`: adapter, and parameters and buffers of its loss."""
-        return {term.name: term.state_dict() for term in self._each()}
+        return {term.name: term.state_dict() for term in self.each_term()}
 
     def load_terms_state(self, state: dict[str, dict[str, Any]]) -> None:
         """The inverse of `terms_state`.
@@ -48,7 +48,7 @@ class Student(nn.Module):
         Raises:
             ValueError: a term is missing or has another state.
         """
-        for term in self._each():
+        for term in self.each_term():
             try:
                 term.load_state_dict(state[term.name])
             except (KeyError, RuntimeError) as error:
@@ -57,7 +57,8 @@ class Student(nn.Module):
                     "it was saved"
                 ) from error
 
-    def _each(self) -> Iterator[Term]:
+    def each_term(self) -> Iterator[Term]:
+        """The terms that train with the network."""
         for term in self.terms:
             assert isinstance(term, Term)
             yield term

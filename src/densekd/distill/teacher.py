@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -63,10 +63,28 @@ class Teacher(nn.Module):
         with self._autocast(images.device.type):
             return joined([self.network(part, prediction=prediction) for part in parts])
 
+    def answers(self, output: DenseOutput) -> bool:
+        """Whether an output of this teacher is of numbers; a class that it does not know has the logit -inf."""
+        return _is_finite(output, -torch.inf if self.network.label_space is not None else None)
+
     def _autocast(self, device: str) -> AbstractContextManager:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _is_finite(value: Any, allowed: float | None) -> bool:
+    if isinstance(value, Tensor):
+        return bool(
+            (value.isfinite() if allowed is None else value.isfinite() | (value == allowed)).all()
+        )
+    if is_dataclass(value):
+        return all(_is_finite(getattr(value, f.name), allowed) for f in fields(value))
+    if isinstance(value, dict):
+        return all(_is_finite(inner, allowed) for inner in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_finite(inner, allowed) for inner in value)
+    return True
 
 
 def joined(parts: Sequence[DenseOutput]) -> DenseOutput:

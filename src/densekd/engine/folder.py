@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from densekd.errors import UserError
-from densekd.ops.files import write_text
+from densekd.ops.files import write_text, writing
 
 VERSIONS = (
     "densekd",
@@ -43,10 +43,15 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.pt"
+        self.previous = self.checkpoints / "previous.pt"
         self.student = self.checkpoints / "student.safetensors"
         self.best = self.checkpoints / "best.safetensors"
 
     def occupied(self) -> bool:
+        with writing(self.path):  # a name that is too long, a folder that may not be read
+            return self._occupied()
+
+    def _occupied(self) -> bool:
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
     def check(self, *, resume: bool, changed: list[str]) -> None:
@@ -76,21 +81,25 @@ class RunFolder:
             )
 
     def last_threads(self) -> int | None:
-        """Compute threads of the run's last start; None before the first."""
-        if not self.environment.exists():
-            return None
-        return json.loads(self.environment.read_text(encoding="utf-8")).get("threads")
+        """Compute threads of the run's last start; None before the first, and where the file does not say."""
+        try:
+            threads = json.loads(self.environment.read_text(encoding="utf-8")).get("threads")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return None  # it is written anew at every start, and decides nothing
+        return threads if isinstance(threads, int) else None
 
     @contextmanager
     def open(self, config_text: str, command: str, *, resume: bool) -> Iterator[None]:
         """Make a new folder, or continue in an old one, and hold it against a second process. Rank 0 only."""
         self.check(resume=resume, changed=[])
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
+        with writing(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the run
+        with lock:
             _lock(lock, self.path)
             if not self.config.exists():
                 write_text(self.config, config_text)
-            with open(self.command, "a", encoding="utf-8") as file:
+            with writing(self.command), open(self.command, "a", encoding="utf-8") as file:
                 file.write(command + "\n")
             write_text(self.environment, json.dumps(describe_environment(), indent=2) + "\n")
             yield

@@ -178,9 +178,13 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
             dist.destroy_process_group()
 
 
+# Ctrl-C; a job's end; Slurm's warning before it (--signal=USR1@120); a terminal that has gone.
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
+
 @dataclass
 class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the loop looks at it between steps."""
+    """Set by the first signal of `STOPPING`; the loop looks at it between steps."""
 
     signal: int = 0
 
@@ -194,17 +198,27 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """The first SIGINT or SIGTERM asks the loop to save and stop; a second one ends at once."""
+    """The first signal of `STOPPING` asks the loop to save and stop; the second SIGINT or SIGTERM ends at once.
+
+    SIGHUP stays ignored where it was (under nohup).
+    """
     request = StopRequest()
+    ended = False  # the end of a job follows its warning: only one more ends at once
 
     def handle(number: int, frame: object) -> None:
-        if request:
+        nonlocal ended
+        ends = number in (signal.SIGINT, signal.SIGTERM)
+        if ends and ended:
             raise KeyboardInterrupt
-        request.signal = number
+        ended = ended or ends
+        request.signal = request.signal or number
 
     previous = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in STOPPING:
+            number = getattr(signal, name, None)  # Windows has two of them
+            if number is None or (name == "SIGHUP" and _ignored(number)):
+                continue
             previous[number] = signal.signal(number, handle)
     except ValueError:  # not in the main thread: whoever owns it handles signals
         pass
@@ -213,3 +227,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
@@ -15,19 +16,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from densekd.errors import UserError
-from densekd.ops.files import write_text
+from densekd.ops.files import write_text, writing
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Complete lines of a metrics.jsonl; a line cut by a kill is left out."""
+    """The rows of a metrics.jsonl; a line cut by a kill, or damaged, is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -99,7 +102,9 @@ class Log:
         self._images = 0
         if not active:
             return
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self.path = path
+        with writing(path):
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         if tensorboard is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -175,8 +180,9 @@ class Log:
             self.console.print(text, highlight=False, markup=False)
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(_line(row))
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(_line(row))
+            self.file.flush()
         if self.writer is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -190,4 +196,5 @@ class Log:
             self.progress = None
         if self.writer is not None:
             self.writer.close()
-        self.file.close()
+        with contextlib.suppress(OSError):  # what a full disk refused was said by the write
+            self.file.close()

@@ -15,13 +15,15 @@ from densekd.distill.distiller import Distiller, HolisticMaps
 from densekd.distill.student import Student
 from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
+from densekd.models.finite import not_finite, said
 from densekd.ops import collectives
 from densekd.types import Batch
 
 ADVICE = (
-    "Stopped before any weight changed: the last checkpoint saved is good. To go on from it with other settings, "
-    "start a new --name with --model.weights RUN/checkpoints/last.pt."
+    "Checkpoints are written only while every weight is finite. To go on from the last one with other settings, start "
+    "a new --name with --model.weights RUN/checkpoints/last.pt."
 )
+BLAMED = "the teacher"
 # GradScaler starts at 65536 and halves at each overflow.
 SMALLEST_SCALE = 2.0**-14
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,22 +100,40 @@ class Step:
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.parameters).to(self.device)
         named = _values({**sums, "grad_norm": norm})
-        self._check_finite(named, step)
+        self._check_finite(named, step, batches)
         named["loss"] = sum(v for k, v in named.items() if k != "grad_norm")
         named.update(self.distiller.weights_at(step))
         return named, kept, norm
 
-    def _check_finite(self, named: dict[str, float], step: int) -> None:
+    def _check_finite(self, named: dict[str, float], step: int, batches: Sequence[Batch]) -> None:
         """Raise on every rank as soon as something is non-finite on one."""
         bad = [k for k, v in named.items() if not math.isfinite(v) and k != "grad_norm"]
         # Under fp16 loss scaling a gradient overflows now and then; the scaler skips that step by itself.
         bad_gradient = not self.scaler.is_enabled() and not math.isfinite(named["grad_norm"])
         if not collectives.any_rank(bool(bad) or bad_gradient, self.device):
             return
+        bad += self._not_finite_teachers(batches)
         network = bare(self.distiller.student)
         _raise_non_finite(
             bad, network, step, f"Lower optim.lr or the term's weight, or set optim.clip. {ADVICE}"
         )
+
+    def _not_finite_teachers(self, batches: Sequence[Batch]) -> list[str]:
+        """A line for every teacher whose answer for these images is the cause."""
+        lines = []
+        for name, teacher in self.distiller.teachers.items():
+            with self._autocast():
+                if all(teacher.answers(teacher(batch.images)) for batch in batches):
+                    continue
+            wrong = not_finite(teacher)
+            weights = (
+                f": of its weights, {said(wrong, len(teacher.state_dict()))}"
+                if wrong
+                else ", though its weights are finite: set teacher.precision fp32, or check teacher.input"
+            )
+            who = f"{BLAMED}{f' {name}' if name else ''}"
+            lines.append(f"{who} gives NaN or infinity for these images{weights}")
+        return lines
 
     def _discriminator_gradients(self, kept: Sequence[HolisticMaps], step: int) -> dict[str, float]:
         assert self.discriminator_optimizer is not None
@@ -189,15 +209,32 @@ def _values(tensors: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _raise_non_finite(bad: list[str], network: nn.Module, step: int, advice: str) -> NoReturn:
-    """Name the terms that are non-finite on any rank, or else the parameter whose gradient is."""
+    """Name the cause, on any rank: a teacher, weights, terms, or the parameter whose gradient is not finite."""
     everywhere = sorted({name for names in collectives.gather_objects(bad) for name in names})
+    teachers = [name for name in everywhere if name.startswith(BLAMED)]
+    if teachers:
+        terms = [name for name in everywhere if name not in teachers]
+        raise NonFiniteError(
+            f"step {step}: {', '.join(terms) or 'the gradient'} is not finite, because {'; '.join(teachers)}. {ADVICE}"
+        )
+    wrong = not_finite(network)
+    weights = (
+        f" Before this step already, {said(wrong, len(network.state_dict()))}." if wrong else ""
+    )
     if everywhere:
-        raise NonFiniteError(f"step {step}: {', '.join(everywhere)} is not finite. {advice}")
+        raise NonFiniteError(
+            f"step {step}: {', '.join(everywhere)} is not finite.{weights} {advice}"
+        )
     names = [
         n
         for n, p in network.named_parameters()
         if p.grad is not None and not p.grad.isfinite().all()
     ]
+    if not names:
+        raise NonFiniteError(
+            f"step {step}: every term is finite, and the gradient is too large: its norm is infinite on a process."
+            f"{weights} {advice}"
+        )
     raise NonFiniteError(
-        f"step {step}: every term is finite but the gradient is not (first in {', '.join(names[:1])}). {advice}"
+        f"step {step}: every term is finite but the gradient is not (first in {names[0]}).{weights} {advice}"
     )

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from densekd.engine.checkpoint import load_checkpoint, save_atomic
+from densekd.engine.checkpoint import keep_as, newest_checkpoint, save_atomic
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process, StopRequest
 from densekd.engine.log import Log, cut_metrics
 from densekd.engine.optim import set_lr
 from densekd.engine.step import Step, bare
-from densekd.errors import UserError
+from densekd.errors import NonFiniteError, UserError
+from densekd.models.finite import not_finite, said
 from densekd.models.weights import save_weights
 from densekd.ops import collectives
 from densekd.types import Batch
@@ -60,6 +61,9 @@ class Training:
         self.metadata = metadata
         self.identity = {**(identity or {}), "processes": str(process.world_size)}
         self.done = 0
+        self.saved: int | None = None  # the step of the checkpoint that is there
+        self.remarks: list[str] = []  # what was odd about the checkpoints that the run goes on from
+        self.last_is_good = True
         self.scored = 0  # the step of the last evaluation
         self.seconds = 0.0  # over all starts of the run
         self.skipped: dict[str, str] = {}
@@ -81,7 +85,15 @@ class Training:
         return self.student if ema is None else ema.module
 
     def save(self) -> None:
-        """Write ``last.pt`` (rank 0). Ranks hold equal state: what differs by rank is drawn anew each step."""
+        """Write ``last.pt`` (rank 0), and keep the one before as ``previous.pt``.
+
+        Ranks hold equal state: what differs by rank is drawn anew each step.
+
+        Raises:
+            NonFiniteError: weights hold NaN or infinity; the checkpoints stay as they are.
+        """
+        self.check_finite()
+        self.saved = self.done
         if self.process.rank != 0:
             return
         step, adversary = self.step, self.step.distiller.adversary
@@ -105,7 +117,42 @@ class Training:
             if step.discriminator_optimizer is None
             else step.discriminator_optimizer.state_dict(),
         }
+        if self.last_is_good and self.folder.last.exists():
+            keep_as(self.folder.last, self.folder.previous)
         save_atomic(state, self.folder.last)
+        self.last_is_good = True
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError on every rank where weights that would be saved are not finite on one."""
+        wrong = self._not_finite()
+        if not collectives.any_rank(bool(wrong), self.process.device):
+            return
+        everywhere = sorted({line for lines in collectives.gather_objects(wrong) for line in lines})
+        there = (
+            "no checkpoint has been written yet"
+            if self.saved is None
+            else f"{self.folder.last} is of step {self.saved}, and its weights are finite"
+        )
+        raise NonFiniteError(
+            f"step {self.done}: {'; '.join(everywhere)}. These weights are not saved; {there}. Lower optim.lr, "
+            "optim.weight_decay or a term's weight, or set optim.clip, and start again under another --name"
+        )
+
+    def _not_finite(self) -> list[str]:
+        """A line for every network of the run whose weights are not finite."""
+        step = self.step
+        networks: dict[str, nn.Module | None] = {
+            "student": self.student,
+            "averaged student": step.ema,
+        }
+        networks |= {f"term {term.name}": term for term in bare(step.distiller.student).each_term()}
+        if step.distiller.adversary is not None:
+            networks["discriminator"] = step.distiller.adversary.discriminator
+        return [
+            f"{name}: {said(found, len(network.state_dict()))}"
+            for name, network in networks.items()
+            if network is not None and (found := not_finite(network))
+        ]
 
     def save_student(self, path: Path) -> None:
         """The bare network's weights alone (rank 0)."""
@@ -113,12 +160,41 @@ class Training:
             save_weights(self.result, path, self.metadata)
 
     def resume(self) -> bool:
-        """Restore ``last.pt`` where there is one and cut the log to it; False where there is none yet."""
-        if not self.folder.last.exists():
+        """Restore the newest checkpoint that can be read and cut the log to it; False where there is none yet.
+
+        Where ``last.pt`` is damaged, ``previous.pt`` is taken and `remarks` says so.
+
+        Raises:
+            UserError: every checkpoint is damaged, or of a run that began otherwise.
+        """
+        state, path, wrong = newest_checkpoint((self.folder.last, self.folder.previous))
+        if state is None or path is None:
             if self.process.rank == 0:
                 cut_metrics(self.folder.metrics, 0)
             return False
-        state = load_checkpoint(self.folder.last)
+        self.last_is_good = not wrong
+        try:
+            self._restore(state, path)
+        except UserError:
+            raise
+        # The bytes are those that were written; so some other program, or version, wrote them.
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            raise UserError(
+                f"--resume: {path} is no checkpoint of this run ({type(error).__name__}: {error}); restore the file, "
+                "or start again under another --name"
+            ) from error
+        if infinite := self._not_finite():
+            raise UserError(
+                f"--resume: {path}: {'; '.join(infinite)}; nothing can be learned from there. Start again under "
+                "another --name"
+            )
+        if wrong:
+            self.remarks.append(f"{wrong[0]}; going on from {path}, which is of step {self.done}")
+        if self.process.rank == 0:
+            cut_metrics(self.folder.metrics, self.done, self.scored)
+        return True
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
         for name, value in self.identity.items():
             if state["identity"].get(name) != value:
                 raise UserError(
@@ -127,7 +203,7 @@ class Training:
                 )
         if "terms" not in state:
             raise UserError(
-                f"--resume: {self.folder.last} was written by an older version, which kept no state of the terms; "
+                f"--resume: {path} was written by an older version, which kept no state of the terms; "
                 "go on with that version, or start again under another --name"
             )
         step, adversary = self.step, self.step.distiller.adversary
@@ -135,7 +211,7 @@ class Training:
         try:
             bare(step.distiller.student).load_terms_state(state["terms"])
         except ValueError as error:
-            raise UserError(f"--resume: {self.folder.last}: {error}") from error
+            raise UserError(f"--resume: {path}: {error}") from error
         step.optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         if step.ema is not None:
@@ -148,9 +224,7 @@ class Training:
         self.scored, self.seconds = state["scored"], state["seconds"]
         self.skipped.update(state["skipped"])
         self.sums, self.counted = state["sums"], state["counted"]
-        if self.process.rank == 0:
-            cut_metrics(self.folder.metrics, self.done, self.scored)
-        return True
+        self.saved = self.done
 
 
 def fit(

@@ -1,114 +1,34 @@
-"""Weights on disk: read without unpickling, checked against the network before anything is loaded."""
+"""Weights into networks: checked against the network before anything is loaded."""
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from densekd.errors import WeightsError
-from densekd.ops.files import replacing
+from densekd.models.finite import infinite_weights, said
+from densekd.models.weight_files import (
+    read_metadata,
+    read_weights,
+    save_weights,
+    strip_prefixes,
+)
 from densekd.ops.names import first_few
 
-# The keys under which training codes put the network inside a checkpoint, tried in this order.
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "student", "network", "net")
-# The prefixes that data parallelism and torch.compile put before every key.
-PREFIXES = ("module.", "_orig_mod.")
+__all__ = [
+    "load_part",
+    "load_weights",
+    "read_metadata",
+    "read_weights",
+    "rename_prefixes",
+    "save_weights",
+]
+
 COUNTER = "num_batches_tracked"
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file, on the CPU.
-
-    The content decides how it is read, not the file's name. Pickled objects are refused (``weights_only``). A state
-    dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
-
-    Raises:
-        WeightsError: the file is missing, empty, cut short, not a weights file, or needs unpickling.
-    """
-    path = Path(path)
-    return strip_prefixes(unwrap(read_file(path), path))
-
-
-def read_file(path: Path) -> Mapping[str, object]:
-    if not path.exists():
-        raise WeightsError(f"{path}: no such weights file")
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give the weights file in it")
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not start:
-        raise WeightsError(f"{path}: is empty; download or copy it again")
-    # Checked first: a safetensors file starts with a length, whose bytes may be any.
-    if start[8:9] == b"{":
-        return read_safetensors(path)
-    if start.lstrip().startswith(b"<"):
-        raise WeightsError(
-            f"{path}: is a web page, not a weights file; the download needs another link or a login"
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path}: is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-        )
-    if start.startswith((b"PK", b"\x80")):  # zip archive, or the bare pickle of torch < 1.6
-        return read_torch(path)
-    raise WeightsError(f"{path}: neither a safetensors nor a PyTorch file")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged or cut short ({error}); copy it again") from error
-
-
-def read_torch(path: Path) -> Mapping[str, object]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: damaged, or holds Python objects beside tensors, which could run code and are not read. "
-            "In the code that wrote it, save `model.state_dict()` instead."
-        ) from error
-    # A damaged archive surfaces as almost any error of zip and pickle readers.
-    except Exception as error:
-        raise WeightsError(f"{path}: damaged or cut short ({error}); copy it again") from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors")
-    return content
-
-
-def unwrap(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
-    for key in WRAPPERS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and inner:
-            return unwrap(inner, path)
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors; its keys are {first_few(list(content))}")
-    return tensors
-
-
-def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = dict(state)
-    found = True
-    while found:
-        found = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in state):
-                state = {key[len(prefix) :]: value for key, value in state.items()}
-                found = True
-    return state
 
 
 def load_weights(
@@ -237,7 +157,7 @@ def compare(
     strict: bool,
     num_classes: int | None,
 ) -> dict[str, Tensor]:
-    """The tensors that fit; with `strict` it raises WeightsError where not all do."""
+    """The tensors that fit; it raises WeightsError where they are not finite, and with `strict` where not all fit."""
     wanted = {k for k in expected if not k.endswith(COUNTER)}
     given = {k for k in state if not k.endswith(COUNTER)}
     shared = wanted & given
@@ -275,7 +195,13 @@ def compare(
             )
         raise WeightsError(f"{name}: does not fit the network. " + ". ".join(parts) + ".")
     bad = set(wrong)
-    return {k: v for k, v in state.items() if k in expected and k not in bad}
+    fits = {k: v for k, v in state.items() if k in expected and k not in bad}
+    infinite = infinite_weights(expected, fits)
+    if infinite:
+        raise WeightsError(
+            f"{name}: {said(infinite, len(fits))}. Such weights predict nothing; take an earlier checkpoint"
+        )
+    return fits
 
 
 def class_counts(
@@ -292,31 +218,3 @@ def class_counts(
                 if wanted == num_classes and given != wanted:
                     found[given] += 1
     return found.most_common(1)[0][0] if found else None
-
-
-def save_weights(
-    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write the bare network as safetensors; the file appears whole or not at all.
-
-    Args:
-        model: bare, so that its keys carry no wrapper's prefix.
-        path: the file to write; its folder is made where it does not exist.
-        metadata: strings to travel with the weights (input spec, class names as JSON).
-    """
-    # Cloned: safetensors refuses tensors that share memory.
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with replacing(path) as neighbour:
-        save_file(state, neighbour, metadata=dict(metadata or {}))
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """What `save_weights` put beside the tensors; empty for files that carry none (.pth)."""
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}

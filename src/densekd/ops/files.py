@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,24 +10,68 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from densekd.errors import UserError
+
+# What to do about what a disk refuses.
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room: the quota is used up",
+    errno.EFBIG: "the limit on the size of a file is reached: raise it (ulimit -f), or write to another disk",
+    errno.EROFS: "that disk is read-only: write somewhere else",
+    errno.EACCES: "you may not write there: write somewhere else",
+    errno.EPERM: "you may not write there: write somewhere else",
+    errno.ENOTDIR: "a part of that path is a file and no folder: write somewhere else",
+    errno.EEXIST: "a file stands where a folder is needed: write somewhere else",
+    errno.EISDIR: "a folder has that name: give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "the disk fails: look at the system's log before you write there again",
+}
+
+
+def disk_error(error: OSError, path: str | Path | None = None) -> UserError:
+    """What the system refused, with the file and what to do about it."""
+    name = path or error.filename or "a file"
+    reason = error.strerror or str(error) or type(error).__name__
+    number = error.errno or 0
+    remedy = REMEDIES.get(number, "look at that file and its folder, then try again")
+    return UserError(f"{name}: {reason}; {remedy}")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Errors of the system within become a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a neighbour of `path` to write to; once the body ends, it is flushed to disk and takes `path`'s name.
 
     A kill at any moment leaves the old file or the new one, never half of one. Several processes may write the same
-    path: each has a neighbour of its own, and the last one holds.
+    path: each has a neighbour of its own, and the last one holds. The file has the mode that the umask leaves,
+    whatever library writes it.
+
+    Raises:
+        UserError: the file cannot be written (a full disk, a folder that is read-only).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        yield neighbour
-        with open(neighbour, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(neighbour, path)
-    finally:
-        neighbour.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(neighbour, "xb") as file:
+                mode = os.fstat(file.fileno()).st_mode & 0o777
+            yield neighbour
+            with open(neighbour, "rb") as file:
+                os.fsync(file.fileno())
+            if os.stat(neighbour).st_mode & 0o777 != mode:
+                os.chmod(neighbour, mode)
+            os.replace(neighbour, path)
+        finally:
+            neighbour.unlink(missing_ok=True)
 
 
 @contextmanager

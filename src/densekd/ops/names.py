@@ -23,7 +23,20 @@ def did_you_mean(given: object, possible: Iterable[str]) -> str:
 def first_few(things: Sequence[object], shown: int = SHOWN) -> str:
     """``a, b, c, and 4 more``."""
     more = f", and {len(things) - shown} more" if len(things) > shown else ""
-    return ", ".join(str(thing) for thing in things[:shown]) + more
+    return ", ".join(printable(str(thing)) for thing in things[:shown]) + more
+
+
+def printable(text: str, kept: str = "") -> str:
+    """`text` with control characters as escapes, so that a terminal shows and does not obey them.
+
+    Args:
+        kept: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def bytes_text(count: float) -> str:

@@ -69,7 +69,10 @@ def write_table(
     for row in rows:
         cells = [_mean_std(row["scores"][c.key], c) for c in task.columns]
         cells += (
-            [f"{row['parameters'] / 1e6:.3f}", f"{row['macs'] / 1e9:.3f}"]
+            [
+                f"{row['parameters'] / 1e6:.3f}",
+                "–" if row["macs"] is None else f"{row['macs'] / 1e9:.3f}",
+            ]
             if "parameters" in row
             else ["", ""]
         )

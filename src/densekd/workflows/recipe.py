@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from densekd.config.code import code_named
 from densekd.config.load import load_config, make_config, setting_names, to_tree
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides
@@ -35,6 +38,16 @@ def read_recipe(recipe: Recipe, settings: Mapping[str, Any] | None = None) -> Co
     tree = to_tree(recipe) if isinstance(recipe, Config) else deepcopy(dict(recipe))
     apply_overrides(tree, changes)
     return make_config(tree, "the recipe")
+
+
+def say_code(config: Config, name: str) -> None:
+    """Say which code a recipe names, before any of it is imported (rank 0, on stderr)."""
+    code = code_named(config)
+    if code and os.environ.get("RANK", "0") == "0":
+        print(
+            f"densekd: {name} names code, which is imported and run: {', '.join(code)}",
+            file=sys.stderr,
+        )
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,12 @@ import yaml
 
 from densekd.config.load import dump_config
 from densekd.config.schema import Config
+from densekd.config.tree import parse_yaml
 from densekd.engine.folder import RunFolder
+from densekd.errors import UserError
+
+STEPS = "train.steps"  # may grow
+RESTORE = "restore it (densekd config show, with the settings of command.txt, prints it), or start under another --name"
 
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
@@ -22,13 +27,35 @@ def changed_settings(folder: RunFolder, config: Config) -> list[str]:
     """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
     if not folder.config.exists():
         return []
-    old = flatten(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    old = flatten(_settings(folder))
     new = flatten(yaml.safe_load(dump_config(config)))
     # From the host's cache samples come as from their files; the device's are equal up to rounding only.
     for settings in (old, new):
         settings["data.cache"] = "device" if settings.get("data.cache") == "device" else None
     keys = [k for k in {**old, **new} if k not in FREE_ON_RESUME and old.get(k) != new.get(k)]
+    if more_steps(folder, config) is not None:
+        keys.remove(STEPS)
     return [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in keys]
+
+
+def more_steps(folder: RunFolder, config: Config) -> int | None:
+    """The number of steps that the folder's run was to have, where `config` wants more; else None."""
+    if not folder.config.exists():
+        return None
+    old = flatten(_settings(folder)).get(STEPS)
+    return old if isinstance(old, int) and config.train.steps > old else None
+
+
+def _settings(folder: RunFolder) -> dict[str, Any]:
+    """What the folder's config.yaml says."""
+    try:
+        text = folder.config.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.config} cannot be read ({error}); {RESTORE}") from error
+    settings = parse_yaml(text, str(folder.config))
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder.config} is damaged: it holds no settings; {RESTORE}")
+    return settings
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

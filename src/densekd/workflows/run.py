@@ -25,7 +25,7 @@ from densekd.engine.launch import StopRequest, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
 from densekd.engine.trainer import Training, fit
-from densekd.errors import DataError
+from densekd.errors import DataError, UserError
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
 from densekd.ops.tiling import Views
@@ -35,7 +35,7 @@ from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.cache import cached_readers
 from densekd.workflows.doctor.machine import setting_findings
-from densekd.workflows.resume import changed_settings
+from densekd.workflows.resume import changed_settings, more_steps
 from densekd.workflows.verdict import NOTHING, gained
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def stopped_by(self) -> str | None:
-        """``"SIGINT"`` or ``"SIGTERM"`` where a signal stopped the run, else None."""
+        """The name of the signal that stopped the run, as ``"SIGTERM"``, else None."""
         return Signals(self.status - 128).name if self.status else None
 
 
@@ -96,7 +96,8 @@ def carry_out(
         main = process.rank == 0
         changed = changed_settings(run_folder, config) if resume else []
         run_folder.check(resume=resume, changed=changed)
-        if resume and run_folder.result.exists():
+        fewer = more_steps(run_folder, config) if resume else None
+        if resume and fewer is None and run_folder.result.exists():
             if main:
                 print(f"{folder} has finished: scores {run_folder.result}")
             return finished_before(run_folder)
@@ -114,11 +115,18 @@ def carry_out(
         threads_before = run_folder.last_threads()
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
+            if fewer is not None:
+                write_text(run_folder.config, dump_config(config))
         resumed = resume and training.resume()
         log = open_log(run, training)
         stack.callback(log.close)
         if resume:
             say_resumed(log, training, resumed=resumed, threads_before=threads_before)
+        if fewer is not None:
+            log.say(
+                f"train.steps was {fewer} and is {config.train.steps}: from here on the learning rate follows the "
+                f"schedule of {config.train.steps} steps, so this is not the run that had as many from its start"
+            )
         introduce(log, run)
         loader = run.train_loader(training.done, training.skipped)
         try:
@@ -141,8 +149,17 @@ def settled(config: Config, distil: bool) -> Config:
 
 def finished_before(folder: RunFolder) -> Outcome:
     """The outcome of a run that has nothing left to do."""
-    result = json.loads(folder.result.read_text(encoding="utf-8"))
-    return Outcome(0, result["step"], result["scores"])
+    try:
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        step, scores = result["step"], result["scores"]
+        if not isinstance(step, int) or not isinstance(scores, dict):
+            raise TypeError("it holds no scores")
+        return Outcome(0, step, scores)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{folder.result} is damaged ({type(error).__name__}: {error}); delete it, and the same command writes it "
+            "again from the last checkpoint"
+        ) from error
 
 
 def open_log(run: Run, training: Training) -> Log:
@@ -163,6 +180,8 @@ def say_resumed(log: Log, training: Training, *, resumed: bool, threads_before: 
     if not resumed:
         log.say("no checkpoint yet: starting from the beginning")
         return
+    for remark in training.remarks:
+        log.say(remark)
     log.say(f"resumed at step {training.done}")
     threads = torch.get_num_threads()
     if training.process.device.type == "cpu" and threads_before not in (None, threads):
@@ -275,21 +294,27 @@ def conclude(log: Log, run: Run, training: Training, *, finished: bool) -> None:
     if run.process.rank != 0:
         return
     if finished:
-        write_result(run, training, skipped)
+        write_result(run, training, skipped, log)
+        training.folder.previous.unlink(missing_ok=True)  # there is nothing to go on with
         log.say(closing_line(run, training))
     else:
         log.say(f"stopped at step {training.done}; go on with the same command and --resume")
 
 
-def write_result(run: Run, training: Training, skipped: dict[str, str]) -> None:
+def write_result(run: Run, training: Training, skipped: dict[str, str], log: Log) -> None:
     config = run.config
+    try:
+        macs = count_macs(run.network, config.model.in_channels, run.size)
+    except Exception as error:  # no by-product is worth the result of a run
+        macs = None
+        log.say(f"the MACs could not be counted ({type(error).__name__}: {error})")
     result = {
         "step": training.done,
         "split": config.data.val_split,
         "scores": training.scores,
         f"best_{best_metric(config, run.task)}": training.best,
         "parameters": count_parameters(run.network),
-        "macs": count_macs(run.network, config.model.in_channels, run.size),
+        "macs": macs,
         "macs_size": list(run.size),
         "seed": config.seed,
         "note": config.note,

@@ -23,6 +23,7 @@ from densekd.models.tap_list import TapRow, list_taps, prediction_channels, sens
 from densekd.ops.names import did_you_mean
 from densekd.types import InputSpec
 from densekd.workflows.load import weights_file
+from densekd.workflows.recipe import say_code
 from densekd.workflows.validate import stand_in_reader, untrained
 
 SIZE = (256, 256)  # of the image, where a network does not say which one it was made for
@@ -95,13 +96,18 @@ def tap_tables(
                 f"{what!r} is neither a network, a recipe, nor a weights file or run folder; "
                 f"{did_you_mean(what, [*MODELS, *known])}"
             )
-    return _of_recipe(load_config(what, dict(settings)), size)
+    config = load_config(what, dict(settings))
+    say_code(config, what)
+    return _of_recipe(config, size)
 
 
 def _is_dotted(what: str) -> bool:
     """package.module.Name, whose package is there."""
     package = what.partition(".")[0]
-    return "." in what and package.isidentifier() and importlib.util.find_spec(package) is not None
+    if "." not in what or not package.isidentifier():
+        return False
+    here = (Path(f"{package}.py"), Path(package, "__init__.py"))  # looked up there last
+    return importlib.util.find_spec(package) is not None or any(path.is_file() for path in here)
 
 
 def _named(name: str, settings: dict[str, Any]) -> schema.Config:

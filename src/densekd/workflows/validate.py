@@ -19,7 +19,7 @@ from densekd.build.data import (
 )
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
-from densekd.build.resolve import accepts, parameters, resolve
+from densekd.build.resolve import DATASET, accepts, parameters, resolve
 from densekd.build.step import build_optimizer
 from densekd.build.task import best_metric, build_task, check_extras, task_class
 from densekd.config.names import DATASETS
@@ -44,7 +44,7 @@ def validate(config: Config) -> str:
     Names, options, taps, terms, optimizer groups and class weights are held against what is built. Distillation is
     looked at wherever the recipe has a teacher or a term.
     """
-    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset", DATASET)
     _check_data_options(config.data, builder)
     facts = stand_in_reader(config)
     classes = facts.classes
@@ -143,7 +143,7 @@ def _check_data_options(data: Data, builder: Callable[..., Any]) -> None:
 
 def stand_in_reader(config: Config) -> Any:
     """What the recipe's reader would say of itself, without its files."""
-    builder = resolve(config.data.dataset, DATASETS, "data.dataset")
+    builder = resolve(config.data.dataset, DATASETS, "data.dataset", DATASET)
     classes = _class_names(config, builder)
     palette = getattr(inspect.getmodule(builder), "PALETTE", ())
     if len(palette) != len(classes):

@@ -64,7 +64,10 @@ class CachedSet:
             if not sound:
                 return self._mend(index, record)
             self._checked[index] = 1
-        return record.sample(self._bytes, self.reader.name(index), kind_of_set(self.reader))
+        try:
+            return record.sample(self._bytes, self.reader.name(index), kind_of_set(self.reader))
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return self.reader.read(index)  # its checksum is right and it is no target of this kind
 
     def _mend(self, index: int, record: Record) -> Sample:
         """The sample decoded again; written over its record where that comes out as it was."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,25 @@ class Record:
             at = aligned(at + count * dtype.itemsize)
         image, *rest = arrays
         return Sample(image, kind.unpack(rest, self.extra) if self.has_target else None, name)
+
+
+def is_record(found: dict[str, Any]) -> bool:
+    """Whether a line of an index has the fields of a `Record`, and arrays that fill exactly its bytes."""
+    if set(found) != {f.name for f in fields(Record)}:
+        return False
+    numbers = [found[name] for name in ("at", "size", "crc")]
+    if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(found["key"], str):
+        return False
+    end = 0
+    try:
+        for form, shape in found["arrays"]:
+            dtype = np.dtype(form)
+            if dtype.kind not in "biuf" or not all(type(n) is int and n >= 0 for n in shape):
+                return False
+            end = aligned(end) + math.prod(shape) * dtype.itemsize
+    except (TypeError, ValueError):
+        return False
+    return bool(found["arrays"]) and len(found["arrays"][0][1]) == 3 and end == found["size"]
 
 
 def packed(reader: DenseSet, sample: Sample) -> tuple[bytearray, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from densekd.data.cache.key import FORMAT
+from densekd.data.cache.record import is_record
 from densekd.errors import UserError
 from densekd.ops.files import open_atomic
+
+DATA_FILE = re.compile(r"data-[0-9a-f]{8}\.bin")
 
 
 class SharedFile:
@@ -53,7 +57,7 @@ def memory_file(name: str) -> int:
 
 
 def read_index(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """The data file's name and the records by key; lines that are not whole are left out."""
+    """The data file's name and the records by key; lines that are not whole, or no records of ours, are left out."""
     data, known = None, {}
     try:
         lines = path.read_bytes().split(b"\n")
@@ -63,11 +67,18 @@ def read_index(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
         code, _, text = line.partition(b" ")
         if code != b"%08x" % zlib.crc32(text):
             continue
-        found = json.loads(text)
-        if number > 0:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(found, dict):
+            continue
+        if number > 0 and is_record(found):
             known[found["key"]] = found
-        elif found.get("format") == FORMAT:
-            data = found["data"]
+        elif number == 0 and found.get("format") == FORMAT:
+            name = found.get("data")
+            # A name alone: the file lies in this very folder.
+            data = name if isinstance(name, str) and DATA_FILE.fullmatch(name) else None
     return data, known
 
 

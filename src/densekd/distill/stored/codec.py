@@ -140,7 +140,8 @@ class TopK:
         kept = (self.k, h, w)
         cut = 2 * math.prod(kept)
         values = _values(raw[:, :cut], torch.float16, kept).float()
-        places = _values(raw[:, cut:], self._index, kept).long()
+        # A record of a file that was tampered with may name classes that there are not.
+        places = _values(raw[:, cut:], self._index, kept).long().clamp(0, c - 1)
         rest = (1 - values.exp().sum(dim=1, keepdim=True)).clamp(min=LEAST_REST) / (c - self.k)
         return rest.log().expand(-1, c, -1, -1).scatter(1, places, values)
 

@@ -211,6 +211,8 @@ class TeacherCache:
         for i, place in enumerate(self._places(batch)):
             for m, (file, rows) in enumerate(zip(self.files, raw, strict=True)):
                 present[m, i] = place is not None and file.read(place, rows[i])
+                if not present[m, i]:
+                    rows[i] = 0  # the whole batch is decoded, and no form takes any bytes whatever
         return raw, present
 
     def _parts(self, places: list[int], device: torch.device) -> Iterator[Any]:
