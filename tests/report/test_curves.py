@@ -47,7 +47,14 @@ def test_axes_hold_the_values_and_have_round_ticks():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.25, "0.25"), (123.4, "123"), (40000, "40k"), (2.5e6, "2.5M"), (0.00012, "1.2e−4")],
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (123.4, "123"),
+        (40000, "40k"),
+        (2.5e6, "2.5M"),
+        (0.00012, "1.2e−4"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert short(value) == text

@@ -59,7 +59,9 @@ def test_depth_errors_end_at_half_of_the_truth():
 def test_boxes_are_drawn_from_a_score_on_and_names_are_escaped():
     task = Detection(["<car>", "bus"], [(255, 0, 0), (0, 0, 90)], shown_above=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [5.0, 5, 20, 20]])
-    svg = boxes_svg(task, (40, 60), Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([0, 1])))
+    svg = boxes_svg(
+        task, (40, 60), Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([0, 1]))
+    )
     assert svg.count("<text") == 1
     assert "&lt;car&gt; 0.90" in svg
     assert "#ff0000" in svg

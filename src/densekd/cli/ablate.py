@@ -22,7 +22,7 @@ def command(arguments: list[str]) -> int:
         device: str = "auto",
         note: str | None = None,
     ) -> int:
-        """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget, print the table, write the page report.html.
+        """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget; write a table and a page.
 
         With --over the rows are the values of one setting instead. The same command goes on where it was stopped.
         Settings can be given as --section.key VALUE.

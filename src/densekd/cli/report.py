@@ -31,7 +31,7 @@ def command(arguments: list[str]) -> int:
 
         Args:
             runs: folders of runs, or one of an ablation or a demo.
-            out: the file; by default report.html in RUN, for several in the current folder. An older report is replaced.
+            out: by default report.html in RUN, for several in the current folder. An older report is replaced.
             images: ask the networks about the first N validation images only.
             no_pictures: ask no network: scores, curves and settings alone, in a second.
             device: auto, cpu, cuda, cuda:N or mps.

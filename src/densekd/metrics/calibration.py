@@ -50,8 +50,8 @@ class Calibration:
     def compute(self) -> dict[str, Any]:
         """``ece`` (a fraction; None when nothing was counted) and ``bins``.
 
-        Each bin is ``{"low", "high", "share", "confidence", "accuracy"}``; the last two are means, None where the bin is
-        empty.
+        Each bin is ``{"low", "high", "share", "confidence", "accuracy"}``; the last two are means, None where the
+        bin is empty.
         """
         counts, sure, right = self.sums.tolist()
         total = sum(counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -53,7 +54,9 @@ NOT_CURVES = ("step", "memory_gb")
 
 def points(rows: Sequence[dict[str, Any]], key: str) -> list[Point]:
     """(step, value) of every row that has a finite value."""
-    return [(float(r["step"]), float(r[key])) for r in rows if "step" in r and is_number(r.get(key))]
+    return [
+        (float(r["step"]), float(r[key])) for r in rows if "step" in r and is_number(r.get(key))
+    ]
 
 
 def thin(line: Sequence[Point], most: int = POINTS) -> list[Point]:
@@ -61,7 +64,7 @@ def thin(line: Sequence[Point], most: int = POINTS) -> list[Point]:
     if len(line) <= most:
         return list(line)
     edges = [round(i * len(line) / most) for i in range(most + 1)]
-    parts = [line[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [line[a:b] for a, b in pairwise(edges)]
     return [
         (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
         for part in parts
@@ -76,7 +79,9 @@ def keys_of(runs: Sequence[RunRecord], main: str) -> list[str]:
     )
     validation = f"val/{main}"
     terms = [k for k in seen if k.startswith(("task/", "distill/", "discriminator/"))]
-    terms.sort(key=lambda k: ("task/", "distill/", "discriminator/").index(k.partition("/")[0] + "/"))
+    terms.sort(
+        key=lambda k: ("task/", "distill/", "discriminator/").index(k.partition("/")[0] + "/")
+    )
     first = [k for k in (validation, "loss") if k in seen]
     known = {*first, *terms, *LAST, *NOT_CURVES}
     own = [k for k in seen if k not in known and not k.startswith("val/")]
@@ -104,7 +109,7 @@ def charts(rows: Sequence[tuple[str, Sequence[RunRecord]]], main: str, heading: 
             continue  # scored at the end alone: the table says it
         name = heading + " on validation" if key == f"val/{main}" else HEADINGS.get(key, key)
         values = [y for line in lines for _, y in line.points]
-        wide = min(values) > 0 and max(values) / min(values) >= LOGARITHMIC
+        wide = key != "lr" and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC
         found.append(Chart(key, name, lines, line_chart(lines, name, logarithmic=wide), wide))
     return found
 

@@ -130,13 +130,17 @@ def choose(
     return sorted(chosen.items(), key=lambda pair: order.index(pair[1]))
 
 
-def pairs_confused(confusion: Sequence[Sequence[int]], most: int = 8) -> list[tuple[int, int, float]]:
+def pairs_confused(
+    confusion: Sequence[Sequence[int]], most: int = 8
+) -> list[tuple[int, int, float]]:
     """(true class, answer, share of the true class's pixels) of the largest confusions."""
     found = []
     for true, row in enumerate(confusion):
         total = sum(row)
         found += [
-            (true, answer, count / total) for answer, count in enumerate(row) if answer != true and count
+            (true, answer, count / total)
+            for answer, count in enumerate(row)
+            if answer != true and count
         ]
     return sorted(found, key=lambda entry: -entry[2])[:most]
 
@@ -146,4 +150,7 @@ def shares(confusion: Tensor | Sequence[Sequence[int]]) -> list[list[float | Non
     table = torch.as_tensor(confusion, dtype=torch.float64)
     totals = table.sum(1, keepdim=True)
     rows = (table / totals.clamp(min=1)).tolist()
-    return [row if total else [None] * len(row) for row, total in zip(rows, totals[:, 0].tolist(), strict=True)]
+    return [
+        row if total else [None] * len(row)
+        for row, total in zip(rows, totals[:, 0].tolist(), strict=True)
+    ]

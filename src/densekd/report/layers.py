@@ -72,7 +72,9 @@ def layers_of(
     found = [Layer("image", photo, photo=True)]
     known = [*([("truth", truth)] if truth is not None else []), *answers]
     if isinstance(task, Detection):
-        return found + [Layer(name, svg=boxes_svg(task, photo.shape[:2], answer)) for name, answer in known]
+        return found + [
+            Layer(name, svg=boxes_svg(task, photo.shape[:2], answer)) for name, answer in known
+        ]
     for name, answer in known:
         drawn = to_numpy(answer) if isinstance(task, Segmentation) else answer
         found.append(Layer(name, task.picture(photo, drawn), photo=isinstance(task, Depth)))

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import densekd
 from densekd.ops.names import bytes_text
@@ -25,7 +25,6 @@ from densekd.report.rows import (
     Row,
     class_key,
     headline,
-
     mean_std,
     number,
 )
@@ -71,15 +70,25 @@ class Looked:
 def environment() -> Environment:
     """Templates beside this file; all that is put in is escaped, and a missing value is an error."""
     made = Environment(
-        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters["short"] = curves.short
     made.filters["bytes"] = bytes_text
+    made.filters["breakable"] = breakable
     return made
 
 
 def source(name: str) -> str:
     return resources.files("densekd.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name that a narrow column may break after its dots and underscores."""
+    return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def render(
@@ -143,7 +152,9 @@ def common(
         "scores": score_table(rows, columns),
         "settings": settings_table(shown),
         "environments": environments(shown),
-        "commands": [(run_title(row, run), run.commands) for row in shown for run in row.runs if run.commands],
+        "commands": [
+            (run_title(row, run), run.commands) for row in shown for run in row.runs if run.commands
+        ],
     }
 
 
@@ -195,7 +206,9 @@ def cards(head: Headline, rows: Sequence[Row], column: Column) -> list[dict[str,
             {
                 "label": label,
                 "value": number(row.mean(column.key), column),
-                "spread": "" if row.std(column.key) is None else f"± {number(row.std(column.key), column)}",
+                "spread": ""
+                if row.std(column.key) is None
+                else f"± {number(row.std(column.key), column)}",
                 "detail": ", ".join(detail),
                 "main": row is head.distilled,
             }
@@ -232,7 +245,9 @@ def verdict(head: Headline, column: Column, smaller: bool) -> str:
 
 
 def row_values(row: Row, columns: Sequence[Column], head: Headline) -> dict[str, Any]:
-    seconds = [r.result["seconds"] for r in row.runs if r.result and is_number(r.result.get("seconds"))]
+    seconds = [
+        r.result["seconds"] for r in row.runs if r.result and is_number(r.result.get("seconds"))
+    ]
     unfinished = [run for run in row.runs if run.result is None]
     return {
         "title": row.title,
@@ -313,7 +328,9 @@ def score_table(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any
     """Every plain number among the scores."""
     known = {column.key: column for column in columns}
     scored = [row for row in rows if row.scores]
-    keys = list(dict.fromkeys(k for r in scored for s in r.scores for k, v in s.items() if is_number(v)))
+    keys = list(
+        dict.fromkeys(k for r in scored for s in r.scores for k, v in s.items() if is_number(v))
+    )
     table = []
     for key in keys:
         column = known.get(key, Column(key, key, 1, 4))
@@ -328,16 +345,20 @@ def settings_table(rows: Sequence[Row]) -> dict[str, Any]:
     """The settings in which rows differ, and all others once."""
     firsts = [(row.title, flat(row.runs[0].tree)) for row in rows]
     keys = list(dict.fromkeys(key for _, settings in firsts for key in settings))
-    absent = object()
+    sections = {key.rpartition(".")[0] for key in keys}
     different, same = [], []
     for key in keys:
-        values = [settings.get(key, absent) for _, settings in firsts]
-        texts = ["" if v is absent else _value(v) for v in values]
-        if len(set(texts)) > 1 and key not in UNREMARKABLE:
-            common = max(set(texts), key=texts.count)
-            different.append((key, [(text, text != common) for text in texts]))
+        if key in sections:  # empty in one row and full in another: the keys inside say more
+            continue
+        texts = [_value(s[key]) if key in s else "" for _, s in firsts]
+        # A row without a teacher has none of its settings: only the others are compared.
+        known = [t for t in texts if t] if key.startswith("teacher.") else texts
+        if len(set(known)) > 1 and key not in UNREMARKABLE:
+            counts = {text: known.count(text) for text in known}
+            usual = max(counts, key=lambda text: counts[text])
+            different.append((key, [(text, text in counts and text != usual) for text in texts]))
         else:
-            same.append((key, next(text for text in [*filter(None, texts), ""])))
+            same.append((key, next((text for text in texts if text), "")))
     return {"titles": [title for title, _ in firsts], "different": different, "same": same}
 
 
@@ -358,7 +379,11 @@ def environments(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for run in row.runs:
             if not run.environment:
                 continue
-            pairs = [(k.removeprefix("versions."), _value(v)) for k, v in flat(run.environment).items() if v is not None]
+            pairs = [
+                (k.removeprefix("versions."), _value(v))
+                for k, v in flat(run.environment).items()
+                if v is not None
+            ]
             entry = found.setdefault(str(pairs), {"pairs": pairs, "runs": []})
             entry["runs"].append(run_title(row, run))
     return list(found.values())
@@ -416,7 +441,8 @@ def looked_values(looked: Looked, column: Column) -> dict[str, Any]:
         "right": looked.networks[-1],
         "mixes": any(layer[3] for image in looked.images for layer in image.layers),
         "costs": [
-            {"title": title, **cost} for title, cost in zip(looked.networks, looked.latency, strict=True)
+            {"title": title, **cost}
+            for title, cost in zip(looked.networks, looked.latency, strict=True)
         ],
         "device": looked.device,
         "threads": looked.threads,

@@ -86,7 +86,7 @@ class Headline:
     """What the rows come down to, in the units of the main score (fractions, metres).
 
     Attributes:
-        gain: distilled minus alone, positive where distillation made it better; of pairs of equal seeds where there are.
+        gain: distilled minus alone, positive where the teacher made it better; of equal seeds where there are such.
         gain_std: over the pairs; None below two.
         pairs: how many.
         share: of the gap between student alone and teacher that is closed; None where the teacher is not ahead.
@@ -173,7 +173,9 @@ def main_columns(task: str, rows: Sequence[Row]) -> tuple[list[Column], frozense
     except (UserError, AttributeError):
         scores = next((s for row in rows for s in row.scores), {})
         keys = [k for k, v in scores.items() if isinstance(v, float)]
-        return [Column(k, k, 1, 4) for k in keys[:3]] or [Column("score", "score", 1, 4)], frozenset()
+        return [Column(k, k, 1, 4) for k in keys[:3]] or [
+            Column("score", "score", 1, 4)
+        ], frozenset()
 
 
 def class_key(rows: Sequence[Row]) -> str | None:

@@ -35,8 +35,8 @@ from densekd.types import Batch, InputSpec
 from densekd.workflows.latency import milliseconds
 from densekd.workflows.report_runs import Collected, collect, find_from
 
-SECONDS = 3.0  # of measuring a network's time
-RUNS = (5, 50)  # fewest and most counted passes
+SECONDS = 2.0  # of measuring a network's time
+RUNS = (5, 20)  # fewest and most counted passes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def report(
         out: file; None: ``report.html`` in the folder, of several folders in the current one.
         images: of the validation split that the networks are asked about, the first ones; None for all.
         pictures: with False no network is asked, and there is neither confusion, calibration nor time of an image.
-        settings: dotted settings of ``data.`` and ``evaluate.`` in place of the runs' own (``{"data.root": "camvid"}``).
+        settings: dotted settings of ``data.`` and ``evaluate.`` for the runs' own (``{"data.root": "camvid"}``).
 
     Raises:
         UserError: a folder is no run, or `out` is a file that `report` did not write.
@@ -77,8 +77,8 @@ def report(
     strange = [key for key in settings if key.partition(".")[0] not in ("data", "evaluate")]
     if strange:
         raise UserError(
-            f"--{strange[0]}: a report reads finished runs; only where the data is (--data.root FOLDER) and how networks "
-            "are scored (--evaluate.batch_size) can be given"
+            f"--{strange[0]}: a report reads finished runs; only where the data is (--data.root FOLDER) and how "
+            "networks are scored (--evaluate.flip) can be given"
         )
     if images is not None and images < 1:
         raise UserError(f"--images {images}: expected at least 1; --no-pictures asks no network")
@@ -205,7 +205,9 @@ def look(
     _score_teacher(collected, built, found, task, whole=seen == total)
     before = next((f for (n, _), f in zip(built, found, strict=True) if _is_alone(n)), None)
     picked = choose(
-        found[-1].images, None if before is None or before is found[-1] else before.images, smaller=smaller
+        found[-1].images,
+        None if before is None or before is found[-1] else before.images,
+        smaller=smaller,
     )
     pictures = draw(picked, built, found, reader, whole, plain, task, device, collected)
     return Looked(
@@ -339,7 +341,10 @@ def draw(
             why,
             size,
             scores,
-            [(layer.name, uri, layer.svg, not layer.photo) for layer, uri in zip(row, uris, strict=True)],
+            [
+                (layer.name, uri, layer.svg, not layer.photo)
+                for layer, uri in zip(row, uris, strict=True)
+            ],
         )
         for (name, why, size, scores), row, uris in zip(heads, layers, fit(layers), strict=True)
     ]

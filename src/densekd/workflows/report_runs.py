@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from densekd.config.load import load_config
-from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.report.records import RunRecord, flat, is_run, read_run
 from densekd.report.rows import ALONE, DISTILLED, GUESS, REFERENCE, TEACHER, Row, row_of
@@ -235,8 +235,14 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
     names = [run.name for run in runs]
     if len(set(names)) == 1:
         return names[0] if len(names) == 1 else f"{runs[0].path.parent.name}/{names[0]}"
-    start = os.path.commonprefix(names).rstrip("_-. ")
+    start = _common_start(names).rstrip("_-. ")
     return f"{start or names[0]}, {len(names)} seeds"
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The characters that all names begin with."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
 def _natural(path: Path) -> list[Any]:

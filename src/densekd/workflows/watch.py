@@ -44,9 +44,7 @@ def read_state(folder: Path) -> State:
         )
     collected = collect([folder])
     columns, errors = main_columns(collected.task, collected.rows)
-    values = common(
-        collected.task, collected.rows, columns, smaller=columns[0].key in errors
-    )
+    values = common(collected.task, collected.rows, columns, smaller=columns[0].key in errors)
     runs = collected.runs
     line = progress(runs[0]) if len(runs) == 1 else _of_many(runs)
     return State(folder.resolve().name, line, body({**values, "remarks": collected.remarks}))
