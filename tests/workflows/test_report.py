@@ -254,4 +254,4 @@ def test_the_networks_answers_give_the_runs_own_scores(trained, tmp_path):
     limited = report(
         trained["segmentation"], tmp_path / "b.html", images=1, device="cpu", quiet=True
     )
-    assert "of the first 1 of 2" in limited.path.read_text()
+    assert "among the first 1 of 2" in limited.path.read_text()

@@ -102,15 +102,19 @@ def make_server(read: Callable[[], State], port: int) -> ThreadingHTTPServer:
             if asked.path not in ("/", "/data.json"):
                 self._send(404, "text/plain", "there is nothing else here\n")
                 return
+            broken = ""
             try:
                 state = read()
-            except (UserError, OSError, ValueError) as error:  # a file was being written
-                state = State("", f"The run cannot be read now: {error}", "")
+            except (UserError, OSError, ValueError) as error:  # a file is being written, or is gone
+                broken = f"The run cannot be read now: {error}"
+                state = State("densekd watch", broken, "")
             if asked.path == "/":
                 self._send(200, "text/html", page(state))
                 return
             known = parse_qs(asked.query).get("version", [""])[0]
-            answer = data(state, known) if state.name else {**data(state, ""), "body": None}
+            answer = data(state, known)
+            if broken:  # what the page shows is worth more than nothing
+                answer = {**answer, "body": None}
             self._send(200, "application/json", json.dumps(answer))
 
         def _send(self, status: int, kind: str, text: str) -> None:
