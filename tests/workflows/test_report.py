@@ -248,10 +248,10 @@ def test_every_task_has_pictures(trained, tmp_path, task):
 
 
 def test_the_networks_answers_give_the_runs_own_scores(trained, tmp_path):
-    made = report(trained["segmentation"], tmp_path / "a.html", device="cpu", quiet=True)
-    result = json.loads((trained["segmentation"][0] / "result.json").read_text())
-    assert f"{100 * result['scores']['miou']:.2f}" in made.path.read_text()
-    limited = report(
-        trained["segmentation"], tmp_path / "b.html", images=1, device="cpu", quiet=True
-    )
+    runs = trained["segmentation"]
+    text = report(runs, tmp_path / "a.html", device="cpu", quiet=True).path.read_text()
+    for run, title in zip(runs, ("teacher", "+Pi"), strict=True):
+        score = json.loads((run / "result.json").read_text())["scores"]["miou"]
+        assert f"{100 * score:.2f} ({title})" in text
+    limited = report(runs, tmp_path / "b.html", images=1, device="cpu", quiet=True)
     assert "among the first 1 of 2" in limited.path.read_text()
