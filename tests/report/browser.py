@@ -67,7 +67,8 @@ PALE = """() => {
     let ground = element;
     while (ground && (parse(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0) ground = ground.parentElement;
     if (!ground) continue;
-    const [a, b] = [light(getComputedStyle(element).color), light(getComputedStyle(ground).backgroundColor)].sort();
+    const tones = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor].map(light);
+    const [a, b] = tones.sort((x, y) => x - y);
     if ((b + 0.05) / (a + 0.05) < 4.5) found.push(`${element.tagName} ${element.innerText.slice(0, 30)}`);
   }
   return found;
