@@ -2,6 +2,7 @@
 
 import pytest
 
+from densekd.report.diagrams import gap_bar
 from densekd.report.rows import (
     ALONE,
     DISTILLED,
@@ -14,6 +15,7 @@ from densekd.report.rows import (
     paired,
     share_of_gap,
 )
+from densekd.report.tables import verdict
 from densekd.tasks import Column
 
 MIOU = Column("miou", "mIoU (%)", 100, 2)
@@ -104,3 +106,27 @@ def test_a_task_that_is_not_here_shows_what_its_scores_have():
     columns, errors = main_columns("no_such_package.Task", rows)
     assert [c.key for c in columns] == ["angle"]
     assert not errors
+
+
+def test_words_do_not_call_a_loss_a_closed_gap():
+    rows = [
+        row("teacher", TEACHER, "abs_rel", [0.20]),
+        row("student alone", ALONE, "abs_rel", [0.30]),
+        row("+Pi", DISTILLED, "abs_rel", [0.34]),
+    ]
+    found = headline(rows, ABS_REL, smaller=True)
+    assert found.share == pytest.approx(-0.4)
+    assert gap_bar(found, ABS_REL, smaller=True) is None
+    text = verdict(found, ABS_REL, smaller=True)
+    assert "0.040 higher" in text
+    assert "farther from its teacher" in text
+    assert "closes" not in text
+
+
+def test_a_gain_within_its_spread_is_said():
+    rows = [
+        row("student alone", ALONE, "miou", [0.40, 0.44]),
+        row("+Pi", DISTILLED, "miou", [0.43, 0.44]),
+    ]
+    text = verdict(headline(rows, MIOU, smaller=False), MIOU, smaller=False)
+    assert "within twice its spread" in text

@@ -17,16 +17,22 @@ def gap_bar(head: Headline, column: Column, *, smaller: bool) -> dict[str, Any] 
     """Where the distilled student stands between the student alone (0) and the teacher (1).
 
     Returns:
-        the ends' scores and ``place``, in per cent of the bar, which is cut at its ends; None without a share.
+        the ends' scores and ``place``, in per cent of the bar, which is cut at its end; None where no part of a gap is closed.
     """
-    if head.share is None or head.alone is None or head.teacher is None or head.distilled is None:
+    if (
+        head.share is None
+        or head.share < 0
+        or head.alone is None
+        or head.teacher is None
+        or head.distilled is None
+    ):
         return None
     return {
         "alone": number(head.alone.mean(column.key), column),
         "teacher": number(head.teacher.mean(column.key), column),
         "distilled": number(head.distilled.mean(column.key), column),
-        "share": f"{100 * head.share:.0f}".replace("-", "−"),
-        "place": round(100 * min(1.0, max(0.0, head.share)), 1),
+        "share": f"{100 * head.share:.0f}",
+        "place": round(100 * min(1.0, head.share), 1),
         "smaller": smaller,
     }
 

@@ -110,7 +110,7 @@ def errors(task: Task, photo: np.ndarray, truth: Any, answer: Any) -> np.ndarray
 def boxes_svg(task: Detection, size: tuple[int, int], answer: Any) -> Markup:
     """Boxes with names over an image (height, width); those of a network from the task's `shown_above` on."""
     height, width = size
-    letter = max(height, width) / 34
+    letter = max(height, width) / 40
     parts = [f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">']
     boxes, labels = to_numpy(answer.boxes), to_numpy(answer.labels)
     scores = to_numpy(answer.scores) if hasattr(answer, "scores") else None
@@ -125,7 +125,7 @@ def boxes_svg(task: Detection, size: tuple[int, int], answer: Any) -> Markup:
         text = task.classes[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
         ink = "#000" if sum(int(v) for v in rgb) > 380 else "#fff"
         top = max(0.0, y0 - 1.25 * letter)
-        wide = 0.6 * letter * len(text) + 0.4 * letter
+        wide = 0.54 * letter * len(text) + 0.4 * letter
         left = max(0.0, min(x0, width - wide))
         parts.append(
             f'<rect x="{x0}" y="{y0}" width="{max(0.1, x1 - x0):.1f}" height="{max(0.1, y1 - y0):.1f}" fill="none" '

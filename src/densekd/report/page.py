@@ -231,7 +231,6 @@ def looked_values(looked: Looked, column: Column) -> dict[str, Any]:
         "left": _first_of(names, ["student alone", "truth", *looked.networks]),
         "right": looked.networks[-1],
         "compares": any("gain" in image.why or "loss" in image.why for image in looked.images),
-        "mixes": any(layer[3] for image in looked.images for layer in image.layers),
         "costs": [
             {"title": title, **cost}
             for title, cost in zip(looked.networks, looked.latency, strict=True)

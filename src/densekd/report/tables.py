@@ -72,7 +72,9 @@ def verdict(head: Headline, column: Column, smaller: bool) -> str:
         text += " That is within twice its spread: more seeds are needed to tell."
     if head.pairs <= 1:
         text += " It is the difference of single runs: other seeds would give others."
-    if head.share is not None:
+    if head.share is not None and head.share < 0:
+        text += " The distilled student is farther from its teacher than the student alone is."
+    elif head.share is not None:
         text += f" The distilled student closes {100 * head.share:.0f} % of the gap to its teacher."
     elif head.teacher is not None and head.teacher.mean(column.key) is not None:
         text += " The teacher is not better than the student alone, so there is no gap to close."

@@ -245,7 +245,7 @@ def draw(
             size,
             scores,
             [
-                (layer.name, uri, layer.svg, not layer.photo)
+                (layer.name, uri, layer.svg, uri is not None and not layer.photo)
                 for layer, uri in zip(row, uris, strict=True)
             ],
         )

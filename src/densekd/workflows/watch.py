@@ -46,7 +46,9 @@ def read_state(folder: Path) -> State:
     columns, errors = main_columns(collected.task, collected.rows)
     values = common(collected.task, collected.rows, columns, smaller=columns[0].key in errors)
     runs = collected.runs
-    own = [run for run in runs if run.path.resolve() == folder.resolve()]  # its teacher may be there too
+    own = [
+        run for run in runs if run.path.resolve() == folder.resolve()
+    ]  # its teacher may be there too
     line = progress(own[0]) if own else _of_many(runs)
     return State(folder.resolve().name, line, body({**values, "remarks": collected.remarks}))
 
