@@ -200,13 +200,13 @@ def test_layers_and_lines_are_chosen(browser, page_file):
     shown = "(s) => Array.from(s.querySelectorAll('.layer')).filter((l) => l.offsetWidth).map((l) => l.dataset.layer)"
     stack = page.locator(".stack").first
     assert stack.evaluate(shown) == ["student alone", "+Pi +Pa"]
-    page.get_by_label("Left").select_option("truth")
-    page.get_by_label("Right").select_option("errors of +Pi +Pa")
+    page.locator("#left").select_option("truth")
+    page.locator("#right").select_option("errors of +Pi +Pa")
     assert stack.evaluate(shown) == ["truth", "errors of +Pi +Pa"]
     assert stack.locator(".tag-left").inner_text() == "truth"
     lines = page.locator("svg.chart .line.s1")
     assert lines.first.is_visible()
-    page.get_by_label("student alone", exact=True).uncheck()
+    page.locator("[data-toggle='1']").uncheck()
     assert not any(line.is_visible() for line in lines.all())
     page.close()
 
@@ -262,7 +262,7 @@ def test_the_live_page_follows_the_run(browser, tmp_path):
         page.get_by_text("The last values as a table").click()
         with open(run / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": 30, "loss": 1.0, "task/ce": 1.0}) + "\n")
-        page.get_by_text("step 30 of 40").wait_for(timeout=15_000)
+        page.locator("#state", has_text="step 30 of 40").wait_for(timeout=15_000)
         assert page.locator("#curves details").get_attribute("open") is not None
         assert opened.said == []
         assert all(url.startswith((address, "data:")) for url in opened.asked)

@@ -244,7 +244,7 @@ def test_every_task_has_pictures(trained, tmp_path, task):
     assert "Size and latency" in text
     assert ("Reliability" in text) is (task == "segmentation")
     assert ("<rect x=" in text) or task != "detection"
-    assert ("errors of" in text) is (task != "detection")
+    assert ('aria-label="errors of' in text) is (task != "detection")
 
 
 def test_the_networks_answers_give_the_runs_own_scores(trained, tmp_path):

@@ -17,7 +17,8 @@ def gap_bar(head: Headline, column: Column, *, smaller: bool) -> dict[str, Any] 
     """Where the distilled student stands between the student alone (0) and the teacher (1).
 
     Returns:
-        the ends' scores and ``place``, in per cent of the bar, which is cut at its end; None where no part of a gap is closed.
+        the ends' scores and ``place``, in per cent of the bar, which is cut at its end; None where no part of a gap is
+        closed.
     """
     if (
         head.share is None

@@ -23,7 +23,7 @@ class Examined:
     """What one network's answers came to.
 
     Attributes:
-        images: score of each labelled image by the number of its batch; None where it has none (no object, no known depth).
+        images: score of each labelled image by the number of its batch; None where it has none (no object, no depth).
         scores: of all images that were looked at.
         confusion: (K, K) counts, a row a true class; segmentation only.
         calibration: see `Calibration.compute`; segmentation only.

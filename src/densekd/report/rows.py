@@ -168,7 +168,7 @@ def main_columns(task: str, rows: Sequence[Row]) -> tuple[list[Column], frozense
     A task that cannot be imported here has the columns that its scores show.
     """
     try:
-        built = task_class(TaskSettings(task))
+        built: Any = task_class(TaskSettings(task))
         return list(built.columns), frozenset(built.smaller_is_better)
     except (UserError, AttributeError):
         scores = next((s for row in rows for s in row.scores), {})

@@ -27,7 +27,8 @@ def cards(head: Headline, rows: Sequence[Row], column: Column) -> list[dict[str,
         ("Student, distilled", head.distilled),
     ]
     if head.distilled is None:
-        chosen = [(row.title, row) for row in rows if row.role != GUESS][:4]
+        others = [row for row in rows if row.role != GUESS][:4]
+        chosen = [*((row.title, row) for row in others)]
     found = []
     for label, row in chosen:
         if row is None:
@@ -134,25 +135,26 @@ def class_table(rows: Sequence[Row], head: Headline, smaller: bool) -> dict[str,
     by_role = {row.role: table for row, table in tables}
     before, after = by_role.get("alone"), by_role.get("distilled")
     factor = FACTORS.get(key, 1)
-    lines = []
+    differences: dict[str, float | None] = {}
+    lines: list[dict[str, Any]] = []
     for name in names:
         difference = None
         if before is not None and after is not None:
             one, two = before.get(name), after.get(name)
             difference = None if one is None or two is None else factor * (two - one)
+        differences[name] = difference
         cells = [t.get(name) for _, t in tables]
         lines.append(
             {
                 "name": name,
                 "cells": ["–" if v is None else f"{factor * v:.1f}" for v in cells],
-                "difference": difference,
                 "text": "–" if difference is None else f"{difference:+.1f}".replace("-", "−"),
             }
         )
-    widest = max((abs(line["difference"] or 0.0) for line in lines), default=0.0) or 1.0
+    widest = max((abs(d or 0.0) for d in differences.values()), default=0.0) or 1.0
     for line in lines:
-        line["width"] = round(50 * abs(line["difference"] or 0.0) / widest, 1)
-        line["up"] = (line["difference"] or 0.0) >= 0
+        size = differences[line["name"]] or 0.0
+        line |= {"width": round(50 * abs(size) / widest, 1), "up": size >= 0}
     return {
         "heading": {"iou": "IoU by class (%)", "per_class": "AP by class (%)"}.get(key, key),
         "titles": [row.title for row, _ in tables],

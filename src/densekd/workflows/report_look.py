@@ -120,7 +120,7 @@ def look(
         examined=found,
         images=pictures,
         classes=list(task.classes),
-        palette=[tuple(int(v) for v in c) for c in getattr(task, "palette", [])],
+        palette=[(int(r), int(g), int(b)) for r, g, b in getattr(task, "palette", [])],
         seen=seen - len(skipped),
         total=total,
         split=config.data.val_split,
