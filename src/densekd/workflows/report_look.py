@@ -21,7 +21,7 @@ from densekd.engine.launch import Process
 from densekd.errors import UserError
 from densekd.models.taps import Taps, evaluating
 from densekd.profiling import count_macs, count_parameters
-from densekd.profiling.measure import interleave, timed
+from densekd.profiling.measure import timed
 from densekd.report.examine import Examined, choose, examine
 from densekd.report.layers import Shown, fit, layers_of
 from densekd.report.page import Looked
@@ -287,7 +287,7 @@ def cost(
     once = partial(timed, partial(tapped.model, image), device)
     once()
     runs = int(min(RUNS[1], max(RUNS[0], SECONDS / max(once(), 1e-6))))
-    seconds = interleave({"": once}, pairs=runs, warmup=1)[""]
+    seconds = [once() for _ in range(runs)]
     return {
         "size": [height, width],
         "parameters": count_parameters(tapped.model),
