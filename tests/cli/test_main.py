@@ -22,6 +22,8 @@ HELPS = {
     "predict": ["MODEL", "INPUT", "--out", "--only", "--recipe", "--best", "--device", "--json"],
     "export": ["MODEL", "--out", "--size", "--with", "--recipe", "--json", "densekd[export]"],
     "latency": ["MODEL", "--onnx", "--size", "--threads", "--runs", "--recipe", "--json"],
+    "report": ["RUN...", "--out", "--images", "--no-pictures", "--device", "--data.root"],
+    "watch": ["RUN", "--port", "127.0.0.1"],
     "ablate": ["RECIPE", "--over", "--seeds", "--jobs", "--name", "--out", "+Pi+Pa+Ho"],
     "doctor": ["RECIPE", "--images", "--alone", "--json", "--section.key"],
     "bench": ["RECIPE", "--steps", "--device", "--made-up", "--output", "--section.key"],

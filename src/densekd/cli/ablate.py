@@ -22,7 +22,7 @@ def command(arguments: list[str]) -> int:
         device: str = "auto",
         note: str | None = None,
     ) -> int:
-        """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget, and print the table.
+        """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget; write a table and a page.
 
         With --over the rows are the values of one setting instead. The same command goes on where it was stopped.
         Settings can be given as --section.key VALUE.
@@ -42,13 +42,16 @@ def command(arguments: list[str]) -> int:
             raise UserError(f"--seeds {seeds} --jobs {jobs}: both must be at least 1")
         folder = run_folder(out, name, config, "ablate")
         from densekd.workflows.ablate import ablate as run_ablation
+        from densekd.workflows.report import try_report
 
         status, table = run_ablation(
             settings, folder=folder, seeds=seeds, over=over, jobs=jobs, device=device
         )
-        print(f"\n{table}\n{folder / 'table.md'}")
+        print(f"\n{table}\ntable     {folder / 'table.md'}")
         if status:
             print("stopped before all rows were run; the same command goes on")
+        else:
+            print(try_report(folder, device=device))
         return status
 
     return parse(ablate, "ablate", own)

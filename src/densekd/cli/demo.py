@@ -21,8 +21,8 @@ def command(arguments: list[str]) -> int:
     ) -> int:
         """Train a teacher on built-in street scenes, then the student alone and with one term more a run, and compare.
 
-        Needs no data and no GPU: a few minutes on two cores. Ends with the table and side-by-side pictures in the
-        folder OUT/NAME. The same command goes on where it was stopped.
+        Needs no data and no GPU: a few minutes on two cores. Ends with the table, side-by-side pictures and
+        a page (report.html) in the folder OUT/NAME. The same command goes on where it was stopped.
 
         Args:
             task: what is predicted: classes of pixels, boxes, or metres.

@@ -24,6 +24,8 @@ COMMANDS = {
     "latency": ("latency", "show what one image costs a network: parameters, MACs, milliseconds"),
     "ablate": ("ablate", "student alone, +Pi, +Pi+Pa, +Pi+Pa+Ho, or the values of one setting"),
     "doctor": ("doctor", "say what would stop or spoil a run on this machine, before it starts"),
+    "report": ("report", "write one page of runs: scores, curves, images, costs, settings"),
+    "watch": ("watch", "show a run in the browser while it trains"),
     "bench": ("bench", "show where a training step spends its time"),
     "taps": ("taps", "list the tensors of a network that terms can compare"),
     "data": ("data", "check a data set; write the built-in scenes to disk"),

@@ -18,6 +18,7 @@ from densekd.ops.files import write_text
 from densekd.workflows.ablate import ablate, default_jobs, lone_children
 from densekd.workflows.children import Child, run_children
 from densekd.workflows.pictures import save_comparison
+from densekd.workflows.report import try_report
 from densekd.workflows.resume import changed_settings
 from densekd.workflows.synthesize import synthesize
 from densekd.workflows.variants import term_variants
@@ -88,8 +89,11 @@ def demo(
     picture = folder / "images" / "comparison.png"
     _draw(config, folder, teacher, picture)
     write_text(folder / "table.md", table)
+    page = try_report(folder, device=device)
     minutes = (time.perf_counter() - begin) / 60
-    print(f"\n{table}\npictures  {picture}\ntable     {folder / 'table.md'}\n{minutes:.1f} minutes")
+    print(
+        f"\n{table}\npictures  {picture}\ntable     {folder / 'table.md'}\n{page}\n{minutes:.1f} minutes"
+    )
     return 0
 
 

@@ -61,7 +61,7 @@ def latency(
         "parameters": count_parameters(model.model),
         "macs": macs,
         "runs": runs,
-        "milliseconds": {name: _milliseconds(values) for name, values in seconds.items()},
+        "milliseconds": {name: milliseconds(values) for name, values in seconds.items()},
     }
 
 
@@ -79,7 +79,7 @@ def _onnx_arm(path: Path, images: torch.Tensor, threads: int) -> Callable[[], fl
     return partial(timed, partial(run, array), torch.device("cpu"))
 
 
-def _milliseconds(seconds: list[float]) -> dict[str, float]:
+def milliseconds(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(1000 * s for s in seconds)
     p95 = (
         statistics.quantiles(ordered, n=20, method="inclusive")[-1]

@@ -1,0 +1,146 @@
+"""What a run folder says, read from its files alone; a run that still trains has less to say."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from densekd.config.tree import parse_yaml
+from densekd.engine.folder import RunFolder
+from densekd.engine.log import read_metrics
+from densekd.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        tree: its settings, nested as in config.yaml.
+        commands: the lines of command.txt, each once.
+        metrics: the rows of metrics.jsonl.
+        result: result.json; None before the run has finished.
+    """
+
+    path: Path
+    tree: dict[str, Any]
+    commands: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    result: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def seed(self) -> int:
+        return int(self.tree.get("seed") or 0)
+
+    @property
+    def task(self) -> str:
+        section = self.tree.get("task") or "segmentation"
+        return str(section.get("name", "segmentation")) if isinstance(section, dict) else section
+
+    @property
+    def distilled(self) -> bool:
+        return bool(self.tree.get("teacher"))
+
+    @property
+    def steps(self) -> int:
+        """How many there will be."""
+        return int((self.tree.get("train") or {}).get("steps") or 0)
+
+    @property
+    def done(self) -> int:
+        """Steps that are logged."""
+        return max((int(row.get("step", 0)) for row in self.metrics), default=0)
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """Of the last evaluation; None before the first."""
+        if self.result is not None:
+            return self.result.get("scores")
+        for row in reversed(self.metrics):
+            found = {k[4:]: v for k, v in row.items() if k.startswith("val/")}
+            if found:
+                return found
+        return None
+
+    @property
+    def weights(self) -> Path | None:
+        """The last weights, or the best ones of a run that still trains."""
+        folder = self.folder
+        return next((p for p in (folder.student, folder.best) if p.is_file()), None)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is none, or a file of it is damaged.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UserError(
+            f"{path} is not a run folder (it has no config.yaml); give the folder that densekd train, distill, ablate "
+            "or demo made"
+        )
+    tree = parse_yaml(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    if not isinstance(tree, dict):
+        raise UserError(f"{folder.config}: a config is a mapping of sections; copy the file again")
+    lines = _text(folder.command).splitlines()
+    return RunRecord(
+        path=path,
+        tree=tree,
+        commands=list(dict.fromkeys(line for line in lines if line.strip())),
+        environment=_json(folder.environment) or {},
+        metrics=[row for row in read_metrics(folder.metrics) if isinstance(row, dict)],
+        result=_json(folder.result),
+    )
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder was made by a run (an ablation's has a config.yaml too, and no command)."""
+    folder = RunFolder(path)
+    return folder.config.is_file() and (folder.command.is_file() or folder.metrics.is_file())
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The file's content; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no object; copy the file again")
+    return content
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name; an empty section stands for itself."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
