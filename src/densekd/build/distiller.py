@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import nn
 
 from densekd.build.networks import build_network
 from densekd.build.teachers import build_label_space, build_teacher, freeze
@@ -18,10 +21,20 @@ from densekd.types import InputSpec
 
 
 def build_distiller(
-    config: schema.Config, task: Task, *, distil: bool, device: torch.device
+    config: schema.Config,
+    task: Task,
+    *,
+    distil: bool,
+    device: torch.device,
+    networks: Mapping[str, nn.Module] | None = None,
 ) -> tuple[Distiller, InputSpec]:
-    """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out."""
-    network, spec = build_network(config.model, task, "model")
+    """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out.
+
+    Args:
+        networks: ``"model"`` and ``"teacher"``, where they are objects that the recipe cannot build.
+    """
+    given = networks or {}
+    network, spec = build_network(config.model, task, "model", given=given.get("model"))
     if not distil:
         return Distiller(_placed(config, Student(Taps(network, {}, spec)), device), task), spec
     if config.teacher is None:
@@ -36,7 +49,9 @@ def build_distiller(
             f"{config.model.in_channels}; both see the same images"
         )
     space = build_label_space(config.teacher, task)
-    other, other_spec = build_teacher(config.teacher, task, device, space)
+    other, other_spec = build_teacher(
+        config.teacher, task, device, space, given=given.get("teacher")
+    )
     terms, student_taps, teacher_taps = build_terms(config.distill, task, network, other)
     adversary = None
     if config.distill.holistic is not None:

@@ -47,10 +47,15 @@ STORE = {name: name for name in ("storage", "top_k", "disk_gb", "folder")} | {
 
 
 def build_teacher(
-    config: schema.Teacher, task: Task, device: torch.device, space: LabelSpace | None = None
+    config: schema.Teacher,
+    task: Task,
+    device: torch.device,
+    space: LabelSpace | None = None,
+    *,
+    given: nn.Module | None = None,
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
-    if config.weights is None and not config.allow_untrained:
+    if given is None and config.weights is None and not config.allow_untrained:
         keys = ("weights", "pretrained")
         trained_by_builder = any(config.options.get(key) for key in keys) or (
             config.name in SELF_TRAINED and config.options.get("weights", True)
@@ -61,7 +66,7 @@ def build_teacher(
                 "(train one with `densekd train`), or set teacher.allow_untrained for a test"
             )
     num_classes = None if space is None else space.inputs
-    network, spec = build_network(config, task, "teacher", num_classes=num_classes)
+    network, spec = build_network(config, task, "teacher", num_classes=num_classes, given=given)
     return network.to(device), spec
 
 

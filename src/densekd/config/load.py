@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from densekd.config.explain import explain, stray_booleans
-from densekd.config.forms import to_schema, to_tree
+from densekd.config.forms import paths_as_text, to_schema, to_tree
 from densekd.config.ranges import annotation_at, keys_of
 from densekd.config.relations import broken_relations
 from densekd.config.schema import Config
@@ -95,7 +95,7 @@ def _text(path: Path) -> str:
 def make_config(tree: dict[str, Any], where: str) -> Config:
     """A nested dict in user form -> `Config`; UserError names `where`, the key, the reason and a near match."""
     _check_mapping(tree, where)
-    tree = to_schema(tree, where)
+    tree = to_schema(paths_as_text(tree), where)
     try:
         config = _ADAPTER.validate_python(tree)
     except ValidationError as error:

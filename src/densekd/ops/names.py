@@ -20,6 +20,15 @@ def did_you_mean(given: object, possible: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(names) or 'none'}"
 
 
+def nearest_few(given: object, possible: Iterable[str], count: int = 3) -> str:
+    """``did you mean 'a', 'b' or 'c'?``, or all that is possible where no name resembles `given`."""
+    names = sorted(possible)
+    near = [repr(name) for name in nearest(given, names, count)]
+    if not near:
+        return f"possible: {', '.join(names) or 'none'}"
+    return f"did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
+
+
 def first_few(things: Sequence[object], shown: int = SHOWN) -> str:
     """``a, b, c, and 4 more``."""
     more = f", and {len(things) - shown} more" if len(things) > shown else ""

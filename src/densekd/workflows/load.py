@@ -130,7 +130,12 @@ def _as_arrays(answer: Any) -> Any:
 
 
 def load(
-    path: str | Path, *, best: bool = False, device: str = "cpu", trusted: bool = False
+    path: str | Path,
+    *,
+    best: bool = False,
+    device: str = "cpu",
+    trusted: bool = False,
+    network: nn.Module | None = None,
 ) -> LoadedModel:
     """A trained network with its task, classes and input, in eval mode.
 
@@ -139,12 +144,14 @@ def load(
         best: of a run folder, the weights that scored best, not the last ones.
         device: where to put it: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         trusted: allow a file to name a network outside of densekd, whose code is then imported and run.
+        network: the network itself, to be filled with the file's weights; for files of a network that was given as an
+            object, which no name stands for.
 
     Raises:
         WeightsError: there is no such file, it is damaged, or it was not written by a run.
     """
     file = weights_file(Path(path), best=best)
-    saved = build_saved(file, trusted=trusted)
+    saved = build_saved(file, trusted=trusted, network=network)
     loaded = LoadedModel(saved.network, saved.task, saved.spec, saved.about, file)
     return loaded.to(device).eval()
 

@@ -7,9 +7,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from densekd.config.load import load_config, make_config, setting_names, to_tree
+from densekd.config.load import find_config, load_config, make_config, setting_names, to_tree
 from densekd.config.schema import Config
-from densekd.config.tree import apply_overrides
+from densekd.config.tree import apply_overrides, parse_yaml
 from densekd.errors import UserError
 
 # What `densekd.train` and its kin take as a recipe: a shipped name, a YAML file, the nested settings themselves.
@@ -27,14 +27,27 @@ def read_recipe(recipe: Recipe, settings: Mapping[str, Any] | None = None) -> Co
     _check_names(changes)
     if isinstance(recipe, (str, Path)):
         return load_config(recipe, changes)
-    if not isinstance(recipe, (Mapping, Config)):
-        raise UserError(
-            f"the recipe is a {type(recipe).__name__}; expected the name of a shipped recipe, a YAML file, a dict or a "
-            "Config"
-        )
-    tree = to_tree(recipe) if isinstance(recipe, Config) else deepcopy(dict(recipe))
+    tree = tree_of(recipe)
     apply_overrides(tree, changes)
     return make_config(tree, "the recipe")
+
+
+def tree_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested plain values, in the user's form and unchecked."""
+    if isinstance(recipe, (str, Path)):
+        path = find_config(recipe)
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: a config is a mapping of sections")
+        return tree
+    if isinstance(recipe, Config):
+        return to_tree(recipe)
+    if isinstance(recipe, Mapping):
+        return deepcopy(dict(recipe))
+    raise UserError(
+        f"the recipe is a {type(recipe).__name__}; expected the name of a shipped recipe, a YAML file, a dict or a "
+        "Config"
+    )
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
@@ -58,6 +71,8 @@ def run_folder(out: str | Path, name: str | None, recipe: Recipe, verb: str) -> 
             stem = recipe.model.name
         else:
             stem = str(dict(recipe.get("model") or {}).get("name", "recipe"))
+        if not isinstance(recipe, (str, Path)):
+            stem = stem.rpartition(".")[2]  # of a dotted path
         name = f"{stem}-{verb}"
     if name in ("", ".", "..") or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"--name {name!r} must be a plain folder name")
