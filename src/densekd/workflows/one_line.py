@@ -25,6 +25,7 @@ from densekd.models.weights import read_metadata
 from densekd.ops.names import nearest_few
 from densekd.workflows.load import LoadedModel, weights_file
 from densekd.workflows.recipe import Recipe, tree_of
+from densekd.workflows.share import looks_like_hub_id
 
 # A network as people have it: a name, a recipe's name, a run, a weights file, a section of a recipe, the network itself.
 Network = str | Path | Mapping[str, Any] | nn.Module
@@ -257,6 +258,8 @@ def _network_section(
         return dict(tree_of(name)["model"])
     if _importable(name):
         return {"name": name}
+    if looks_like_hub_id(path):
+        return _network_section(weights_file(path), side, base, trusted)
     possible = [*MODELS, *(c.removesuffix(".yaml") for c in list_configs())]
     raise UserError(
         f"{side}={name!r} is no network, no recipe, no run folder and no weights file; {nearest_few(name, possible)}"
