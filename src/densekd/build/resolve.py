@@ -13,7 +13,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from densekd.config.explain import explain, stray_booleans
 from densekd.errors import UserError
-from densekd.ops.names import did_you_mean
+from densekd.ops.names import did_you_mean, nearest_few
 
 
 def import_dotted(path: str, where: str) -> Any:
@@ -40,7 +40,7 @@ def resolve(name: str, table: Mapping[str, str], where: str) -> Callable[..., An
         return import_dotted(table[name], where)
     if "." in name:
         return import_dotted(name, where)
-    raise UserError(f"{where}: {name!r} is unknown; {did_you_mean(name, table)}")
+    raise UserError(f"{where}: {name!r} is unknown; {nearest_few(name, table)}")
 
 
 def parameters(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:

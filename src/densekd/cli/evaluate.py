@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
@@ -20,6 +22,7 @@ def command(arguments: list[str]) -> int:
         results: Path | None = None,
         device: str = "auto",
         note: str | None = None,
+        quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Score a weights file on a split.
 
@@ -38,6 +41,7 @@ def command(arguments: list[str]) -> int:
             results: detection: file for all detections in COCO's result form; must not exist.
             device: auto, cpu, cuda, cuda:N or mps.
             note: stands for the setting note; it stands beside every score.
+            quiet: print the scores without a progress bar.
         """
         settings = read_recipe(config, overrides, note=note)
         from densekd.workflows.evaluate import (
@@ -64,7 +68,7 @@ def command(arguments: list[str]) -> int:
                 print(f"written to {output}")
 
         split = split or settings.data.val_split
-        evaluate_weights(settings, weights, split, device=device, report=report, results=results)
+        evaluate_weights(settings, weights, split, device=device, quiet=quiet, report=report, results=results)
         return 0
 
     return parse(evaluate, "evaluate", own)

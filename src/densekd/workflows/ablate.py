@@ -35,10 +35,14 @@ def ablate(
     over: str | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    quiet: bool = False,
 ) -> tuple[int, str]:
     """Run every variant and seed that has no result yet; returns (exit status, Markdown table).
 
     The same command goes on where it was stopped. A folder that holds another ablation is refused.
+
+    Args:
+        quiet: show no bars.
     """
     if config.teacher is None and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
@@ -54,7 +58,7 @@ def ablate(
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
     # One with other classes cannot be scored on the data's.
     scored = config.teacher is not None and config.teacher.classes is None
-    teacher = _teacher_row(config, folder, device) if scored else None
+    teacher = _teacher_row(config, folder, device, quiet) if scored else None
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", dump_config(config))
     if teacher is not None and not (folder / "teacher.json").exists():
@@ -69,7 +73,7 @@ def ablate(
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
             children.append(_child(variant, seed, folder, device))
-    status = run_children(children, jobs=jobs or default_jobs(device))
+    status = run_children(children, jobs=jobs or default_jobs(device), quiet=quiet)
     table = write_table(config, folder, variants, seeds, teacher)
     return status, table
 
@@ -136,7 +140,7 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     return child
 
 
-def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
+def _teacher_row(config: Config, folder: Path, device: str, quiet: bool) -> dict[str, Any]:
     """The teacher's own score and size, measured once."""
     path = folder / "teacher.json"
     digest = provenance.identity(config)
@@ -152,7 +156,7 @@ def _teacher_row(config: Config, folder: Path, device: str) -> dict[str, Any]:
     tree = to_tree(config)
     model = {k: tree["teacher"][k] for k in tree["model"]}
     alone = make_config({**tree, "model": model, "teacher": None, "distill": {}}, "teacher")
-    scores = evaluate_weights(alone, None, config.data.val_split, device=device)
+    scores = evaluate_weights(alone, None, config.data.val_split, device=device, quiet=quiet)
     task, size = task_and_size(config)
     network, _ = build_network(alone.model, task, "teacher")
     return {
