@@ -28,9 +28,7 @@ def main() -> tuple[torch.nn.Module, list[dict[str, float]]]:
     optimizer = torch.optim.Adam(distiller.student.parameters(), lr=2e-3)
 
     # Prepare what trains (the student with its terms), not the frozen teacher.
-    distiller.student, optimizer, loader = accelerator.prepare(
-        distiller.student, optimizer, loader
-    )
+    distiller.student, optimizer, loader = accelerator.prepare(distiller.student, optimizer, loader)
     distiller.teacher.to(accelerator.device)
 
     history = []

@@ -27,7 +27,7 @@ class DistillationTrainer(Trainer):
         super().__init__(*args, **options)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_):  # noqa: ANN001, ANN003, ANN201
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
         images = inputs["pixel_values"]  # RGB in [0, 1]; `Taps` normalises for the teacher
         with torch.no_grad():
             teacher = self.teacher(images)

@@ -14,7 +14,9 @@ from densekd.types import Batch
 class Distilled(lightning.LightningModule):
     def __init__(self, distiller: Distiller, lr: float = 2e-3) -> None:
         super().__init__()
-        self.student = distiller.student  # registered: its parameters train, are saved and shared over ranks
+        self.student = (
+            distiller.student
+        )  # registered: its parameters train, are saved and shared over ranks
         self.distiller = distiller  # no module, so the frozen teacher is neither saved nor wrapped
         self.lr = lr
         self.history: list[dict[str, float]] = []

@@ -36,7 +36,10 @@ def main(out: str = "runs", steps: int = 3, quiet: bool = False) -> densekd.Load
         quiet=quiet,
     )
     # Its keys are the library's: smp.Unet(...).load_state_dict(run.student.model.state_dict())
-    print(run.scores["miou"], run.student.predict(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()).shape)
+    print(
+        run.scores["miou"],
+        run.student.predict(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()).shape,
+    )
     return run.student
 
 

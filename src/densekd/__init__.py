@@ -1,8 +1,8 @@
 """densekd: knowledge distillation for dense prediction.
 
-    run = densekd.distill(student="mobilenetv2plus", teacher="runs/teacher", data="camvid", root="camvid", steps=2000)
+    run = densekd.distill(student="mobilenetv2plus", teacher="runs/teacher", data="camvid", root="CAMVID")
     classes = run.student.predict("street.png")    # (H, W): the class of each pixel
-    student = densekd.load(run.folder)             # later; a weights file, a folder of save_pretrained, an id on the hub
+    student = densekd.load(run.folder)             # later; also a weights file, a saved folder, an id on the hub
     scores = densekd.evaluate(student, "camvid/espnet", {"data.root": "camvid"})
 
 For a training loop of your own: `Distiller`, `Term` and `Taps`, and the losses as functions of tensors

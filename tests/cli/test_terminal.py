@@ -14,7 +14,8 @@ import warnings
 import pytest
 
 import densekd
-from densekd.cli import completion, main as main_module
+from densekd.cli import completion
+from densekd.cli import main as main_module
 from densekd.cli.main import COMMANDS, main
 from densekd.config.load import setting_names
 from tests.cli.helpers import ENVIRONMENT, write_recipe
@@ -46,7 +47,9 @@ def test_bash_completes_commands_options_settings_and_names(script, tmp_path, mo
     assert completed(script, "densekd", "di") == ["distill"]
     assert set(COMMANDS) <= set(completed(script, "densekd", ""))
     assert "--resume" in completed(script, "densekd", "train", "--re")
-    assert completed(script, "densekd", "train", "camvid/espnet_c_") == ["camvid/espnet_c_from_espnet"]
+    assert completed(script, "densekd", "train", "camvid/espnet_c_") == [
+        "camvid/espnet_c_from_espnet"
+    ]
     assert completed(script, "densekd", "train", "mi") == ["mine.yaml"]
     assert completed(script, "densekd", "train", "x", "--train.st") == ["--train.steps"]
     assert completed(script, "densekd", "list", "mo") == ["models"]
@@ -103,7 +106,8 @@ def test_usage_keeps_its_verb(name, capsys):
     ("words", "three"),
     [
         (["config", "show", "camvid/espne"], ["camvid/espnet", "camvid/espnet_c"]),
-        (["config", "validate", "camvid/espnet", "--model.name", "pspnet"], ["'pspnet_resnet18'", "'pspnet_resnet101'"]),
+        (["config", "validate", "camvid/espnet", "--model.name", "pspnet"],
+         ["'pspnet_resnet18'", "'pspnet_resnet101'"]),
         (["config", "validate", "camvid/espnet", "--data.dataset", "cityscape"], ["'cityscapes'"]),
         (["config", "validate", "camvid/espnet_c_from_espnet", "--distill.pixelwise.weight", "1"],
          ["'pixel_wise'", "'pair_wise'"]),
@@ -124,7 +128,10 @@ def recipe(tiny_tree, tmp_path):
 
 
 def test_a_run_says_what_it_does_and_what_to_do_next(recipe, tmp_path, capsys):
-    assert main(["distill", recipe, "--out", str(tmp_path / "runs"), "--name", "r", "--device", "cpu"]) == 0
+    assert (
+        main(["distill", recipe, "--out", str(tmp_path / "runs"), "--name", "r", "--device", "cpu"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "distil espnet_c from espnet for 1 steps on scenes"
     assert lines[1] == "terms: the task's own, pixel_wise x 10, pair_wise x 10, holistic x 0.1"
@@ -139,7 +146,10 @@ def test_a_teacher_comes_with_its_score(tiny_tree, tmp_path, capsys):
     alone["model"] = {k: v for k, v in alone["model"].items() if k != "allow_untrained"}
     options = {"out": tmp_path, "device": "cpu"}
     teacher = densekd.train(alone, name="teacher", quiet=True, **options)
-    settings = {"teacher.weights": teacher.folder / "checkpoints" / "student.safetensors", "train.steps": 1}
+    settings = {
+        "teacher.weights": teacher.folder / "checkpoints" / "student.safetensors",
+        "train.steps": 1,
+    }
     densekd.distill(tiny_tree, settings, name="student", **options)
     assert f"miou {teacher.scores['miou']:.4f} on val" in capsys.readouterr().out
 
@@ -149,7 +159,10 @@ def test_quiet_prints_only_what_came_out(recipe, tmp_path, capsys):
     assert main(["train", recipe, *out]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["val", "next:"]
-    assert json.loads((tmp_path / "runs" / "r" / "metrics.jsonl").read_text().splitlines()[0])["loss"] > 0
+    assert (
+        json.loads((tmp_path / "runs" / "r" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        > 0
+    )
     weights = str(tmp_path / "runs" / "r" / "checkpoints" / "student.safetensors")
     assert main(["evaluate", recipe, "--weights", weights, "--device", "cpu", "--quiet"]) == 0
     said = capsys.readouterr()
@@ -178,7 +191,13 @@ def test_the_bar_shows_the_terms(tmp_path, monkeypatch):
 def test_a_duration_is_in_the_unit_that_fits():
     from densekd.engine.log import duration
 
-    assert [duration(s) for s in (3, 89, 600, 5399, 9000)] == ["3 s", "89 s", "10 min", "90 min", "2.5 h"]
+    assert [duration(s) for s in (3, 89, 600, 5399, 9000)] == [
+        "3 s",
+        "89 s",
+        "10 min",
+        "90 min",
+        "2.5 h",
+    ]
 
 
 def test_notes_of_libraries_to_their_developers_are_left_out(monkeypatch):
@@ -186,25 +205,36 @@ def test_notes_of_libraries_to_their_developers_are_left_out(monkeypatch):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         main_module.leave_out_warnings()
-        for module, category in (("torch.nn.x", FutureWarning), ("densekd.x", FutureWarning), ("torch.y", UserWarning)):
+        for module, category in (
+            ("torch.nn.x", FutureWarning),
+            ("densekd.x", FutureWarning),
+            ("torch.y", UserWarning),
+        ):
             warnings.warn_explicit("a note", category, "file.py", 1, module=module)
-    assert [(str(w.message), w.category) for w in seen] == [("a note", FutureWarning), ("a note", UserWarning)]
+    assert [(str(w.message), w.category) for w in seen] == [
+        ("a note", FutureWarning),
+        ("a note", UserWarning),
+    ]
 
 
 def test_no_more_workers_than_cores(tiny_tree, monkeypatch):
     """torch warns of more, which a recipe for another machine cannot know."""
+    import torch
+
     from densekd.build import data as module
     from densekd.config.load import make_config
     from densekd.engine.launch import Process
 
-    import torch
-
     tiny_tree["data"]["workers"] = 64
     config = make_config(tiny_tree, "test")
     reader = module.build_reader(config.data, "train", training=True)
-    augment = module.build_augment(config.data, reader, densekd.find_public("load").__globals__["InputSpec"]())
+    augment = module.build_augment(
+        config.data, reader, densekd.find_public("load").__globals__["InputSpec"]()
+    )
     monkeypatch.setattr(module, "available_cores", lambda: 3)
-    loader = module.build_train_loader(config, reader, augment, Process(0, 1, torch.device("cpu")), 0)
+    loader = module.build_train_loader(
+        config, reader, augment, Process(0, 1, torch.device("cpu")), 0
+    )
     assert loader._loader.num_workers == 3
 
 

@@ -33,12 +33,20 @@ SMALL = {"name": "espnet_c", "options": {"p": 1, "q": 1}}
 def teacher(tmp_path_factory):
     network = {"name": "espnet", "options": {"p": 1, "q": 1}}
     out = tmp_path_factory.mktemp("runs")
-    return densekd.train(model=network, data=DATA, steps=1, out=out, name="t", device="cpu", quiet=True)
+    return densekd.train(
+        model=network, data=DATA, steps=1, out=out, name="t", device="cpu", quiet=True
+    )
 
 
 def test_one_line_is_the_recipe(teacher, tmp_path, capsys):
     run = densekd.distill(
-        student=SMALL, teacher=teacher.folder, data=DATA, steps=2, lr=0.02, out=tmp_path, device="cpu"
+        student=SMALL,
+        teacher=teacher.folder,
+        data=DATA,
+        steps=2,
+        lr=0.02,
+        out=tmp_path,
+        device="cpu",
     )
     said = capsys.readouterr().out
     assert "the recipe:" in said
@@ -65,25 +73,44 @@ def test_one_line_is_the_recipe(teacher, tmp_path, capsys):
 
 def test_a_shipped_data_set_brings_its_recipe(tmp_path):
     root = write_camvid(tmp_path / "camvid")
-    made = make_recipe(None, {"train.steps": 5}, student="mobilenetv2plus", teacher="espnet", data="camvid", root=root)
+    made = make_recipe(
+        None,
+        {"train.steps": 5},
+        student="mobilenetv2plus",
+        teacher="espnet",
+        data="camvid",
+        root=root,
+    )
     config = make_config(made.tree, "test")
-    assert made.remarks == ["settings that you do not give are those of camvid/espnet_c_from_espnet"]
+    assert made.remarks == [
+        "settings that you do not give are those of camvid/espnet_c_from_espnet"
+    ]
     assert (config.model.name, config.teacher.name) == ("mobilenetv2plus", "espnet")
     assert config.data.root == str(root)
     assert config.data.crop == [360, 480]
     assert config.teacher.options == {}
     same = make_recipe(None, {}, student="espnet_c", teacher="espnet", data="camvid")
-    assert make_config(same.tree, "test").model.options == {"p": 2, "q": 8}  # of the recipe with this student
+    assert make_config(same.tree, "test").model.options == {
+        "p": 2,
+        "q": 8,
+    }  # of the recipe with this student
     alone = make_recipe(None, {}, student="espnet", data="camvid", distil=False)
     assert alone.remarks == ["settings that you do not give are those of camvid/espnet"]
     assert "teacher" not in alone.tree
-    other = make_recipe(None, {}, student="espnet_c", teacher="espnet", data="cityscapes/pspnet_r101")
+    other = make_recipe(
+        None, {}, student="espnet_c", teacher="espnet", data="cityscapes/pspnet_r101"
+    )
     assert make_config(other.tree, "test").data.dataset == "cityscapes"
 
 
 def test_parts_replace_those_of_a_recipe(teacher):
     name = "camvid/espnet_c_from_espnet"
-    made = make_recipe(name, {}, teacher=teacher.folder, terms={"pixel_wise": 3, "dist": {"weight": 2, "temperature": 2}})
+    made = make_recipe(
+        name,
+        {},
+        teacher=teacher.folder,
+        terms={"pixel_wise": 3, "dist": {"weight": 2, "temperature": 2}},
+    )
     config = make_config(made.tree, "test")
     assert config.model.options == {"p": 2, "q": 8}
     assert config.teacher.options == {"p": 1, "q": 1}
@@ -94,7 +121,11 @@ def test_parts_replace_those_of_a_recipe(teacher):
 def test_a_lone_checkpoint_takes_the_network_of_the_recipe(tmp_path):
     torch.save(espnet(11).state_dict(), tmp_path / "t.pth")
     made = make_recipe("camvid/espnet_c_from_espnet", {}, teacher=tmp_path / "t.pth")
-    assert made.tree["teacher"] == {"name": "espnet", "options": {"p": 2, "q": 8}, "weights": str(tmp_path / "t.pth")}
+    assert made.tree["teacher"] == {
+        "name": "espnet",
+        "options": {"p": 2, "q": 8},
+        "weights": str(tmp_path / "t.pth"),
+    }
     with pytest.raises(UserError, match=r"does not say which network.*'name': NETWORK"):
         make_recipe(None, {}, student="espnet", teacher=tmp_path / "t.pth", data="camvid")
 
@@ -103,7 +134,9 @@ def test_paths_are_settings_too(teacher, tiny_tree, tmp_path):
     tiny_tree["teacher"] = {"name": "espnet", "options": {"p": 1, "q": 1}}
     tiny_tree["data"] |= {"root": tmp_path, "val_options": {"length": 2}}
     file = RunFolder(teacher.folder).student
-    config = make_config({**tiny_tree, "teacher": {**tiny_tree["teacher"], "weights": file}}, "test")
+    config = make_config(
+        {**tiny_tree, "teacher": {**tiny_tree["teacher"], "weights": file}}, "test"
+    )
     assert config.data.root == str(tmp_path)
     assert config.teacher.weights == str(file)
     assert isinstance(tiny_tree["data"]["root"], Path)  # what was given is as it was
@@ -135,7 +168,9 @@ def test_networks_as_objects(teacher, tmp_path, capsys):
     assert not torch.equal(trained.head.weight, before["head.weight"])
     # With the features named, pair-wise is there.
     terms = {"pixel_wise": 10, "pair_wise": {"weight": 10, "student": "features", "teacher": "b3"}}
-    both = densekd.distill(student=student, teacher=teacher.student, terms=terms, name="both", **given)
+    both = densekd.distill(
+        student=student, teacher=teacher.student, terms=terms, name="both", **given
+    )
     assert "distill/pair_wise" in RunFolder(both.folder).metrics.read_text()
     # The same call goes on; another network or teacher may not, and a command cannot.
     again = densekd.distill(student=student, teacher=other, name="net", resume=True, **given)
@@ -167,7 +202,10 @@ def test_a_run_of_objects_goes_on_with_the_same_alone(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="weights of the teacher"):
         densekd.distill(student=student, teacher=other, name="r", resume=True, **given)
-    assert densekd.distill(student=student, teacher=teacher, name="r", resume=True, **given).scores == whole.scores
+    assert (
+        densekd.distill(student=student, teacher=teacher, name="r", resume=True, **given).scores
+        == whole.scores
+    )
 
 
 def test_keywords_are_settings():
@@ -189,7 +227,7 @@ def test_keywords_are_settings():
         ({"student": "espnett", "data": "camvid"}, "did you mean 'espnet'"),
         ({"student": "espnet", "teacher": "runs/teacher.safetensors", "data": "camvid"}, "no weights file"),
         ({"student": "espnet", "data": "camvit"}, "did you mean 'camvid'"),
-        ({"student": "espnet", "teacher": "espnet", "data": "camvid", "terms": {"pixel_wise": "ten"}}, "give its weight"),
+        ({"student": "espnet", "data": "camvid", "terms": {"pixel_wise": "ten"}}, "give its weight"),
         ({"student": "espnet", "teacher": "espnet", "data": "camvid", "stepss": 1}, "is no setting"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ def runs(tmp_path_factory):
     }
     network = {"name": "espnet_c", "options": {"p": 1, "q": 1}}
     given = {"data": data, "steps": 1, "out": out, "device": "cpu", "quiet": True}
-    teacher = densekd.train(model={"name": "espnet", "options": {"p": 1, "q": 1}}, name="teacher", **given)
+    teacher = densekd.train(
+        model={"name": "espnet", "options": {"p": 1, "q": 1}}, name="teacher", **given
+    )
     alone = densekd.train(model=network, name="alone", **given)
     student = densekd.distill(student=network, teacher=teacher.folder, name="student", **given)
     return {"teacher": teacher, "alone": alone, "student": student}
@@ -47,7 +50,11 @@ def image():
 def test_a_saved_folder_loads_alone_and_answers_the_same(runs, image, tmp_path):
     model = runs["student"].student
     folder = model.save_pretrained(tmp_path / "shared", license="apache-2.0")
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     again = densekd.LoadedModel.from_pretrained(folder)
     assert np.array_equal(again.predict(image), model.predict(image))
     assert (again.classes, again.palette, again.input_spec) == (
@@ -130,8 +137,8 @@ def test_a_network_without_a_name_is_given_to_load(runs, tmp_path):
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as an upload and a download of small files need."""
 
-    files: dict[str, bytes] = {}
-    created: list[dict] = []
+    files: ClassVar[dict[str, bytes]] = {}
+    created: ClassVar[list[dict]] = []
 
     def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
@@ -171,7 +178,12 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 self.answer(content, ETag=f'"{len(content)}"', X_Repo_Commit="0" * 40)
         elif "/tree/" in path:
-            self.as_json([{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in self.files.items()])
+            self.as_json(
+                [
+                    {"type": "file", "path": n, "size": len(c), "oid": "0" * 40}
+                    for n, c in self.files.items()
+                ]
+            )
         elif path.startswith("/api/models/me/net"):
             names = [{"rfilename": name} for name in self.files]
             self.as_json({"id": "me/net", "sha": "0" * 40, "siblings": names, "private": False})

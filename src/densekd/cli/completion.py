@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Literal
 
 import tyro
@@ -87,11 +87,8 @@ def help_of(file: str, words: list[str]) -> str:
     """What a command prints for --help."""
     text = io.StringIO()
     module = importlib.import_module(f"densekd.cli.{file}")
-    with redirect_stdout(text):
-        try:
-            module.command([*words, "--help"])
-        except SystemExit:
-            pass
+    with redirect_stdout(text), suppress(SystemExit):
+        module.command([*words, "--help"])
     return text.getvalue()
 
 

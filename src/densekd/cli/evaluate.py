@@ -68,7 +68,9 @@ def command(arguments: list[str]) -> int:
                 print(f"written to {output}")
 
         split = split or settings.data.val_split
-        evaluate_weights(settings, weights, split, device=device, quiet=quiet, report=report, results=results)
+        evaluate_weights(
+            settings, weights, split, device=device, quiet=quiet, report=report, results=results
+        )
         return 0
 
     return parse(evaluate, "evaluate", own)

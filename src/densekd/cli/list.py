@@ -28,7 +28,11 @@ def command(arguments: list[str]) -> int:
         if as_json:
             rows = {"models": list_models, "losses": list_losses}
             others = {"datasets": DATASETS, "tasks": TASKS, "configs": list_configs()}
-            print(json.dumps([vars(r) for r in rows[what]()] if what in rows else others[what], indent=2))
+            print(
+                json.dumps(
+                    [vars(r) for r in rows[what]()] if what in rows else others[what], indent=2
+                )
+            )
             return 0
         if what == "models":
             print("\n".join(model_lines()))

@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # Libraries whose notes on their own future a user of densekd cannot act on.
-LIBRARIES = r"(torch|torchvision|timm|transformers|segmentation_models_pytorch|huggingface_hub)(\.|$)"
+LIBRARIES = (
+    r"(torch|torchvision|timm|transformers|segmentation_models_pytorch|huggingface_hub)(\.|$)"
+)
 
 
 def leave_out_warnings() -> None:

@@ -151,7 +151,9 @@ class Log:
             self._first = self._last
         if self._counted == FIRST + TIMED and self.total - self.start > 4 * TIMED:
             seconds = (self._last - self._first) / TIMED * (self.total - self.start)
-            self.say(f"about {duration(seconds)} for {self.total - self.start} steps, without evaluations")
+            self.say(
+                f"about {duration(seconds)} for {self.total - self.start} steps, without evaluations"
+            )
         if self.progress is not None:
             self.progress.advance(self.bar)
 

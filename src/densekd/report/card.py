@@ -15,7 +15,13 @@ PIPELINES = {
     "depth": "depth-estimation",
 }
 SHARES = ("miou", "pixel_accuracy", "ap", "ap50", "ap75")  # scores that people read in %
-PROSE = {"abs_rel": "AbsRel", "rmse": "RMSE", "miou": "mIoU", "ap": "AP", "pixel_accuracy": "pixel accuracy"}
+PROSE = {
+    "abs_rel": "AbsRel",
+    "rmse": "RMSE",
+    "miou": "mIoU",
+    "ap": "AP",
+    "pixel_accuracy": "pixel accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ def model_card(
         license: the licence of these weights, by its name on the hub (``"apache-2.0"``); None says that none is given.
     """
     network = short_name(about["model"]["name"])
-    teacher = short_name(origin.config["teacher"]["name"]) if origin.distilled and origin.config else None
+    teacher = (
+        short_name(origin.config["teacher"]["name"]) if origin.distilled and origin.config else None
+    )
     title = f"{network} distilled from {teacher}" if teacher else network
     head = {
         "library_name": "densekd",
@@ -69,7 +77,7 @@ def model_card(
         f"# {title}",
         first_sentence(about, network, teacher, origin),
         f"## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\nmodel = densekd.load({name!r})\n"
-        f'{USES.get(about["task"], "answer = model.predict({!r})").format("image.jpg")}\n```',
+        f"{USES.get(about['task'], 'answer = model.predict({!r})').format('image.jpg')}\n```",
         scores_section(origin),
         making_section(about, origin),
         input_section(about),
@@ -108,9 +116,9 @@ def scores_section(origin: Origin) -> str:
     rows = [("teacher", origin.teacher), ("student alone", origin.alone)]
     rows = [(label, result) for label, result in rows if result and result.get("scores")]
     rows.append(("**this network**", own))
-    names = [
-        k for k, v in own["scores"].items() if isinstance(v, (int, float)) and k != "images"
-    ][:4]
+    names = [k for k, v in own["scores"].items() if isinstance(v, (int, float)) and k != "images"][
+        :4
+    ]
     lines = [
         f"| network | {' | '.join(metric_name(n) for n in names)} | parameters (M) | MACs (G) |",
         f"| --- | {' | '.join('---:' for _ in names)} | ---: | ---: |",
@@ -162,19 +170,23 @@ def making_section(about: Mapping[str, Any], origin: Origin) -> str:
     data, optim, train = config["data"], config["optim"], config["train"]
     lines = [
         f"- Data: `{data['dataset']}`, split `{data['train_split']}`, crops of {data['crop'] or 'whole images'}.",
-        f"- Training: {result.get('step', train['steps'])} steps of {data['batch_size'] * train['accumulate']} images a "
-        f"process, {optim['name']} with learning rate {optim['lr']:g}, seed {config['seed']}.",
+        f"- Training: {result.get('step', train['steps'])} steps of {data['batch_size'] * train['accumulate']} images "
+        f"a process, {optim['name']} with learning rate {optim['lr']:g}, seed {config['seed']}.",
     ]
     if origin.distilled:
         teacher, terms = config["teacher"], dict(config["distill"])
         for key in ("mask", "teacher_cache"):
             terms.pop(key, None)
-        shown_terms = [f"{name} (weight {term['weight']:g})" for name, term in terms.items() if term]
+        shown_terms = [
+            f"{name} (weight {term['weight']:g})" for name, term in terms.items() if term
+        ]
         lines += [
             f"- Teacher: `{teacher['name']}` {teacher['options'] or ''}".rstrip() + ".",
             f"- Distillation terms: {', '.join(shown_terms)}.",
         ]
-    lines.append(f"- Made with densekd {about.get('version', '')}; config.json has the network and its options.")
+    lines.append(
+        f"- Made with densekd {about.get('version', '')}; config.json has the network and its options."
+    )
     return "## How it was made\n\n" + "\n".join(lines)
 
 
@@ -196,7 +208,9 @@ def limits_section(about: Mapping[str, Any], origin: Origin) -> str:
         "- It has not been tested for use where a wrong answer does harm.",
     ]
     if origin.distilled:
-        lines.append("- It can have taken over its teacher's errors and the bias of the teacher's data.")
+        lines.append(
+            "- It can have taken over its teacher's errors and the bias of the teacher's data."
+        )
     if about.get("note"):
         lines.append(f"- {about['note']}.")
     return "## Limits\n\n" + "\n".join(lines)

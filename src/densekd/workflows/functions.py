@@ -191,7 +191,9 @@ def _run(
         quiet=quiet,
         networks=networks,
     )
-    return RunResult(folder, outcome.step, outcome.scores, outcome.stopped_by, networks.get("model"))
+    return RunResult(
+        folder, outcome.step, outcome.scores, outcome.stopped_by, networks.get("model")
+    )
 
 
 def _word(value: Any) -> str:

@@ -27,7 +27,7 @@ from densekd.workflows.load import LoadedModel, weights_file
 from densekd.workflows.recipe import Recipe, tree_of
 from densekd.workflows.share import looks_like_hub_id
 
-# A network as people have it: a name, a recipe's name, a run, a weights file, a section of a recipe, the network itself.
+# A network as people have it: a name, a recipe's name, a run, a weights file, a section of a recipe, an object.
 Network = str | Path | Mapping[str, Any] | nn.Module
 TERMS = {"pixel_wise": {"weight": 10}, "pair_wise": {"weight": 10}}  # as in the paper
 # The sections whose settings are known by their last name alone, the first that has it.
@@ -215,13 +215,19 @@ def _put_network(made: Made, section: str, side: str, value: Network, trusted: b
         kind = type(bare)
         made.tree[section] = {"name": f"{GIVEN}{kind.__module__}.{kind.__qualname__}"}
         if spec is not None:
-            given = {k: v for k, v in spec.as_dict().items() if k in ("mean", "std", "order", "range")}
+            given = {
+                k: v for k, v in spec.as_dict().items() if k in ("mean", "std", "order", "range")
+            }
             made.tree[section].update(input=given, in_channels=spec.channels)
         made.networks[section] = copy.deepcopy(bare)  # what was given stays as it is
         made.remarks.append(
             f"{side}: the given {kind.__name__}, copied. A recipe cannot build it: the run goes on with this call and "
             "resume=True alone"
-            + ("; its weights load with densekd.load(FOLDER, network=...)" if section == "model" else "")
+            + (
+                "; its weights load with densekd.load(FOLDER, network=...)"
+                if section == "model"
+                else ""
+            )
         )
         return
     made.tree[section] = _network_section(value, side, made.tree.get(section), trusted)

@@ -250,7 +250,9 @@ def teacher_text(weights: str | None) -> str:
         return f" ({weights})"
     result = json.loads(folder.result.read_text(encoding="utf-8"))
     scores = {k: v for k, v in (result.get("scores") or {}).items() if isinstance(v, float)}
-    shown = "".join(f", {name} {value:.4f} on {result.get('split')}" for name, value in list(scores.items())[:1])
+    shown = "".join(
+        f", {name} {value:.4f} on {result.get('split')}" for name, value in list(scores.items())[:1]
+    )
     return f" ({weights}{shown})"
 
 

@@ -202,7 +202,9 @@ def hub(before: str) -> Iterator[Any]:
         if isinstance(error, UserError):
             raise
         offline = isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
-        reason = "the hub cannot be reached" if offline or "onnect" in repr(error) else "the hub says"
+        reason = (
+            "the hub cannot be reached" if offline or "onnect" in repr(error) else "the hub says"
+        )
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{before}, and {reason}: {said}. A folder of save_pretrained needs no hub: give its path"
