@@ -56,9 +56,8 @@ def model_card(
         license: the licence of these weights, by its name on the hub (``"apache-2.0"``); None says that none is given.
     """
     network = short_name(about["model"]["name"])
-    teacher = (
-        short_name(origin.config["teacher"]["name"]) if origin.distilled and origin.config else None
-    )
+    teachers = [short_name(t["name"]) for t in teachers_of(origin.config or {})]
+    teacher = " and ".join(teachers) or None
     title = f"{network} distilled from {teacher}" if teacher else network
     head = {
         "library_name": "densekd",
@@ -92,6 +91,14 @@ USES = {
     "detection": "found = model.predict({!r})  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)",
     "depth": "metres = model.predict({!r})  # (H, W) float32",
 }
+
+
+def teachers_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sections of the recipe's teachers; none where the network was trained alone."""
+    section = config.get("teacher")
+    if not section:
+        return []
+    return [section] if "name" in section else list(section.values())
 
 
 def short_name(name: str) -> str:
@@ -163,6 +170,10 @@ def number(value: Any, unit: float) -> str:
     return f"{value / unit:.3f}" if isinstance(value, (int, float)) else "–"
 
 
+def weight_text(weight: Any) -> str:
+    return f"{weight:g}" if isinstance(weight, (int, float)) else str(weight)
+
+
 def making_section(about: Mapping[str, Any], origin: Origin) -> str:
     if not origin.config:
         return f"## How it was made\n\nBy densekd {about.get('version', '')}; the file does not say how."
@@ -174,15 +185,19 @@ def making_section(about: Mapping[str, Any], origin: Origin) -> str:
         f"a process, {optim['name']} with learning rate {optim['lr']:g}, seed {config['seed']}.",
     ]
     if origin.distilled:
-        teacher, terms = config["teacher"], dict(config["distill"])
-        for key in ("mask", "teacher_cache"):
-            terms.pop(key, None)
-        shown_terms = [
-            f"{name} (weight {term['weight']:g})" for name, term in terms.items() if term
-        ]
+        terms = {
+            k: t for k, t in config["distill"].items() if isinstance(t, dict) and "weight" in t
+        }
         lines += [
-            f"- Teacher: `{teacher['name']}` {teacher['options'] or ''}".rstrip() + ".",
-            f"- Distillation terms: {', '.join(shown_terms)}.",
+            *(
+                f"- Teacher: `{t['name']}` {t['options'] or ''}".rstrip() + "."
+                for t in teachers_of(config)
+            ),
+            "- Distillation terms: "
+            + ", ".join(
+                f"{name} (weight {weight_text(term['weight'])})" for name, term in terms.items()
+            )
+            + ".",
         ]
     lines.append(
         f"- Made with densekd {about.get('version', '')}; config.json has the network and its options."

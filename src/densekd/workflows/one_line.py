@@ -96,8 +96,9 @@ def make_recipe(
         _put_network(made, "model", side, student, trusted)
     if teacher is not None:
         _put_network(made, "teacher", "teacher", teacher, trusted)
-    if distil and terms is None and "distill" not in made.tree:
-        made.tree["distill"] = copy.deepcopy(TERMS)
+    section = dict(made.tree.get("distill") or {})
+    if distil and terms is None and not any(isinstance(v, dict) for v in section.values()):
+        made.tree["distill"] = {**section, **copy.deepcopy(TERMS)}
     if terms is not None:
         made.tree["distill"] = {k: _term(k, v) for k, v in terms.items()}
     elif distil:

@@ -232,13 +232,17 @@ def opening_lines(run: Run) -> list[str]:
     steps = f"{config.train.steps} steps on {config.data.dataset}"
     if teacher is None:
         return [f"train {config.model.name} for {steps}"]
-    terms = [f"{name} x {term.weight:g}" for name, term in config.distill.terms.items()]
+    terms = [f"{name} x {weight_text(term.weight)}" for name, term in config.distill.terms.items()]
     if config.distill.holistic is not None:
         terms.append(f"holistic x {config.distill.holistic.weight:g}")
     return [
         f"distil {config.model.name} from {teacher.name}{teacher_text(teacher.weights)} for {steps}",
         f"terms: the task's own, {', '.join(terms)}",
     ]
+
+
+def weight_text(weight: object) -> str:
+    return f"{weight:g}" if isinstance(weight, (int, float)) else str(weight)
 
 
 def teacher_text(weights: str | None) -> str:

@@ -19,7 +19,7 @@ from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import save_weights
 from densekd.ops.files import write_text
-from densekd.report.card import Origin, model_card
+from densekd.report.card import Origin, model_card, teachers_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -70,13 +70,14 @@ def origin_of(file: Path) -> Origin:
         return Origin()
     config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     result = read_result(folder)
-    weights = (config.get("teacher") or {}).get("weights")
+    teachers = teachers_of(config)
+    weights = teachers[0].get("weights") if len(teachers) == 1 else None
     teacher = None if weights is None else run_around(Path(weights))
     return Origin(
         config=config,
         result=result,
         teacher=None if teacher is None else read_result(teacher),
-        alone=student_alone(folder, result) if config.get("teacher") else None,
+        alone=student_alone(folder, result) if teachers else None,
     )
 
 
@@ -98,7 +99,10 @@ def student_alone(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[s
     """The result of a run beside this one that trained the same student without a teacher."""
     if result is None:
         return None
-    for other in sorted(folder.path.parent.iterdir()):
+    # Beside it, or under the same name beside its folder, as an ablation has its seeds.
+    around = folder.path.parent
+    cousins = [path / folder.path.name for path in around.parent.iterdir() if path.is_dir()]
+    for other in sorted([*around.iterdir(), *cousins]):
         found = read_result(RunFolder(other)) if other.is_dir() else None
         if found is None or found["config"].get("teacher"):
             continue
