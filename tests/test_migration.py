@@ -25,15 +25,15 @@ SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+): (.+?)`")
 # What the authors' utils/train_options.py and the two CIRKD scripts take.
 AUTHORS = """
 data_set classes_num T_ckpt_path S_resume S_ckpt_path D_resume D_ckpt_path batch-size start_epoch epoch_nums
-parallel data-dir data-list ignore-label input-size is-training momentum num-steps power random-mirror random-
-scale snapshot-dir weight-decay gpu recurrence last-step is-student-load-imgnet student-pretrain-model-imgnet
-pi pa ho adv-loss-type imsize-for-adv adv-conv-dim lambda-gp lambda-d lambda-pi lambda-pa pool-scale
-preprocess-GAN-mode lr-g lr-d best-mean-IU resume-from
+parallel data-dir data-list ignore-label input-size is-training momentum num-steps power random-mirror random-scale
+snapshot-dir weight-decay gpu recurrence last-step is-student-load-imgnet student-pretrain-model-imgnet pi pa ho
+adv-loss-type imsize-for-adv adv-conv-dim lambda-gp lambda-d lambda-pi lambda-pa pool-scale preprocess-GAN-mode lr-g
+lr-d best-mean-IU resume-from
 """
 CIRKD = """
-kd-temperature lambda-kd lambda-adv lambda-d lambda-skd lambda-cwd-fea lambda-cwd-logit lambda-ifv lambda-
-fitnet lambda-at lambda-psd lambda-csd pixel-memory-size region-memory-size region-contrast- size pixel-
-contrast-size contrast-temperature lambda-minibatch-pixel lambda-memory-pixel lambda- memory-region crop-size
+kd-temperature lambda-kd lambda-adv lambda-d lambda-skd lambda-cwd-fea lambda-cwd-logit lambda-ifv
+lambda-fitnet lambda-at lambda-psd lambda-csd pixel-memory-size region-memory-size region-contrast-size
+pixel-contrast-size contrast-temperature lambda-minibatch-pixel lambda-memory-pixel lambda-memory-region crop-size
 max-iterations
 """
 

@@ -9,8 +9,15 @@ SHOWN = 5  # how many of many things a message lists
 
 
 def nearest(given: object, possible: Iterable[str], count: int = 1) -> list[str]:
-    """The names that `given` may have been meant for, the best first; empty where none resembles it."""
-    return difflib.get_close_matches(str(given), list(possible), count, 0.4)
+    """The names that `given` may have been meant for, the best first; empty where none resembles it.
+
+    A name that differs by a letter or two comes before one that `given` is the beginning of, and that before the rest.
+    """
+    names, word = list(possible), str(given)
+    near = difflib.get_close_matches(word, names, len(names) or 1, 0.4)
+    begun = [name for name in sorted(names, key=len) if len(word) > 2 and name.startswith(word)]
+    typos = difflib.get_close_matches(word, names, count, 0.9)
+    return list(dict.fromkeys([*typos, *begun, *near]))[:count]
 
 
 def did_you_mean(given: object, possible: Iterable[str]) -> str:
