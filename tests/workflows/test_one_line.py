@@ -87,7 +87,7 @@ def test_a_shipped_data_set_brings_its_recipe(tmp_path):
     ]
     assert (config.model.name, config.teacher.name) == ("mobilenetv2plus", "espnet")
     assert config.data.root == str(root)
-    assert config.data.crop == [360, 480]
+    assert list(config.data.crop) == [360, 480]
     assert config.teacher.options == {}
     same = make_recipe(None, {}, student="espnet_c", teacher="espnet", data="camvid")
     assert make_config(same.tree, "test").model.options == {

@@ -21,8 +21,9 @@ def command(arguments: list[str]) -> int:
         """Names that a recipe can use. A dotted path of your own (package.module.Name) works in place of any.
 
         Args:
-            what: which names. Of networks also the task, millions of parameters (with default options), the feature
-                that pair-wise terms compare by default with its stride, and the weights that are to be had.
+            what: which names. Of networks also the task, millions of parameters with default options (empty where
+                an option such as backbone must be chosen first), the feature that pair-wise terms compare by default
+                with its stride, and the weights that are to be had besides those of your own runs.
             as_json: print JSON, with the dotted path of each.
         """
         if as_json:

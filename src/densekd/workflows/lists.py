@@ -89,11 +89,9 @@ def _facts_of(facts: dict[str, Any]) -> dict[str, Any]:
 
 def model_lines() -> list[str]:
     """The table of ``densekd list models``."""
-    rows = [("name", "task", "M", "stride", "tap", "weights to be had")]
+    rows = [("name", "task", "M", "stride", "tap", "weights")]
     for row in list_models():
         size = f"{row.parameters / 1e6:.2f}" if row.parameters is not None else ""
-        if row.required:
-            size = f"by {row.required[0]}"
         rows.append((row.name, row.task, size, str(row.stride or ""), row.tap or "", row.weights))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return [
