@@ -80,7 +80,7 @@ def test_the_card_tells_of_the_run(runs, tmp_path):
     assert head["license"] == "apache-2.0"
     assert head["pipeline_tag"] == "image-segmentation"
     assert "# espnet_c distilled from espnet" in text
-    assert "densekd.load('shared')" in text
+    assert 'densekd.load("shared")' in text
     for name in ("teacher", "alone", "student"):  # in the order of the table
         assert f"{100 * runs[name].scores['miou']:.2f}" in text
     table = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
@@ -99,6 +99,10 @@ def test_a_card_says_what_is_not_known(runs, tmp_path):
     assert "distilled" not in text
     assert "No licence is given" in text
     assert "license" not in yaml.safe_load(text.split("---")[1])
+    best = densekd.load(runs["alone"].folder, best=True)
+    text = (best.save_pretrained(tmp_path / "best") / "README.md").read_text()
+    assert f"{100 * runs['alone'].scores['miou']:.2f}" in text  # of one evaluation
+    assert "pixel accuracy" not in text  # result.json has the best score alone
     lone = densekd.load(tmp_path / "a")  # without its run
     text = (lone.save_pretrained(tmp_path / "b") / "README.md").read_text()
     assert "No score is known" in text
@@ -223,7 +227,7 @@ def test_up_to_the_hub_and_back(runs, hub, image, monkeypatch, tmp_path):
     address = model.push_to_hub("me/net", private=True, token="hf_made_up", license="mit")
     assert address.endswith("/me/net")
     assert Hub.created[0]["name"] == "net"
-    assert "densekd.load('me/net')" in Hub.files["README.md"].decode()
+    assert 'densekd.load("me/net")' in Hub.files["README.md"].decode()
     assert set(Hub.files) == {"README.md", "config.json", "model.safetensors"}
     again = densekd.load("me/net")
     assert np.array_equal(again.predict(image), model.predict(image))

@@ -70,13 +70,14 @@ def model_card(
             *(["knowledge-distillation"] if teacher else []),
         ],
     }
+    use = USES.get(about["task"], 'answer = model.predict("{}")')
     front = yaml.safe_dump({k: v for k, v in head.items() if v is not None}, sort_keys=False)
     parts = [
         f"---\n{front}---",
         f"# {title}",
         first_sentence(about, network, teacher, origin),
-        f"## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\nmodel = densekd.load({name!r})\n"
-        f"{USES.get(about['task'], 'answer = model.predict({!r})').format('image.jpg')}\n```",
+        f"## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\nmodel = densekd.load("{name}")\n"
+        f"{use.format('image.jpg')}\n```",
         scores_section(origin),
         making_section(about, origin),
         input_section(about),
@@ -87,9 +88,9 @@ def model_card(
 
 
 USES = {
-    "segmentation": "classes = model.predict({!r})  # (H, W): the class of each pixel; names: model.classes",
-    "detection": "found = model.predict({!r})  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)",
-    "depth": "metres = model.predict({!r})  # (H, W) float32",
+    "segmentation": 'classes = model.predict("{}")  # (H, W): the class of each pixel; names: model.classes',
+    "detection": 'found = model.predict("{}")  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)',
+    "depth": 'metres = model.predict("{}")  # (H, W) float32',
 }
 
 
@@ -109,10 +110,10 @@ def short_name(name: str) -> str:
 def first_sentence(
     about: Mapping[str, Any], network: str, teacher: str | None, origin: Origin
 ) -> str:
-    size = f" with {origin.result['parameters'] / 1e6:.3f} M parameters" if origin.result else ""
+    size = f" ({origin.result['parameters'] / 1e6:.3f} M parameters)" if origin.result else ""
     classes = f" of {len(about['classes'])} classes" if about["classes"] else ""
     how = f", trained with knowledge distillation from {teacher}" if teacher else ""
-    return f"A {network}{size} for {about['task']}{classes}{how}."
+    return f"The network `{network}`{size}, for {about['task']}{classes}{how}."
 
 
 def scores_section(origin: Origin) -> str:

@@ -70,6 +70,9 @@ def origin_of(file: Path) -> Origin:
         return Origin()
     config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     result = read_result(folder)
+    if result is not None and file.resolve() == folder.best.resolve():
+        best = {k.removeprefix("best_"): v for k, v in result.items() if k.startswith("best_")}
+        result = {**result, "scores": best}  # the other scores are those of the last weights
     teachers = teachers_of(config)
     weights = teachers[0].get("weights") if len(teachers) == 1 else None
     teacher = None if weights is None else run_around(Path(weights))
