@@ -76,7 +76,8 @@ def model_card(
         f"---\n{front}---",
         f"# {title}",
         first_sentence(about, network, teacher, origin),
-        f"## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\nmodel = densekd.load("{name}")\n"
+        "## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\n"
+        f'model = densekd.load("{name}")\n'
         f"{use.format('image.jpg')}\n```",
         scores_section(origin),
         making_section(about, origin),
