@@ -36,7 +36,7 @@ class DistillationTrainer(Trainer):
         )
         size = output.logits.shape[-2:]
         pixel = pixel_wise(output.logits, resize_map(teacher.prediction, size))
-        feature = output.hidden_states[-1]
+        feature = output.hidden_states[1]  # stride 8, as the teacher's
         pair = pair_wise(feature, resize_map(teacher.features["b3"], feature.shape[-2:]))
         loss = output.loss + 10 * pixel + 10 * pair
         return (loss, output) if return_outputs else loss
