@@ -1,8 +1,8 @@
 """densekd: knowledge distillation for dense prediction.
 
-    run = densekd.distill("camvid/espnet_c_from_espnet", {"data.root": "camvid", "teacher.weights": "espnet.pth"})
-    student = run.load()                       # or densekd.load("runs/NAME"), or a weights file
-    classes = student.predict("street.png")    # (H, W): the class of each pixel
+    run = densekd.distill(student="mobilenetv2plus", teacher="runs/teacher", data="camvid", root="CAMVID")
+    classes = run.student.predict("street.png")    # (H, W): the class of each pixel
+    student = densekd.load(run.folder)             # later; also a weights file, a saved folder, an id on the hub
     scores = densekd.evaluate(student, "camvid/espnet", {"data.root": "camvid"})
 
 For a training loop of your own: `Distiller`, `Term` and `Taps`, and the losses as functions of tensors
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 # Public name -> where it is. tests/public_api.json holds the names and signatures.
 _PUBLIC = {
     "Distiller": "densekd.distill.distiller",
+    "LoadedModel": "densekd.workflows.load",
     "Taps": "densekd.models.taps",
     "Term": "densekd.distill.term",
     "distill": "densekd.workflows.functions",
@@ -31,6 +32,7 @@ _PUBLIC = {
 }
 __all__ = [
     "Distiller",
+    "LoadedModel",
     "Taps",
     "Term",
     "__version__",
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from densekd.models.taps import Taps
     from densekd.workflows.functions import distill, evaluate, train
     from densekd.workflows.lists import list_losses, list_models
-    from densekd.workflows.load import load
+    from densekd.workflows.load import LoadedModel, load
 
 
 def find_public(name: str) -> Any:

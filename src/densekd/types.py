@@ -215,6 +215,23 @@ class Batch:
     names: list[str]
     keys: list[SampleKey | None] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, images: Tensor, targets: Any) -> Batch:
+        """A batch of a loader of your own: every image has its label and no padding.
+
+        Args:
+            images: (N, C, H, W), RGB, float in [0, 1] (or uint8, which `to` makes so).
+            targets: of all N images, on the same device.
+        """
+        n, _, height, width = images.shape
+        return cls(
+            images=images,
+            targets=targets,
+            labelled=torch.ones(n, dtype=torch.bool, device=images.device),
+            inside=torch.ones(n, height, width, dtype=torch.bool, device=images.device),
+            names=[""] * n,
+        )
+
     def __len__(self) -> int:
         return int(self.images.shape[0])
 

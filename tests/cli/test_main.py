@@ -33,6 +33,7 @@ HELPS = {
     "data synthesize": ["--train", "--val", "--seed", "--height", "--width"],
     "list": ["models", "losses", "datasets", "configs"],
     "config": ["show", "validate", "RECIPE"],
+    "completion": ["bash", "zsh", "fish", "eval"],
 }  # fmt: skip
 
 

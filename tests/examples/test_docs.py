@@ -24,7 +24,7 @@ def test_the_reference_of_settings_is_up_to_date():
     assert page == script["render"](), "run python docs/make_config_reference.py"
 
 
-@pytest.mark.parametrize("page", ["own_loop.md", "extending.md"])
+@pytest.mark.parametrize("page", ["own_loop.md", "loops.md", "extending.md"])
 def test_shown_files_are_the_files(page):
     script = runpy.run_path(str(ROOT / "docs" / "copy_examples.py"))
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")

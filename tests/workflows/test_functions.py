@@ -325,3 +325,10 @@ def test_details_of_the_networks():
     assert (rows["fcos_resnet50"].task, rows["fcos_resnet50"].stride) == ("detection", 8)
     assert rows["vnl"].required == ("backbone",)
     assert rows["vnl"].parameters is None
+
+
+def test_the_table_of_networks_says_what_is_built():
+    """`python docs/make_model_table.py` makes it anew."""
+    built = {row.name: row for row in densekd.list_models(details=True)}
+    assert {row.name: row for row in densekd.list_models()} == built
+    assert all(row.weights for row in built.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -20,10 +22,20 @@ from densekd.types import InputSpec
 
 
 def build_distiller(
-    config: schema.Config, task: Task, *, distil: bool, device: torch.device
+    config: schema.Config,
+    task: Task,
+    *,
+    distil: bool,
+    device: torch.device,
+    networks: Mapping[str, nn.Module] | None = None,
 ) -> tuple[Distiller, InputSpec]:
-    """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out."""
-    network, spec = build_network(config.model, task, "model")
+    """Networks, taps, terms and discriminator; `distil=False` leaves everything but the student out.
+
+    Args:
+        networks: ``"model"`` and ``"teacher"``, where they are objects that the recipe cannot build.
+    """
+    given = networks or {}
+    network, spec = build_network(config.model, task, "model", given=given.get("model"))
     if not distil:
         return Distiller(_placed(config, Student(Taps(network, {}, spec)), device), task), spec
     sections = config.every_teacher
@@ -33,7 +45,7 @@ def build_distiller(
         raise UserError(
             f"distill: no term given; add one of {', '.join([*LOSSES, 'holistic'])} with a weight"
         )
-    networks: dict[str, nn.Module] = {}
+    others: dict[str, nn.Module] = {}
     looks: dict[str, tuple[InputSpec, LabelSpace | None]] = {}
     for where, section in sections.items():
         if section.in_channels != config.model.in_channels:
@@ -42,9 +54,11 @@ def build_distiller(
                 f"{config.model.in_channels}; both see the same images"
             )
         space = build_label_space(section, task, where)
-        networks[where], other_spec = build_teacher(section, task, device, space, where)
+        others[where], other_spec = build_teacher(
+            section, task, device, space, where, given=given.get(where)
+        )
         looks[where] = other_spec, space
-    terms, student_taps, teacher_taps = build_terms(config.distill, task, network, networks)
+    terms, student_taps, teacher_taps = build_terms(config.distill, task, network, others)
     adversary = None
     if config.distill.holistic is not None:
         adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
@@ -52,7 +66,7 @@ def build_distiller(
     student = Taps(network, student_taps, spec).to(device)
     tapped = {
         where: Taps(other, teacher_taps[where], looks[where][0], label_space=looks[where][1])
-        for where, other in networks.items()
+        for where, other in others.items()
     }
     add_adapters(terms, task, student, tapped, config.model.in_channels)
     frozen = {

@@ -17,9 +17,17 @@ from densekd.models.weights import load_weights
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
+# Stands before the class of a network that was given as an object and has no name in a recipe.
+GIVEN = "object:"
+
 
 def build_network(
-    model: schema.Model, task: Task, where: str, *, num_classes: int | None = None
+    model: schema.Model,
+    task: Task,
+    where: str,
+    *,
+    num_classes: int | None = None,
+    given: nn.Module | None = None,
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network with its weights, and what it wants to see.
 
@@ -28,7 +36,16 @@ def build_network(
 
     Args:
         num_classes: what the network predicts, where that is not what the task does.
+        given: the network itself, which no name stands for; it is taken as it is.
     """
+    if given is not None:
+        own = getattr(given, "input_spec", None)
+        return given, build_input_spec(model, own, where)
+    if model.name.startswith(GIVEN):
+        raise UserError(
+            f"{where}.name: {model.name!r} was given as a Python object, which no recipe can build; call densekd.train "
+            "or densekd.distill with such an object again"
+        )
     own_classes = {} if num_classes is None else {"num_classes": num_classes}
     builder = resolve(model.name, MODELS, f"{where}.name", NETWORK)
     if model.name in TEACHERS_ONLY and not where.startswith("teacher"):

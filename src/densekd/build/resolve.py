@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from densekd.config.explain import explain, stray_booleans
 from densekd.errors import UserError
-from densekd.ops.names import did_you_mean
+from densekd.ops.names import did_you_mean, nearest_few
 
 # What a class that a recipe names must define, by setting: a network, a loss, a data set, a task.
 NETWORK, LOSS, DATASET, TASK = (
@@ -57,7 +57,7 @@ def resolve(
     if name in table:
         return import_dotted(table[name], where)
     if "." not in name:
-        raise UserError(f"{where}: {name!r} is unknown; {did_you_mean(name, table)}")
+        raise UserError(f"{where}: {name!r} is unknown; {nearest_few(name, table)}")
     if name.partition(".")[0] in (*sys.stdlib_module_names, *sys.builtin_module_names):
         raise UserError(
             f"{where}: {name!r} is of Python's own library, which holds nothing that a recipe can be made of"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,7 +166,14 @@ def open_sets(config: Config) -> Sets:
     return Sets(train, val, remarks, unlabelled=unlabelled)
 
 
-def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | None = None) -> Run:
+def assemble(
+    config: Config,
+    process: Process,
+    *,
+    distil: bool,
+    sets: Sets | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> Run:
     """Build all of a run: data, task, networks, terms, teacher and step, each tried on a few images.
 
     What a user can get wrong fails here, before anything is written. Nothing draws random numbers between the seed and
@@ -174,6 +182,7 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
     Args:
         distil: with the teacher and its terms; else the student alone.
         sets: the data; None opens that of `config`.
+        networks: ``"model"`` and ``"teacher"``, where they are objects that the recipe cannot build.
     """
     if sets is None:
         sets = open_sets(config)
@@ -183,7 +192,9 @@ def assemble(config: Config, process: Process, *, distil: bool, sets: Sets | Non
         remarks += compare_readers(config.data, sets.train, sets.val)
         best_metric(config, task)
     torch.manual_seed(config.seed)  # for the first weights; every step seeds itself
-    distiller, spec = build_distiller(config, task, distil=distil, device=process.device)
+    distiller, spec = build_distiller(
+        config, task, distil=distil, device=process.device, networks=networks
+    )
     size = input_size(config, sets.train)
     augment = build_augment(config.data, sets.train, spec)
     # Every rank tries the same few images, so that all of them stop or none does.

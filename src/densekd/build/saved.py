@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from densekd.build import provenance
-from densekd.build.networks import build_network
+from densekd.build.networks import GIVEN, build_network
 from densekd.build.resolve import TASK, call, resolve
 from densekd.config import schema
 from densekd.config.names import MODELS, TASKS
 from densekd.data.base import IGNORE_INDEX, distinct_colours
 from densekd.errors import WeightsError
-from densekd.models.weights import read_weights
+from densekd.models.weights import load_weights, read_weights
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -49,21 +49,26 @@ class Saved:
     about: dict[str, Any]
 
 
-def build_saved(path: Path, *, trusted: bool = False) -> Saved:
+def build_saved(path: Path, *, trusted: bool = False, network: nn.Module | None = None) -> Saved:
     """Build the network and the task that a weights file of a run describes.
 
     Args:
         trusted: import networks and tasks that the file names by a dotted path. Importing and calling what a file names
             can run any code, so only for files whose origin is known.
+        network: is filled, in place of the one that the file names.
 
     Raises:
         WeightsError: the file is missing, damaged, or was not written by a run.
     """
     about = read_description(path)
-    model = saved_model(path, about, trusted=trusted)
+    model = saved_model(path, about, trusted=trusted, given=network is not None)
     try:
         task = _task(about)
-        network, spec = build_network(model, task, "model")
+        if network is None:
+            network, spec = build_network(model, task, "model")
+        else:
+            load_weights(network, path)
+            spec = InputSpec(**about["input"])
     except WeightsError:
         raise
     except (
@@ -105,11 +110,23 @@ def _entry(about: Any, key: str) -> Any:
     return about
 
 
-def saved_model(path: Path, about: Mapping[str, Any], *, trusted: bool) -> schema.Model:
-    """The model section that the file describes, with the file as its weights."""
+def saved_model(
+    path: Path, about: Mapping[str, Any], *, trusted: bool, given: bool = False
+) -> schema.Model:
+    """The model section that the file describes, with the file as its weights.
+
+    Args:
+        given: the network is at hand, so the file's name for it is not imported.
+    """
     model = about["model"]
     task = _entry(about, "task_section.name") or about["task"]
-    for name, table in ((model["name"], MODELS), (task, TASKS)):
+    if model["name"].startswith(GIVEN) and not given:
+        raise WeightsError(
+            f"{path}: is of a {model['name'].removeprefix(GIVEN)} that was given as a Python object; build such a "
+            "network and give it: densekd.load(path, network=NETWORK)"
+        )
+    named = [(task, TASKS)] if given else [(model["name"], MODELS), (task, TASKS)]
+    for name, table in named:
         if name not in table and not trusted:
             raise WeightsError(
                 f"{path}: is of {name!r}, which is no part of densekd; to build it means to import and run that code. "

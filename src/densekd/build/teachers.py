@@ -52,9 +52,11 @@ def build_teacher(
     device: torch.device,
     space: LabelSpace | None = None,
     where: str = "teacher",
+    *,
+    given: nn.Module | None = None,
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
-    if config.weights is None and not config.allow_untrained:
+    if given is None and config.weights is None and not config.allow_untrained:
         keys = ("weights", "pretrained")
         trained_by_builder = any(config.options.get(key) for key in keys) or (
             config.name in SELF_TRAINED and config.options.get("weights", True)
@@ -65,7 +67,7 @@ def build_teacher(
                 f"(train one with `densekd train`), or set {where}.allow_untrained for a test"
             )
     num_classes = None if space is None else space.inputs
-    network, spec = build_network(config, task, where, num_classes=num_classes)
+    network, spec = build_network(config, task, where, num_classes=num_classes, given=given)
     return network.to(device), spec
 
 

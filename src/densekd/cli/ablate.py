@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
@@ -21,6 +24,7 @@ def command(arguments: list[str]) -> int:
         out: Path = Path("runs"),
         device: str = "auto",
         note: str | None = None,
+        quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Train the student alone, then +Pi, +Pi+Pa, +Pi+Pa+Ho on one budget; write a table and a page.
 
@@ -36,6 +40,7 @@ def command(arguments: list[str]) -> int:
             out: where run folders are made.
             device: auto, cpu, cuda, cuda:N or mps.
             note: stands for the setting note; it stands beside every score.
+            quiet: print only the table.
         """
         settings = read_recipe(config, overrides, note=note)
         if seeds < 1 or (jobs is not None and jobs < 1):
@@ -45,7 +50,7 @@ def command(arguments: list[str]) -> int:
         from densekd.workflows.report import try_report
 
         status, table = run_ablation(
-            settings, folder=folder, seeds=seeds, over=over, jobs=jobs, device=device
+            settings, folder=folder, seeds=seeds, over=over, jobs=jobs, device=device, quiet=quiet
         )
         print(f"\n{table}\ntable     {folder / 'table.md'}")
         if status:

@@ -49,6 +49,8 @@ def parse(
         description: replaces the function's own docstring in --help.
     """
     _point_to_settings(function, name, arguments)
+    if os.environ.get("NO_COLOR"):  # https://no-color.org; rich obeys it by itself
+        tyro._experimental_options["ansi_codes"] = False
     return tyro.cli(function, prog=f"densekd {name}", args=arguments, description=description)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
@@ -22,6 +24,7 @@ def command(arguments: list[str]) -> int:
         results: Path | None = None,
         device: str = "auto",
         note: str | None = None,
+        quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Score a weights file on a split.
 
@@ -43,6 +46,7 @@ def command(arguments: list[str]) -> int:
             results: detection: file for all detections in COCO's result form; must not exist.
             device: auto, cpu, cuda, cuda:N or mps.
             note: stands for the setting note; it stands beside every score.
+            quiet: print the scores without a progress bar.
         """
         settings = read_recipe(config, overrides, note=note)
         from densekd.workflows.evaluate import (
@@ -75,7 +79,7 @@ def command(arguments: list[str]) -> int:
                 print(f"written to {output}")
 
         split = split or settings.data.val_split
-        more = {"device": device, "report": report, "results": results}
+        more = {"device": device, "quiet": quiet, "report": report, "results": results}
         if asked:
             evaluate_teacher(settings, split, name=teacher_name, **more)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 from densekd.errors import NonFiniteError, UserError
 from densekd.ops.files import disk_error
@@ -31,6 +32,7 @@ COMMANDS = {
     "data": ("data", "check a data set; write the built-in scenes to disk"),
     "list": ("list", "models, losses, datasets, tasks or configs that have a name"),
     "config": ("config", "show or validate a recipe"),
+    "completion": ("completion", "print the completion script of bash, zsh or fish"),
 }
 
 
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         return fail(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}", 2)
     module = importlib.import_module(f"densekd.cli.{COMMANDS[name][0]}")
+    leave_out_warnings()
     try:
         return module.command(rest)
     except NonFiniteError as error:
@@ -86,6 +89,20 @@ def main(argv: list[str] | None = None) -> int:
             1,
             every_rank=True,  # one process of several may be the only one that meets it
         )
+
+
+# Libraries whose notes on their own future a user of densekd cannot act on.
+LIBRARIES = (
+    r"(torch|torchvision|timm|transformers|segmentation_models_pytorch|huggingface_hub)(\.|$)"
+)
+
+
+def leave_out_warnings() -> None:
+    """Leave out what libraries tell their developers; `python -W default` or PYTHONWARNINGS shows everything."""
+    if sys.warnoptions:
+        return
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
 
 
 def fail(message: str, status: int, *, every_rank: bool = False) -> int:

@@ -39,6 +39,7 @@ def command(arguments: list[str], verb: str = "train") -> int:
         seed: int | None = None,
         note: str | None = None,
         deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Replaced by the description given to `parse`.
 
@@ -51,6 +52,7 @@ def command(arguments: list[str], verb: str = "train") -> int:
             seed: stands for the setting seed.
             note: stands for the setting note; it stands beside every score.
             deterministic: stands for the setting train.deterministic.
+            quiet: print only what came out.
         """
         settings = read_recipe(
             config,
@@ -69,6 +71,7 @@ def command(arguments: list[str], verb: str = "train") -> int:
             command=command_line(),
             resume=resume,
             device=device,
+            quiet=quiet,
         )
 
     return parse(train, verb, own, SUMMARY[verb] + SETTINGS)

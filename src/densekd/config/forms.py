@@ -7,6 +7,7 @@ Users write terms, a term's arguments and a task's settings without a section of
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -46,6 +47,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
+
+
+def paths_as_text(value: Any) -> Any:
+    """With text for every `pathlib.Path`, since a recipe holds plain values only."""
+    if isinstance(value, dict):
+        return {k: paths_as_text(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(paths_as_text(v) for v in value)
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _split_options(section: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from densekd.config.explain import explain, stray_booleans
-from densekd.config.forms import to_schema, to_tree
+from densekd.config.forms import paths_as_text, to_schema, to_tree
 from densekd.config.ranges import annotation_at, keys_of
 from densekd.config.relations import broken_relations
 from densekd.config.schema import Config
@@ -74,13 +74,19 @@ def load_config(name: str | Path, overrides: dict[str, Any] | None = None) -> Co
     Names (of networks, data sets, losses, tasks) and their options are checked where they are built (`densekd.build`).
     """
     path = find_config(name)
-    tree = parse_yaml(_text(path), str(path)) or {}
+    tree = read_tree(path)
     where = str(path)
     if overrides:
-        _check_mapping(tree, where)
         apply_overrides(tree, overrides)
         where += " with " + " ".join(f"--{key}" for key in overrides)
     return make_config(tree, where)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A recipe's file as nested plain values, in the user's form and unchecked."""
+    tree = parse_yaml(_text(path), str(path)) or {}
+    _check_mapping(tree, str(path))
+    return tree
 
 
 def _text(path: Path) -> str:
@@ -96,7 +102,7 @@ def make_config(tree: dict[str, Any], where: str) -> Config:
     """A nested dict in user form -> `Config`; UserError names `where`, the key, the reason and a near match."""
     _check_mapping(tree, where)
     try:
-        tree = to_schema(tree, where)
+        tree = to_schema(paths_as_text(tree), where)
         config = _ADAPTER.validate_python(tree)
     except ValidationError as error:
         lines = explain(error, Config)

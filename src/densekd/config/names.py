@@ -36,6 +36,27 @@ MODEL_TASKS = {
     "depth_timm": "depth",
     "vnl": "depth",
 }
+# The weights that are to be had for the networks of `MODELS`, besides those that a run of one's own writes: the paper's
+# authors' files, ImageNet's for the backbone, another library's. docs/models.md says where from.
+MODEL_WEIGHTS = {
+    "espnet": "authors' CamVid",
+    "espnet_c": "authors' CamVid",
+    "mobilenetv2plus": "ImageNet",
+    "pspnet_resnet18": "authors', ImageNet",
+    "pspnet_resnet101": "authors', ImageNet",
+    "psp_timm": "ImageNet",
+    "fpn_timm": "ImageNet",
+    "fcos_mobilenetv2_c128": "ImageNet",
+    "fcos_resnet50": "COCO, ImageNet",
+    "fcos_timm": "ImageNet",
+    "retinanet_timm": "ImageNet",
+    "depth_timm": "ImageNet",
+    "vnl": "ImageNet",
+    "smp": "its library's",
+    "torchvision": "its library's",
+    "hf": "its folder's",
+    "exported": "its own",
+}
 DATASETS = {
     "ade20k": "densekd.data.ADE20K",
     "camvid": "densekd.data.CamVid",

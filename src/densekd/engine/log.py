@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from densekd.errors import UserError
 from densekd.ops.files import write_text, writing
@@ -68,6 +70,16 @@ def memory_gb(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB elsewhere
 
 
+FIRST, TIMED = 2, 5  # steps: those that warm up, those that tell how long a run will take
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Log:
     """Writes rows, shows progress. Only rank 0 has one that does anything.
 
@@ -77,6 +89,7 @@ class Log:
         total: steps of the run.
         start: steps done already, where the run goes on.
         tensorboard: folder for event files, or None.
+        quiet: print nothing but what `conclude` is given; the files are written all the same.
     """
 
     def __init__(
@@ -89,17 +102,22 @@ class Log:
         title: str = "train",
         device: torch.device | None = None,
         tensorboard: Path | None = None,
+        quiet: bool = False,
     ) -> None:
         self.active = active
         self.total = total
         self.title = title
         self.device = device or torch.device("cpu")
+        self.quiet = quiet
         self.console = Console(soft_wrap=True)
         self.progress: Progress | None = None
         self.writer: Any = None
         self._mark = (time.perf_counter(), start)  # the last row of steps
         self._last = self._mark[0]  # end of the last step or row
         self._images = 0
+        self.start = start
+        self._counted = 0  # steps since the start of this process
+        self._first = self._last
         if not active:
             return
         self.path = path
@@ -114,7 +132,7 @@ class Log:
                 ) from error
             # Steps after the checkpoint are done again: TensorBoard forgets their first values.
             self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1)
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -124,13 +142,23 @@ class Log:
                 TextColumn("{task.fields[status]}"),
                 console=self.console,
             )
-            self.progress.start()
+            self.terms = Text("", style="dim")  # in a line of its own: there may be many
+            self.live = Live(Group(self.progress, self.terms), console=self.console)
+            self.live.start()
             self.bar = self.progress.add_task(title, total=total, completed=start, status="")
 
     def count(self, images: int) -> None:
         """One step of `images` is done."""
         self._images += images
         self._last = time.perf_counter()
+        self._counted += 1
+        if self._counted == FIRST:
+            self._first = self._last
+        if self._counted == FIRST + TIMED and self.total - self.start > 4 * TIMED:
+            seconds = (self._last - self._first) / TIMED * (self.total - self.start)
+            self.say(
+                f"about {duration(seconds)} for {self.total - self.start} steps, without evaluations"
+            )
         if self.progress is not None:
             self.progress.advance(self.bar)
 
@@ -151,15 +179,16 @@ class Log:
         self._write(row)
         self._mark, self._last, self._images = (now, step), now, 0
         status = f"loss {values.get('loss', float('nan')):.3f}  {speed:.1f} images/s  {row['memory_gb']:.2f} GB"
-        if self.progress is not None:
-            self.progress.update(self.bar, status=status)
-            return
-        left = (self.total - step) * seconds / max(1, steps)
         parts = "  ".join(
             f"{k.split('/')[-1]} {v:.3f}"
             for k, v in values.items()
             if "/" in k and not k.startswith("weight/")
         )
+        if self.progress is not None:
+            self.progress.update(self.bar, status=status)
+            self.terms.plain = parts
+            return
+        left = (self.total - step) * seconds / max(1, steps)
         self.say(
             f"{self.title} {step}/{self.total}  {status}  eta {int(left) // 60}:{int(left) % 60:02d}  {parts}"
         )
@@ -176,6 +205,12 @@ class Log:
         self.say(f"{self.title} {step}/{self.total}  val: {line}")
 
     def say(self, text: str) -> None:
+        """A line on the way."""
+        if not self.quiet:
+            self.conclude(text)
+
+    def conclude(self, text: str) -> None:
+        """What came out, which a quiet run says too."""
         if self.active:
             self.console.print(text, highlight=False, markup=False)
 
@@ -192,7 +227,7 @@ class Log:
         if not self.active:
             return
         if self.progress is not None:
-            self.progress.stop()
+            self.live.stop()
             self.progress = None
         if self.writer is not None:
             self.writer.close()

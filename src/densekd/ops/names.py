@@ -9,8 +9,15 @@ SHOWN = 5  # how many of many things a message lists
 
 
 def nearest(given: object, possible: Iterable[str], count: int = 1) -> list[str]:
-    """The names that `given` may have been meant for, the best first; empty where none resembles it."""
-    return difflib.get_close_matches(str(given), list(possible), count, 0.4)
+    """The names that `given` may have been meant for, the best first; empty where none resembles it.
+
+    A name that differs by a letter or two comes before one that `given` is the beginning of, and that before the rest.
+    """
+    names, word = list(possible), str(given)
+    near = difflib.get_close_matches(word, names, len(names) or 1, 0.4)
+    begun = [name for name in sorted(names, key=len) if len(word) > 2 and name.startswith(word)]
+    typos = difflib.get_close_matches(word, names, count, 0.9)
+    return list(dict.fromkeys([*typos, *begun, *near]))[:count]
 
 
 def did_you_mean(given: object, possible: Iterable[str]) -> str:
@@ -18,6 +25,15 @@ def did_you_mean(given: object, possible: Iterable[str]) -> str:
     names = sorted(possible)
     near = nearest(given, names)
     return f"did you mean {near[0]!r}?" if near else f"possible: {', '.join(names) or 'none'}"
+
+
+def nearest_few(given: object, possible: Iterable[str], count: int = 3) -> str:
+    """``did you mean 'a', 'b' or 'c'?``, or all that is possible where no name resembles `given`."""
+    names = sorted(possible)
+    near = [repr(name) for name in nearest(given, names, count)]
+    if not near:
+        return f"possible: {', '.join(names) or 'none'}"
+    return f"did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
 
 
 def first_few(things: Sequence[object], shown: int = SHOWN) -> str:

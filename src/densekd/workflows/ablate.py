@@ -36,10 +36,14 @@ def ablate(
     over: str | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    quiet: bool = False,
 ) -> tuple[int, str]:
     """Run every variant and seed that has no result yet; returns (exit status, Markdown table).
 
     The same command goes on where it was stopped. A folder that holds another ablation is refused.
+
+    Args:
+        quiet: show no bars.
     """
     if not config.every_teacher and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
@@ -54,7 +58,7 @@ def ablate(
             )
     _check_folder(folder, config)
     # Scored before the folder is made: wrong weights or data end here and leave nothing behind.
-    teachers = _teacher_rows(config, folder, device) if distil else None
+    teachers = _teacher_rows(config, folder, device, quiet) if distil else None
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", dump_config(config))
     if teachers is not None and not (folder / "teacher.json").exists():
@@ -69,7 +73,7 @@ def ablate(
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
             children.append(_child(variant, seed, folder, device))
-    status = run_children(children, jobs=jobs or default_jobs(device))
+    status = run_children(children, jobs=jobs or default_jobs(device), quiet=quiet)
     table = write_table(config, folder, variants, seeds, teachers)
     return status, table
 
@@ -136,7 +140,7 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     return child
 
 
-def _teacher_rows(config: Config, folder: Path, device: str) -> dict[str, Any]:
+def _teacher_rows(config: Config, folder: Path, device: str, quiet: bool) -> dict[str, Any]:
     """The teachers' own scores and sizes, measured once: what one has, or, of several, a row each under ``rows``."""
     path = folder / "teacher.json"
     digest = provenance.identity(config)
@@ -149,15 +153,16 @@ def _teacher_rows(config: Config, folder: Path, device: str) -> dict[str, Any]:
             )
         return found
     if config.teachers is None:
-        return {"digest": digest, **_teacher_row(config, None, device)}
-    rows = {name: _teacher_row(config, name, device) for name in config.teachers}
+        return {"digest": digest, **_teacher_row(config, None, device, quiet)}
+    rows = {name: _teacher_row(config, name, device, quiet) for name in config.teachers}
     return {"digest": digest, "rows": rows}
 
 
-def _teacher_row(config: Config, name: str | None, device: str) -> dict[str, Any]:
+def _teacher_row(config: Config, name: str | None, device: str, quiet: bool) -> dict[str, Any]:
     where = "teacher" if name is None else f"teachers.{name}"
     section = config.every_teacher[where]
-    scores = evaluate_teacher(config, config.data.val_split, name=name, device=device)
+    split = config.data.val_split
+    scores = evaluate_teacher(config, split, name=name, device=device, quiet=quiet)
     task, size = task_and_size(config)
     space = build_label_space(section, task, where)
     network, _ = build_teacher(section, task, torch.device("cpu"), space, where)

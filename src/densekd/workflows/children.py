@@ -82,7 +82,7 @@ def _show(child: Child, progress: Progress) -> None:
     progress.update(child.bar, completed=rows[-1].get("step", 0), status=f"{speed:.1f} images/s")
 
 
-def run_children(children: list[Child], *, jobs: int) -> int:
+def run_children(children: list[Child], *, jobs: int, quiet: bool = False) -> int:
     """Run them, `jobs` at a time; finished ones are left alone. Returns 0, or 128 + the signal that stopped it.
 
     Raises:
@@ -90,7 +90,7 @@ def run_children(children: list[Child], *, jobs: int) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this command starts its own processes; run it without torchrun")
-    console = Console()
+    console = Console(quiet=quiet)
     waiting = [c for c in children if not c.finished]
     jobs = max(1, min(jobs, len(waiting)))
     cores = max(1, available_cores() // jobs)

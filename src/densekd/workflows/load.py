@@ -20,6 +20,7 @@ from densekd.models.taps import Taps, evaluating
 from densekd.ops.tiling import Views
 from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput, InputSpec
+from densekd.workflows.share import check_config, download, looks_like_hub_id, push, save_folder
 
 
 class LoadedModel(nn.Module):
@@ -88,6 +89,57 @@ class LoadedModel(nn.Module):
             answer = self.task.predict(self.tapped, batch, Views())
         return _as_arrays(answer[0])
 
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> LoadedModel:
+        """`densekd.load`, by the name that Hugging Face's libraries have for it."""
+        return load(path, **options)
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
+        """Write a folder that `densekd.load` reads: config.json, model.safetensors and a model card, README.md.
+
+        The card is made of the run that the network came from; it says so where there is none.
+
+        Args:
+            folder: is made; none of the three files may be there.
+            license: of these weights, by its name on the hub (``"apache-2.0"``), for the card.
+        """
+        return save_folder(self.model, self.about, self.path, folder, license=license)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+        message: str = "Upload a network trained with densekd",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; ``densekd.load(repo_id)`` gives it back.
+
+        Args:
+            repo_id: ``"owner/name"``; the repository is made where there is none, and its files are replaced.
+            private: make the repository a private one.
+            token: of the hub; None takes the one of ``hf auth login`` or of HF_TOKEN.
+            license: as in `save_pretrained`.
+            message: of the commit.
+
+        Returns:
+            the repository's address.
+
+        Raises:
+            UserError: huggingface_hub is not installed (the extra ``hub``), or the hub refuses or cannot be reached.
+        """
+        return push(
+            self.model,
+            self.about,
+            self.path,
+            repo_id,
+            private=private,
+            token=token,
+            license=license,
+            message=message,
+        )
+
     def _pixels(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         """(H, W, C) uint8."""
         channels = self.input_spec.channels
@@ -130,27 +182,38 @@ def _as_arrays(answer: Any) -> Any:
 
 
 def load(
-    path: str | Path, *, best: bool = False, device: str = "cpu", trusted: bool = False
+    path: str | Path,
+    *,
+    best: bool = False,
+    device: str = "cpu",
+    trusted: bool = False,
+    network: nn.Module | None = None,
 ) -> LoadedModel:
     """A trained network with its task, classes and input, in eval mode.
 
     Args:
-        path: a run folder, a weights file that a run wrote, or a folder that holds one such file.
+        path: a run folder, a weights file that a run wrote, a folder that holds one such file (`save_pretrained`), or
+            the id of a repository on the Hugging Face hub (``"owner/name"``, ``"owner/name@revision"``).
         best: of a run folder, the weights that scored best, not the last ones.
         device: where to put it: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
         trusted: allow a file to name a network outside of densekd, whose code is then imported and run.
+        network: the network itself, to be filled with the file's weights; for files of a network that was given as an
+            object, which no name stands for.
 
     Raises:
         WeightsError: there is no such file, it is damaged, or it was not written by a run.
     """
     file = weights_file(Path(path), best=best)
-    saved = build_saved(file, trusted=trusted)
+    check_config(file)
+    saved = build_saved(file, trusted=trusted, network=network)
     loaded = LoadedModel(saved.network, saved.task, saved.spec, saved.about, file)
     return loaded.to(device).eval()
 
 
 def weights_file(path: Path, *, best: bool = False) -> Path:
-    """The weights file that `path` is or holds."""
+    """The weights file that `path` is or holds; of an id on the hub, the one that is downloaded."""
+    if not path.exists() and looks_like_hub_id(path):
+        path = download(path.as_posix())
     if not path.is_dir():
         return path
     folder = RunFolder(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from densekd.build.networks import build_network
-from densekd.build.provenance import about_weights, file_digest
+from densekd.build.provenance import file_digest, weights_metadata
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.launch import pick_device
@@ -52,11 +53,7 @@ def open_model(
         )
     task = build_task(recipe, stand_in_reader(recipe))
     network, spec = build_network(replace(recipe.model, weights=str(file)), task, "model")
-    about = {
-        **about_weights(str(file)),
-        "model": {"name": recipe.model.name, "options": recipe.model.options},
-        "note": recipe.note,
-    }
+    about = json.loads(weights_metadata(recipe, task, spec)["densekd"])
     loaded = LoadedModel(network, task, spec, about, file)
     return loaded.to(place).eval()
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from densekd.config.code import code_named
-from densekd.config.load import load_config, make_config, setting_names, to_tree
+from densekd.config.load import (
+    find_config,
+    load_config,
+    make_config,
+    read_tree,
+    setting_names,
+    to_tree,
+)
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides
 from densekd.errors import UserError
@@ -30,12 +37,7 @@ def read_recipe(recipe: Recipe, settings: Mapping[str, Any] | None = None) -> Co
     _check_names(changes)
     if isinstance(recipe, (str, Path)):
         return load_config(recipe, changes)
-    if not isinstance(recipe, (Mapping, Config)):
-        raise UserError(
-            f"the recipe is a {type(recipe).__name__}; expected the name of a shipped recipe, a YAML file, a dict or a "
-            "Config"
-        )
-    tree = to_tree(recipe) if isinstance(recipe, Config) else deepcopy(dict(recipe))
+    tree = tree_of(recipe)
     apply_overrides(tree, changes)
     return make_config(tree, "the recipe")
 
@@ -48,6 +50,20 @@ def say_code(config: Config, name: str) -> None:
             f"densekd: {name} names code, which is imported and run: {', '.join(code)}",
             file=sys.stderr,
         )
+
+
+def tree_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested plain values, in the user's form and unchecked."""
+    if isinstance(recipe, (str, Path)):
+        return read_tree(find_config(recipe))
+    if isinstance(recipe, Config):
+        return to_tree(recipe)
+    if isinstance(recipe, Mapping):
+        return deepcopy(dict(recipe))
+    raise UserError(
+        f"the recipe is a {type(recipe).__name__}; expected the name of a shipped recipe, a YAML file, a dict or a "
+        "Config"
+    )
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
@@ -71,6 +87,8 @@ def run_folder(out: str | Path, name: str | None, recipe: Recipe, verb: str) -> 
             stem = recipe.model.name
         else:
             stem = str(dict(recipe.get("model") or {}).get("name", "recipe"))
+        if not isinstance(recipe, (str, Path)):
+            stem = stem.rpartition(".")[2]  # of a dotted path
         name = f"{stem}-{verb}"
     if name in ("", ".", "..") or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"--name {name!r} must be a plain folder name")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from signal import Signals
 from typing import Any
 
 import torch
+from torch import nn
 
 from densekd.build import provenance
 from densekd.build.run import Run, assemble
@@ -67,10 +69,17 @@ def run(
     command: str,
     resume: bool = False,
     device: str = "auto",
+    quiet: bool = False,
 ) -> int:
     """`carry_out`, for callers who want the exit status alone."""
     outcome = carry_out(
-        config, distil=distil, folder=folder, command=command, resume=resume, device=device
+        config,
+        distil=distil,
+        folder=folder,
+        command=command,
+        resume=resume,
+        device=device,
+        quiet=quiet,
     )
     return outcome.status
 
@@ -83,10 +92,16 @@ def carry_out(
     command: str,
     resume: bool = False,
     device: str = "auto",
+    quiet: bool = False,
+    networks: Mapping[str, nn.Module] | None = None,
 ) -> Outcome:
     """Train `config.model`, with the teacher's terms when `distil`.
 
     Everything a user can get wrong fails before the folder is made.
+
+    Args:
+        quiet: say only what came out.
+        networks: ``"model"`` and ``"teacher"``, where they are objects that the recipe cannot build.
     """
     config = settled(config, distil)
     with ExitStack() as stack:
@@ -101,8 +116,10 @@ def carry_out(
             if main:
                 print(f"{folder} has finished: scores {run_folder.result}")
             return finished_before(run_folder)
-        run = assemble(config, process, distil=distil)
+        marks = object_marks(networks or {})  # before anything is changed in them
+        run = assemble(config, process, distil=distil, networks=networks)
         training = run.training(run_folder)
+        training.identity.update(marks)
         # An evaluation that cannot work fails now, not after all steps.
         run.score(training.result, training.skipped, limit=1)
         if config.data.cache is not None:
@@ -118,7 +135,7 @@ def carry_out(
             if fewer is not None:
                 write_text(run_folder.config, dump_config(config))
         resumed = resume and training.resume()
-        log = open_log(run, training)
+        log = open_log(run, training, quiet=quiet)
         stack.callback(log.close)
         if resume:
             say_resumed(log, training, resumed=resumed, threads_before=threads_before)
@@ -162,7 +179,18 @@ def finished_before(folder: RunFolder) -> Outcome:
         ) from error
 
 
-def open_log(run: Run, training: Training) -> Log:
+def object_marks(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """What must be the same of networks that were given as objects, when the run goes on."""
+    marks = {}
+    if "model" in networks:
+        shapes = {k: tuple(v.shape) for k, v in networks["model"].state_dict().items()}
+        marks["shapes of the student"] = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+    if "teacher" in networks:
+        marks["weights of the teacher"] = provenance.state_digest(networks["teacher"])
+    return marks
+
+
+def open_log(run: Run, training: Training, *, quiet: bool = False) -> Log:
     folder, settings = training.folder, run.config.train
     return Log(
         folder.metrics,
@@ -172,6 +200,7 @@ def open_log(run: Run, training: Training) -> Log:
         title=folder.path.name,
         device=run.process.device,
         tensorboard=folder.path / "tensorboard" if settings.tensorboard else None,
+        quiet=quiet,
     )
 
 
@@ -194,6 +223,8 @@ def say_resumed(log: Log, training: Training, *, resumed: bool, threads_before: 
 
 def introduce(log: Log, run: Run) -> None:
     """What will be trained, on what, and what looks odd about it."""
+    for line in opening_lines(run):
+        log.say(line)
     if log.active:
         for finding in setting_findings(run.config, run.process.device):
             log.say(f"{finding.level}: {finding}")
@@ -212,6 +243,41 @@ def introduce(log: Log, run: Run) -> None:
         f"{count_parameters(run.network) / 1e6:.3f} M parameters; {process.device}; "
         f"threads: {torch.get_num_threads()}"
     )
+
+
+def opening_lines(run: Run) -> list[str]:
+    """What is trained, by whom and what it is taught, how long."""
+    config, teachers = run.config, run.config.every_teacher.values()
+    steps = f"{config.train.steps} steps on {config.data.dataset}"
+    if not teachers:
+        return [f"train {config.model.name} for {steps}"]
+    terms = [f"{name} x {weight_text(term.weight)}" for name, term in config.distill.terms.items()]
+    if config.distill.holistic is not None:
+        terms.append(f"holistic x {config.distill.holistic.weight:g}")
+    whose = " and ".join(f"{t.name}{teacher_text(t.weights)}" for t in teachers)
+    return [
+        f"distil {config.model.name} from {whose} for {steps}",
+        f"terms: the task's own, {', '.join(terms)}",
+    ]
+
+
+def weight_text(weight: object) -> str:
+    return f"{weight:g}" if isinstance(weight, (int, float)) else str(weight)
+
+
+def teacher_text(weights: str | None) -> str:
+    """Where the teacher's weights are and what their run scored, where it is there to say."""
+    if weights is None:
+        return ""
+    folder = RunFolder(Path(weights).parent.parent)
+    if Path(weights).resolve().parent != folder.checkpoints.resolve() or not folder.result.exists():
+        return f" ({weights})"
+    result = json.loads(folder.result.read_text(encoding="utf-8"))
+    scores = {k: v for k, v in (result.get("scores") or {}).items() if isinstance(v, float)}
+    shown = "".join(
+        f", {name} {value:.4f} on {result.get('split')}" for name, value in list(scores.items())[:1]
+    )
+    return f" ({weights}{shown})"
 
 
 def take_steps(
@@ -296,9 +362,10 @@ def conclude(log: Log, run: Run, training: Training, *, finished: bool) -> None:
     if finished:
         write_result(run, training, skipped, log)
         training.folder.previous.unlink(missing_ok=True)  # there is nothing to go on with
-        log.say(closing_line(run, training))
+        log.conclude(closing_line(run, training))
+        log.conclude(next_line(run, training))
     else:
-        log.say(f"stopped at step {training.done}; go on with the same command and --resume")
+        log.conclude(f"stopped at step {training.done}; go on with the same command and --resume")
 
 
 def write_result(run: Run, training: Training, skipped: dict[str, str], log: Log) -> None:
@@ -323,6 +390,15 @@ def write_result(run: Run, training: Training, skipped: dict[str, str], log: Log
         "config": to_tree(config),
     }
     write_text(training.folder.result, json.dumps(result, indent=2) + "\n")
+
+
+def next_line(run: Run, training: Training) -> str:
+    """What can be done with a finished run."""
+    folder = training.folder.path
+    return (
+        f"next: densekd predict {folder} IMAGE --out ANSWERS; densekd export {folder} --out student.onnx; "
+        f"densekd report {folder}"
+    )
 
 
 def closing_line(run: Run, training: Training) -> str:

@@ -20,7 +20,7 @@ from densekd.config.names import MODEL_TASKS, MODELS
 from densekd.config.tree import apply_overrides
 from densekd.errors import UserError
 from densekd.models.tap_list import TapRow, list_taps, prediction_channels, sensible_taps
-from densekd.ops.names import did_you_mean
+from densekd.ops.names import nearest_few
 from densekd.types import InputSpec
 from densekd.workflows.load import weights_file
 from densekd.workflows.recipe import say_code
@@ -94,7 +94,7 @@ def tap_tables(
         if what not in stems:
             raise UserError(
                 f"{what!r} is neither a network, a recipe, nor a weights file or run folder; "
-                f"{did_you_mean(what, [*MODELS, *known])}"
+                f"{nearest_few(what, [*MODELS, *known])}"
             )
     config = load_config(what, dict(settings))
     say_code(config, what)
