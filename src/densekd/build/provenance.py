@@ -18,7 +18,7 @@ from densekd.config.load import to_tree
 from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
-from densekd.models.weights import read_metadata
+from densekd.models.weights import read_metadata, weights_file
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -37,7 +37,12 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
     about = {
         "version": densekd.__version__,
         "task": task.name,
-        "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
+        "model": {
+            "name": model.name,
+            "options": model.options,
+            "in_channels": model.in_channels,
+            **({} if model.prediction is None else {"prediction": model.prediction}),
+        },
         "input": spec.as_dict(),
         "classes": task.classes,
         "arguments": plain(task.network_arguments),
@@ -69,7 +74,7 @@ SAW_VAL = {
 
 def teacher_note(teacher: schema.Teacher | None) -> str:
     """What must stand beside every score of this teacher's students."""
-    if teacher is None or teacher.weights is None or not os.path.isfile(teacher.weights):
+    if teacher is None or teacher.weights is None or not os.path.exists(teacher.weights):
         return ""
     if file_digest(teacher.weights) in SAW_VAL:
         return "teacher saw val"
@@ -77,7 +82,7 @@ def teacher_note(teacher: schema.Teacher | None) -> str:
 
 
 def file_digest(path: str) -> str:
-    with open(path, "rb") as file:
+    with open(weights_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -151,8 +156,11 @@ def teacher_cache_identity(
     data = {k: v for k, v in tree["data"].items() if k not in _NOT_OF_THE_SAMPLE}
     options = {k: v for k, v in tree["teacher"]["options"].items() if "weights" not in k}
     precision = config.teacher.precision
-    if config.teacher.classes is not None:
-        more["teacher_classes"] = config.teacher.classes
+    for name in ("classes", "prediction"):
+        if getattr(config.teacher, name) is not None:
+            more[f"teacher_{name}"] = getattr(config.teacher, name)
+    if config.teacher.activation != "softmax":
+        more["teacher_activation"] = config.teacher.activation
     return {
         "version": densekd.__version__,
         "task": {"name": task.name, **plain(task.network_arguments)},

@@ -122,6 +122,7 @@ def saved_model(path: Path, about: Mapping[str, Any], *, trusted: bool) -> schem
         name=model["name"],
         options=model["options"],
         in_channels=model["in_channels"],
+        prediction=model.get("prediction"),
         weights=str(path),
     )
 

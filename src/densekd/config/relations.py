@@ -18,7 +18,12 @@ def broken_relations(config: Config) -> list[str]:
     if data.val_groups is not None and data.val_fraction is None:
         lines.append("data.val_groups: needs data.val_fraction, the share to hold out")
     teacher = config.teacher
-    if teacher is not None and teacher.num_classes is not None and teacher.classes is None:
+    if (
+        teacher is not None
+        and teacher.num_classes is not None
+        and teacher.classes is None
+        and teacher.activation != "sigmoid"
+    ):
         lines.append(
             "teacher.num_classes: needs teacher.classes, which says what the student makes of the teacher's classes"
         )

@@ -25,7 +25,7 @@ COUNTER = "num_batches_tracked"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file, on the CPU.
+    """The tensors of a .safetensors, .pth or .pt file, or of a folder of ``save_pretrained``, on the CPU.
 
     The content decides how it is read, not the file's name. Pickled objects are refused (``weights_only``). A state
     dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
@@ -33,15 +33,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, empty, cut short, not a weights file, or needs unpickling.
     """
-    path = Path(path)
+    path = weights_file(path)
     return strip_prefixes(unwrap(read_file(path), path))
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file itself, or the one in a folder that ``save_pretrained`` wrote.
+
+    Raises:
+        WeightsError: a folder without such a file, or with several (a network in parts).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if len(found) != 1:
+        raise WeightsError(
+            f"{path}: is a folder with {len(found)} weights files (.safetensors or pytorch_model.bin); expected one: "
+            "give the weights file in it"
+        )
+    return found[0]
 
 
 def read_file(path: Path) -> Mapping[str, object]:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file")
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give the weights file in it")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -312,7 +328,7 @@ def save_weights(
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """What `save_weights` put beside the tensors; empty for files that carry none (.pth)."""
-    path = Path(path)
+    path = weights_file(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     try:

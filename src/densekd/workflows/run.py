@@ -193,8 +193,9 @@ def take_steps(
 ) -> bool:
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
-    if run.distiller.teacher is not None and training.done == 0:
-        known = teacher_knows(run.distiller.teacher, task, run.first_batch())
+    teacher = run.distiller.teacher
+    if teacher is not None and training.done == 0 and has_score(teacher, task):
+        known = teacher_knows(teacher, task, run.first_batch())
         log.say(
             f"teacher's {task.quick_metric} on a first batch, cut as the student sees it: {known:.3f}"
         )
@@ -222,6 +223,18 @@ def take_steps(
         save_every=config.train.save_every,
         evaluate_every=config.train.evaluate_every,
     )
+
+
+def has_score(teacher: Teacher, task: Task) -> bool:
+    """Whether a teacher's answers are of the kind that the task scores.
+
+    Relative inverse depth is not, nor are boxes of other classes, of which the features alone are compared.
+    """
+    if getattr(teacher.network.model, "gives_depth", None) == "inverse":
+        return False
+    own = getattr(teacher.network.model, "num_classes", None)
+    same = teacher.network.label_space is not None or own == len(task.classes)
+    return same or own is None or not task.classes
 
 
 @torch.no_grad()
