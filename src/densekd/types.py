@@ -82,7 +82,8 @@ class DenseOutput:
     """What a tapped network returns, whatever it is underneath.
 
     Attributes:
-        prediction: logits (N, K, h, w), depth (N, 1, h, w), depth-bin logits (N, B, h, w), or `DetectorOutput`.
+        prediction: logits (N, K, h, w), depth (N, 1, h, w), depth-bin logits (N, B, h, w), `DetectorOutput`, or
+            `SetPrediction`.
         aux: auxiliary logits, or None.
         features: tapped tensors by the name they were asked for under; a list where a tap asks for all levels of a
             pyramid (``"fpn:*"``).
@@ -104,7 +105,8 @@ class DetectorOutput:
         boxes: (N, A * 4, h, w), in the detector's own coding.
         centerness: (N, 1, h, w) logits (FCOS), or None.
         anchors: (h * w * A, 4) XYXY in pixels of the input, location-major.
-        kind: ``"fcos"`` or ``"retinanet"``: whose rules assign and decode.
+        kind: ``"fcos"``, ``"retinanet"`` or ``"ssd"``: whose rules assign and decode. SSD has as many logits more: the
+            first of each anchor's is the background's, and a softmax goes over them.
     """
 
     logits: list[Tensor]
@@ -112,6 +114,19 @@ class DetectorOutput:
     centerness: list[Tensor] | None
     anchors: list[Tensor]
     kind: str
+
+
+@dataclass
+class SetPrediction:
+    """What a detector of the DETR family says: a set of boxes. An entry of it is a query, and no place in the image.
+
+    Attributes:
+        logits: (N, Q, K), a yes or no of each class (RT-DETR, D-FINE, Deformable DETR).
+        boxes: (N, Q, 4) centre x, centre y, width, height as shares of the image.
+    """
+
+    logits: Tensor
+    boxes: Tensor
 
 
 @dataclass(frozen=True)

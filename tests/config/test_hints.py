@@ -7,11 +7,14 @@ import pytest
 
 from densekd.build.task import task_setting_names
 from densekd.config.load import setting_names
+from densekd.config.names import LOSSES
 from tests.test_layers import FILES, PACKAGE
 
 SETTING = re.compile(
     r"(?<![\w./{-])(?:model|teacher|data|distill|optim|train|evaluate|task|loss|depth|detection)\.[a-z_]+(?![\w(])"
 )
+# Module paths of transformers' networks, which look like settings.
+MODULES = {"model.encoder", "model.pixel_level_module"}
 FILE = (".txt", ".json", ".yaml", ".py", ".safetensors")
 
 
@@ -29,7 +32,8 @@ def messages(tree):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_a_message_names_settings_that_exist(path):
-    known = {*setting_names(), *task_setting_names(), "distill.pair_wise"}
+    terms = {f"distill.{name}" for name in LOSSES}
+    known = {*setting_names(), *task_setting_names(), *terms, *MODULES}
     found = {
         name
         for text in messages(ast.parse(path.read_text(encoding="utf-8")))

@@ -62,3 +62,36 @@ def test_taps_leave_features_as_they_are():
     merged = Taps(network, {"wide": "0"}, label_space=LabelSpace([[0, 1], [2]]))(images)
     assert merged.prediction.shape == (1, 2, 4, 4)
     assert torch.equal(merged.features["wide"], plain.features["wide"])
+
+
+def test_one_channel_of_a_yes_is_two_classes():
+    z = LOGITS[:, :1]
+    merged = LabelSpace([[-1], [0]], 1, "sigmoid")(z).exp()
+    torch.testing.assert_close(merged[:, 1:], z.sigmoid())
+    torch.testing.assert_close(merged[:, :1], 1 - z.sigmoid())
+
+
+def test_several_yeses_are_the_distribution_of_at_most_one():
+    p = LOGITS.double().sigmoid()
+    # P(k alone) = p_k Π (1 - p_j), P(none) = Π (1 - p_j)
+    none = (1 - p).prod(1, keepdim=True)
+    alone = torch.cat([none * p / (1 - p), none], 1)
+    wanted = alone / alone.sum(1, keepdim=True)
+    space = LabelSpace([[-1], [0, 2], [1, 3, 4]], 5, "sigmoid")
+    merged = space(LOGITS.double()).exp()
+    torch.testing.assert_close(merged[:, 0], wanted[:, 5].clamp(min=1e-13), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(merged[:, 1], wanted[:, [0, 2]].sum(1), atol=1e-6, rtol=1e-4)
+    assert space.left_over(LOGITS) == pytest.approx(0, abs=1e-6)
+    # Without "none", exactly one is a yes.
+    every = LabelSpace([[i] for i in range(5)], 5, "sigmoid")
+    torch.testing.assert_close(every(LOGITS), LOGITS.log_softmax(1))
+    assert every.left_over(LOGITS) == pytest.approx(float(wanted[:, 5].mean()), rel=1e-4)
+
+
+def test_probabilities_stay_what_they_are():
+    p = LOGITS.softmax(1)
+    merged = LabelSpace([[0], [1, 2], [3], [4]], 5, "none")(p).exp()
+    torch.testing.assert_close(merged[:, 1], p[:, 1] + p[:, 2])
+    assert LabelSpace([[0], [1]], 2, "none")(torch.zeros(1, 2, 3, 3)).isfinite().all()
+    with pytest.raises(ValueError, match="activation is 'tanh'; expected one of softmax"):
+        LabelSpace([[0]], 1, "tanh")

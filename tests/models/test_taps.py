@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from densekd.errors import UserError
 from densekd.models import Taps, espnet_c, list_taps, pspnet_resnet18
-from densekd.models.taps import interpret
+from densekd.models.outputs import find_prediction
 from densekd.types import DenseOutput, InputSpec
 
 
@@ -73,7 +73,7 @@ def test_unknown_output_and_the_way_out() -> None:
     with pytest.raises(UserError, match="no 'other' in a dict with keys masks"):
         Taps(network, prediction="other")(IMAGES)
     with pytest.raises(UserError, match="NoneType"):
-        interpret(None, None)
+        find_prediction(None)
 
 
 def test_paths_into_outputs() -> None:

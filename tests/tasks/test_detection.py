@@ -289,8 +289,8 @@ def test_another_class_count_is_an_error():
         with pytest.raises(ValueError, match=r"the student predicts 3 classes .* this data has 4"):
             four.check_output(DenseOutput(raw_output(anchors)), "student")
     other = raw_output()
-    other.kind = "ssd"
-    with pytest.raises(ValueError, match="kind 'ssd'; expected one of fcos, retinanet"):
+    other.kind = "yolo"
+    with pytest.raises(ValueError, match="kind 'yolo'; expected one of fcos, retinanet, ssd"):
         make_task().check_output(DenseOutput(other), "student")
 
 

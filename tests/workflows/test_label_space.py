@@ -15,7 +15,7 @@ from densekd.models.weights import save_weights
 from densekd.scenes import CLASSES
 from densekd.workflows.run import run
 from densekd.workflows.validate import validate
-from tests.workflows.test_tasks import DETECTOR, wider
+from tests.workflows.test_tasks import DEPTH, DETECTOR, wider
 
 GROUPS = {name: [i] for i, name in enumerate(CLASSES)}
 
@@ -133,9 +133,23 @@ def test_classes_that_do_not_fit(tree, tmp_path, change, message):
     assert not (tmp_path / "r").exists()
 
 
-def test_detectors_have_none(tree, tmp_path):
+def test_a_detector_of_more_classes_teaches(tree, tmp_path):
     tree.update(task="detection", model=DETECTOR, teacher=wider(DETECTOR))
     tree["data"]["options"]["target"] = "boxes"
+    groups = {"car": [0, 5], "person": [3], "sign": []}
+    tree["teacher"].update(classes=groups, num_classes=7)
+    assert go(tree, tmp_path / "r") == 0
+    tree["teacher"].update(classes={**groups, "sign": [7]})
+    with pytest.raises(UserError, match=r"teacher\.classes: index 7 is out of range.* 0 to 6"):
+        go(tree, tmp_path / "wrong")
+    tree["teacher"].update(classes=groups, activation="sigmoid")
+    with pytest.raises(UserError, match=r"teacher\.activation: sigmoid is for maps of classes"):
+        go(tree, tmp_path / "wrong")
+
+
+def test_depth_has_none(tree, tmp_path):
+    tree.update(task="depth", model=DEPTH, teacher={**DEPTH, "allow_untrained": True})
+    tree["data"]["options"]["target"] = "depth"
     tree["teacher"]["classes"] = {"car": [0]}
-    with pytest.raises(UserError, match=r"teacher\.classes: puts the classes of a map together"):
+    with pytest.raises(UserError, match=r"teacher\.classes: leave it out with depth"):
         go(tree, tmp_path / "r")

@@ -9,7 +9,7 @@ from torch import nn
 
 from densekd.build.networks import build_network
 from densekd.build.teachers import build_label_space, build_teacher, freeze
-from densekd.build.terms import add_adapters, build_adversary, build_terms
+from densekd.build.terms import add_adapters, build_adversary, build_terms, check_depth
 from densekd.config import schema
 from densekd.config.names import LOSSES
 from densekd.distill.distiller import Distiller
@@ -61,6 +61,8 @@ def build_distiller(
     terms, student_taps, teacher_taps = build_terms(config.distill, task, network, others)
     adversary = None
     if config.distill.holistic is not None:
+        for where, other in others.items():
+            check_depth(other, None, "distill.holistic", where)
         adversary = build_adversary(config.distill.holistic, task, config.model.in_channels, device)
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student = Taps(network, student_taps, spec).to(device)

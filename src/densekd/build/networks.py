@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from densekd.config import schema
 from densekd.config.names import MODELS, TEACHERS_ONLY
 from densekd.errors import UserError, WeightsError
 from densekd.models.finite import check_finite
+from densekd.models.foreign.hf import adopt, fill
 from densekd.models.weights import load_weights
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -53,29 +55,39 @@ def build_network(
             f"{where}.name: {model.name!r} is a frozen program; it can only be a teacher"
         )
     options = dict(model.options)
-    if model.weights is not None:
+    pretrained = is_pretrained(builder)
+    if model.weights is not None and not pretrained:
         # The whole network's weights replace them: do not fetch.
         for key in ("backbone_weights", *(["weights"] if model.name in MODELS else [])):
             if accepts(builder, key):
                 options[key] = None
     arguments = {"in_channels": model.in_channels, **task.network_arguments, **own_classes}
-    network = call(
-        builder, options, f"{where}.options", **with_class_count(builder, options, arguments)
-    )
+    if pretrained:
+        extra = pretrained_arguments(builder, options, task, teacher=where.startswith("teacher"))
+    else:
+        extra = with_class_count(builder, options, arguments)
+    network = call(builder, options, f"{where}.options", **extra)
     if not isinstance(network, nn.Module):
         raise UserError(
             f"{where}.name: {model.name!r} gave {type(network).__name__}, not an nn.Module"
         )
+    if pretrained:
+        adopt(network, options.get(PRETRAINED))
+    if model.prediction is not None:
+        setattr(network, "prediction_path", model.prediction)  # noqa: B010 - typed as a module
     own = getattr(network, "input_spec", None)
     if model.weights is not None:
         about = provenance.about_weights(model.weights)
-        # A file of a run has the network's own keys, whatever file the run began with.
-        load_weights(
-            network,
-            model.weights,
-            prefix="" if about else model.weights_prefix,
-            ignore=() if about else model.weights_ignore,
-        )
+        if Path(model.weights).is_dir() and hasattr(network, "config_class"):
+            fill(network, model.weights)
+        else:
+            # A file of a run has the network's own keys, whatever file the run began with.
+            load_weights(
+                network,
+                model.weights,
+                prefix="" if about else model.weights_prefix,
+                ignore=() if about else model.weights_ignore,
+            )
         check_origin(about, task, f"{where}.weights: {model.weights}", classes=not own_classes)
         own = _stored_input(about, model.weights) if "input" in about else own
     check_finite(
@@ -95,7 +107,27 @@ def _stored_input(about: dict[str, Any], file: str) -> InputSpec:
 
 
 # Other libraries' names for the number of classes.
-CLASS_COUNT = ("classes", "num_labels")
+CLASS_COUNT = ("classes", "num_labels", "n_classes")
+PRETRAINED = "pretrained_model_name_or_path"  # the argument of every from_pretrained
+
+
+def is_pretrained(builder: Callable[..., Any]) -> bool:
+    """Whether a builder is some ``Class.from_pretrained``, which loads weights and says itself what it builds."""
+    return getattr(builder, "__name__", "") == "from_pretrained"
+
+
+def pretrained_arguments(
+    builder: Callable[..., Any], options: Mapping[str, Any], task: Task, *, teacher: bool
+) -> dict[str, Any]:
+    """A student of transformers gets the task's number of classes, and a new classifier where the file has another.
+
+    A teacher stays as it was trained, and other libraries are given nothing.
+    """
+    owner = getattr(builder, "__self__", None)
+    of_transformers = str(getattr(owner, "__module__", "")).startswith("transformers.")
+    if teacher or not of_transformers or not task.classes or "num_labels" in options:
+        return {}
+    return {"num_labels": len(task.classes), "ignore_mismatched_sizes": True}
 
 
 def with_class_count(

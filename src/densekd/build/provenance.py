@@ -19,6 +19,7 @@ from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
 from densekd.errors import WeightsError
+from densekd.models.weight_files import weights_file
 from densekd.models.weights import read_metadata
 from densekd.ops.names import printable
 from densekd.tasks import Task
@@ -38,7 +39,12 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
     about = {
         "version": densekd.__version__,
         "task": task.name,
-        "model": {"name": model.name, "options": model.options, "in_channels": model.in_channels},
+        "model": {
+            "name": model.name,
+            "options": model.options,
+            "in_channels": model.in_channels,
+            **({} if model.prediction is None else {"prediction": model.prediction}),
+        },
         "input": spec.as_dict(),
         "classes": task.classes,
         "arguments": plain(task.network_arguments),
@@ -119,7 +125,7 @@ def teachers_note(config: schema.Config) -> str:
 
 def teacher_note(teacher: schema.Teacher | None) -> str:
     """What must stand beside every score of this teacher's students."""
-    if teacher is None or teacher.weights is None or not os.path.isfile(teacher.weights):
+    if teacher is None or teacher.weights is None or not os.path.exists(teacher.weights):
         return ""
     if file_digest(teacher.weights) in SAW_VAL:
         return "teacher saw val"
@@ -127,7 +133,7 @@ def teacher_note(teacher: schema.Teacher | None) -> str:
 
 
 def file_digest(path: str) -> str:
-    with open(path, "rb") as file:
+    with open(weights_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -213,8 +219,8 @@ def teacher_cache_identity(
     else:
         assert config.teacher is not None
         more["teacher"] = _of_teacher(config, config.teacher, teachers[""])
-        if config.teacher.classes is not None:
-            more["teacher_classes"] = config.teacher.classes
+        # Beside it, as they stood before there could be several teachers.
+        more |= {f"teacher_{key}": value for key, value in _reading_of(config.teacher).items()}
     return {
         "version": densekd.__version__,
         "task": {"name": task.name, **plain(task.network_arguments)},
@@ -240,6 +246,12 @@ def _of_teacher(
         "precision": config.train.amp if precision == "same" else precision,
         "state": state_digest(network),
     }
-    # The classes of the only teacher stand beside it, as they did before there could be several.
-    several = config.teachers is not None and settings.classes is not None
-    return {**about, "classes": settings.classes} if several else about
+    return about if config.teachers is None else {**about, **_reading_of(settings)}
+
+
+def _reading_of(settings: schema.Teacher) -> dict[str, Any]:
+    """How a teacher's answer is read, where it is not as by default."""
+    given = {"classes": settings.classes, "prediction": settings.prediction}
+    if settings.activation != "softmax":
+        given["activation"] = settings.activation
+    return {key: value for key, value in given.items() if value is not None}

@@ -136,6 +136,7 @@ def saved_model(
         name=model["name"],
         options=model["options"],
         in_channels=model["in_channels"],
+        prediction=model.get("prediction"),
         weights=str(path),
     )
 

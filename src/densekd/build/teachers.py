@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from densekd.build import provenance
 from densekd.build.data import build_second, build_train_loader, in_small_batches
-from densekd.build.networks import build_network
+from densekd.build.networks import PRETRAINED, build_network, is_pretrained
 from densekd.build.resolve import NETWORK, accepts, resolve
 from densekd.build.settings import naming_settings
 from densekd.build.terms import WIDTHS_SIDE
@@ -30,12 +30,13 @@ from densekd.distill.teacher import Teacher
 from densekd.engine.launch import Process
 from densekd.engine.step import AMP
 from densekd.errors import UserError
-from densekd.models.label_space import LabelSpace
+from densekd.models.foreign.hf import class_count
+from densekd.models.label_space import REST, LabelSpace
 from densekd.models.taps import Taps
 from densekd.ops.files import cache_folder
 from densekd.ops.names import did_you_mean
 from densekd.rewrite.fold import fold_norms
-from densekd.targets import ClassMap
+from densekd.targets import BoxTarget, ClassMap
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
 
@@ -57,7 +58,7 @@ def build_teacher(
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
     if given is None and config.weights is None and not config.allow_untrained:
-        keys = ("weights", "pretrained")
+        keys = ("weights", "pretrained", PRETRAINED)
         trained_by_builder = any(config.options.get(key) for key in keys) or (
             config.name in SELF_TRAINED and config.options.get("weights", True)
         )
@@ -68,19 +69,28 @@ def build_teacher(
             )
     num_classes = None if space is None else space.inputs
     network, spec = build_network(config, task, where, num_classes=num_classes, given=given)
+    trained = getattr(network, "trained_classes", None)
+    if trained not in (None, getattr(network, "num_classes", None)) and not config.allow_untrained:
+        raise UserError(
+            f"{where}: its weights are for {trained} classes and the student has {len(task.classes)}; say which of the "
+            f"teacher's indices each of the student's classes is, as in {where}.classes: "
+            f"{{{task.classes[0]}: [0, 3], ...}}"
+        )
     return network.to(device), spec
 
 
 def build_label_space(
     config: schema.Teacher, task: Task, where: str = "teacher"
 ) -> LabelSpace | None:
-    """How the teacher's classes become the student's (its setting `classes`); None where they are the same."""
-    if config.classes is None:
-        return None
-    if task.target is not ClassMap:
+    """How the teacher's classes become the student's (its `classes` and `activation`); None: as they are."""
+    if config.activation != "softmax" and task.target is not ClassMap:
         raise UserError(
-            f"{where}.classes: puts the classes of a map together; leave it out with {task.target.name}"
+            f"{where}.activation: {config.activation} is for maps of classes; leave it out with {task.target.name}"
         )
+    if config.classes is None:
+        return _same_classes(config, len(task.classes), where)
+    if task.target not in (ClassMap, BoxTarget):
+        raise UserError(f"{where}.classes: leave it out with {task.target.name}, which has none")
     unknown = [name for name in config.classes if name not in task.classes]
     if unknown:
         raise UserError(
@@ -95,22 +105,41 @@ def build_label_space(
     groups = [config.classes[name] for name in task.classes]
     inputs = config.num_classes or _classes_of_weights(config)
     builder = resolve(config.name, MODELS, f"{where}.name", NETWORK)
-    if inputs is None and accepts(builder, "num_classes"):
-        if config.weights is not None and Path(config.weights).is_file():
+    if inputs is None and accepts(builder, "num_classes") and not is_pretrained(builder):
+        if config.weights is not None and Path(config.weights).exists():
             raise UserError(
                 f"{where}.num_classes: missing; {config.weights} does not say how many classes the teacher predicts"
             )
         inputs = max((index + 1 for group in groups for index in group), default=None)
     with naming_settings({}, f"{where}.classes"):
         try:
-            return LabelSpace(groups, inputs)
+            return LabelSpace(groups, inputs, config.activation)
         except ValueError as error:
             raise UserError(str(error)) from error
 
 
+def _same_classes(config: schema.Teacher, count: int, where: str) -> LabelSpace | None:
+    """The space of a teacher of the student's classes, by its activation."""
+    if config.activation == "softmax":
+        return None
+    channels = config.num_classes or count
+    if channels == count:
+        return LabelSpace([[i] for i in range(count)], channels, config.activation)
+    if channels == count - 1 and config.activation == "sigmoid":
+        return LabelSpace([[REST], *([i] for i in range(channels))], channels, "sigmoid")
+    raise UserError(
+        f"{where}.num_classes: {channels} channels of a yes or no, and the student has {count} classes; expected "
+        f"{count}, or {count - 1} with the student's first class for none of them, or {where}.classes to say which is "
+        "which"
+    )
+
+
 def _classes_of_weights(config: schema.Teacher) -> int | None:
-    """How many classes the weights of a run were trained for; None where the file does not say, or is not there."""
-    if config.weights is None or not Path(config.weights).is_file():
+    """How many classes the weights were trained for; None where the file does not say, or is not there."""
+    folder = config.options.get("path" if config.name == "hf" else PRETRAINED)
+    if config.weights is None and isinstance(folder, str) and config.options.get("weights", True):
+        return class_count(folder)
+    if config.weights is None or not Path(config.weights).exists():
         return None
     return len(provenance.about_weights(config.weights).get("classes", [])) or None
 
@@ -127,6 +156,8 @@ def label_space_remarks(
     network = copy.copy(tapped)
     network.label_space = None
     logits = network.forward(images).prediction  # a compiled call would be the original's
+    if not isinstance(logits, Tensor):
+        return []
     unused = [str(i) for i in range(logits.shape[1]) if i not in space.used]
     if not unused:
         return [f"{where}.classes: all {logits.shape[1]} classes of the teacher are used"]

@@ -17,6 +17,7 @@ from densekd.distill.distiller import Adversary
 from densekd.distill.maps import PREDICTION, is_prediction, select
 from densekd.distill.term import Points, Term
 from densekd.errors import UserError
+from densekd.losses.ssi import SSI
 from densekd.models.tap_list import candidates
 from densekd.models.taps import Taps, evaluating
 from densekd.tasks import Task
@@ -53,7 +54,11 @@ def build_terms(
             ("student", student, term.student, taps),
             ("teacher", teachers.get(whose), term.teacher, teacher_taps.get(whose, {})),
         ):
-            source = given or (PREDICTION if default == PREDICTION else "")
+            if default not in (PREDICTION, "features", *task.map_names):
+                raise UserError(
+                    f"{where}: {loss_name} compares {default}, which {task.name} has not"
+                )
+            source = given or ("" if default == "features" else default)
             if network is None and (not source or not is_prediction(source, task)):
                 names = ", ".join(section.removeprefix("teachers.") for section in teachers)
                 raise UserError(
@@ -65,6 +70,9 @@ def build_terms(
             if not is_prediction(source, task):
                 wanted[source] = source
             sources.append(source)
+        if is_prediction(sources[1], task):
+            for section in [whose] if whose else teachers:
+                check_depth(teachers[section], loss, where, section)
         balance = None
         if distill.balance is not None:
             balance = Balance(distill.balance.every, distill.balance.decay)
@@ -90,6 +98,32 @@ def section_of(teacher_name: str | None, teachers: Collection[str]) -> str:
     if teacher_name:
         return f"teachers.{teacher_name}"
     return "teacher" if "teacher" in teachers else ""
+
+
+def check_depth(teacher: nn.Module, loss: object, where: str, section: str = "teacher") -> None:
+    """Raise UserError where a teacher's depth has another form than a term expects.
+
+    A network of another library says in ``gives_depth`` what it gives: ``"metric"``, ``"inverse"``, or None where
+    that has to be said in a recipe.
+    """
+    expected = loss.form if isinstance(loss, SSI) else "metric"
+    given = getattr(teacher, "gives_depth", expected)
+    if given == expected or (given, expected) == ("metric", "depth"):
+        return
+    name = type(teacher).__name__
+    if given is None:
+        raise UserError(
+            f"{section}.options.depth: missing; {name} may give metres or relative inverse depth, and its config.json "
+            "does not say which: set it to metric or inverse"
+        )
+    if given == "inverse":
+        raise UserError(
+            f"{where}: {name} gives relative inverse depth, without scale and shift, and this term compares metres; "
+            "take distill.ssi, or a term that compares features"
+        )
+    raise UserError(
+        f"{where}.form: is {expected}, and {name} gives metres: set it to depth, or take distill.pixel_wise"
+    )
 
 
 def feature_tap(network: nn.Module, where: str) -> str:

@@ -18,6 +18,7 @@ from densekd.errors import UserError
 _DISTILL_KEYS = {f.name for f in fields(Distill)}
 _TERM_KEYS = {f.name for f in fields(Term)}
 _TASK_KEYS = {f.name for f in fields(Task)}
+_PROGRAMS = (".onnx", ".xml")
 # Sections that earlier recipes had -> the task whose settings they held.
 _OLD_SECTIONS = {"loss": "segmentation", "detection": "detection", "depth": "depth"}
 
@@ -26,7 +27,7 @@ def to_schema(tree: dict[str, Any], where: str) -> dict[str, Any]:
     """User form -> schema form."""
     if old := [section for section in _OLD_SECTIONS if section in tree]:
         raise UserError("\n".join(f"{where}: {_new_spelling(tree, section)}" for section in old))
-    return _gather_terms(_gather_task(tree), where)
+    return _gather_terms(_gather_task(_name_programs(tree)), where)
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -56,6 +57,19 @@ def paths_as_text(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(paths_as_text(v) for v in value)
     return str(value) if isinstance(value, PurePath) else value
+
+
+def _name_programs(tree: dict[str, Any]) -> dict[str, Any]:
+    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so does .xml (OpenVINO)."""
+    tree = dict(tree)
+    for section in ("model", "teacher"):
+        given = tree.get(section)
+        whole = given if isinstance(given, dict) else {"name": given}
+        name = whole.get("name")
+        if isinstance(name, str) and name.lower().endswith(_PROGRAMS):
+            options = {**(whole.get("options") or {}), "path": name}
+            tree[section] = {**whole, "name": "exported", "options": options}
+    return tree
 
 
 def _split_options(section: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ LOSSES = {
     "masked_generative": ("densekd.losses.MaskedGenerative", "features"),
     "pearson_features": ("densekd.losses.PearsonFeatures", "features"),
     "similarity_preserving": ("densekd.losses.SimilarityPreserving", "features"),
+    "ssi": ("densekd.losses.SSI", "depth"),
 }
 TASKS = {
     "segmentation": "densekd.tasks.segmentation.Segmentation",

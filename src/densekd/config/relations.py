@@ -26,7 +26,8 @@ def broken_relations(config: Config) -> list[str]:
     if wrong:
         lines.append(f"teachers: {wrong[0]!r} is no name; give each a name without a dot")
     for where, teacher in config.every_teacher.items():
-        if teacher.num_classes is not None and teacher.classes is None:
+        counted = teacher.num_classes is not None and teacher.activation != "sigmoid"
+        if counted and teacher.classes is None:
             lines.append(
                 f"{where}.num_classes: needs {where}.classes, which says what the student makes of the "
                 "teacher's classes"

@@ -58,7 +58,10 @@ class Model:
     options: Annotated[dict[str, Any], Doc("arguments of its builder")] = field(
         default_factory=dict
     )
-    weights: Annotated[str | None, Doc("a .safetensors or .pth file of this very network")] = None
+    weights: Annotated[
+        str | None,
+        Doc("a .safetensors or .pth file of this very network, or a folder of save_pretrained"),
+    ] = None
     weights_prefix: Annotated[
         str, Doc("dropped from the file's keys that begin with it, such as net. of a checkpoint")
     ] = ""
@@ -75,6 +78,13 @@ class Model:
         ),
     ] = 3
     input: Annotated[Input, Doc("what the network wants to see")] = field(default_factory=Input)
+    prediction: Annotated[
+        str | None,
+        Doc(
+            "where the prediction is: a key, attribute or index of the network's output (parts joined by dots), or a "
+            "module path; null: found by itself where the form of the output is known"
+        ),
+    ] = None
 
 
 @dataclass
@@ -94,9 +104,18 @@ class Teacher(Model):
             "the student's class name -> the teacher's indices that are this class, [] for none; null: the same classes"
         ),
     ] = None
+    activation: Annotated[
+        Literal["softmax", "sigmoid", "none"],
+        Doc(
+            "what makes probabilities of a segmentation teacher's prediction; sigmoid: each channel is a yes or no, as "
+            "of a binary or multi-label network; none: it gives probabilities already"
+        ),
+    ] = "softmax"
     num_classes: Annotated[
         Count | None,
-        Doc("how many classes it predicts, with `classes`; null: as its weights file says"),
+        Doc(
+            "how many classes it predicts, with `classes` or `activation`; null: as its weights file says"
+        ),
     ] = None
     fold_norms: Annotated[
         bool,

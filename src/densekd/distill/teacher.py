@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.models.taps import Taps
-from densekd.types import DenseOutput, DetectorOutput
+from densekd.types import DenseOutput, DetectorOutput, SetPrediction
 
 
 class Teacher(nn.Module):
@@ -109,6 +109,10 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(first, DetectorOutput):  # anchors are of the image size, not of the image
         names = ("logits", "boxes", "centerness")
         return replace(first, **{k: _joined([getattr(v, k) for v in values]) for k in names})
+    if isinstance(first, SetPrediction):
+        return replace(
+            first, **{k: _joined([getattr(v, k) for v in values]) for k in ("logits", "boxes")}
+        )
     raise ValueError(
         f"a {type(first).__name__} cannot be joined; leave the teacher's batch_size out"
     )

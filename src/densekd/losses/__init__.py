@@ -31,10 +31,12 @@ from densekd.losses.pearson_features import PearsonFeatures, pearson_features
 from densekd.losses.pixel_wise import PixelWise, pixel_wise
 from densekd.losses.silog import SiLog, silog
 from densekd.losses.similarity_preserving import SimilarityPreserving, similarity_preserving
+from densekd.losses.ssi import SSI, ssi
 from densekd.losses.virtual_normal import VirtualNormal, virtual_normal
 from densekd.losses.wants import Wants
 
 __all__ = [
+    "SSI",
     "AttentionTransfer",
     "BerHu",
     "ChannelAffinity",
@@ -90,5 +92,6 @@ __all__ = [
     "segmentation_loss",
     "silog",
     "similarity_preserving",
+    "ssi",
     "virtual_normal",
 ]

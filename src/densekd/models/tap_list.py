@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.models.layout import Grid, as_map, patch_size, similar
-from densekd.models.taps import Recorder, Tally, evaluating, interpret, refuse_taps
+from densekd.models.taps import Recorder, Tally, Taps, evaluating, refuse_taps
 from densekd.types import InputSpec
 
 DEFAULT = "default"  # the mark of the network's own `pair_wise_tap`
@@ -164,7 +164,6 @@ def prediction_channels(
     model: nn.Module, images: Tensor, input_spec: InputSpec | None = None
 ) -> int:
     """How many channels the prediction has; 0 where it is no map (a detector's)."""
-    spec = input_spec or getattr(model, "input_spec", None)
     with evaluating(model), torch.no_grad():
-        answer, _ = interpret(model(images if spec is None else spec.normalize(images)), None)
+        answer = Taps(model, {}, input_spec)(images).prediction
     return int(answer.shape[1]) if isinstance(answer, Tensor) and answer.ndim == 4 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from densekd.errors import UserError
 from densekd.models.label_space import LabelSpace
 from densekd.models.layout import Grid, as_map, patch_size
+from densekd.models.outputs import describe, example, find_prediction, follow, holds
 from densekd.ops.names import nearest
-from densekd.types import DenseOutput, DetectorOutput, InputSpec, Maps
+from densekd.types import DenseOutput, InputSpec, Maps
 
 
 class _Enough(Exception):
@@ -64,14 +65,16 @@ class Taps(nn.Module):
         model: any network.
         taps: name -> module path (``"backbone.layer4"``). Where that module returns a container, a path into it follows
             a colon: ``"backbone:out"``, ``"backbone.fpn:0"``, ``"head:levels.1"`` (keys, positions or attributes).
-            ``"fpn:*"`` gives all maps of the container as a list, in its order: the levels of a pyramid.
+            ``"fpn:*"`` (``"encoder:maps.*"``) gives all maps of the container as a list, in its order: the levels of
+            a pyramid.
             A module that runs more than once in a forward gives its last result. Tokens (N, L, C) and channels-last
             maps (N, h, w, C) become maps (N, C, h, w); see `densekd.models.layout.as_map`.
         input_spec: the input that the network expects; None takes the network's own ``input_spec`` where it has one,
             and else passes the images on as they are.
-        prediction: path into the network's raw output (``"logits"``, ``"1"``), for outputs not known here. Known are a
-            tensor, a mapping with ``out`` (and ``aux``) as torchvision returns, an object with ``.logits`` as
-            transformers returns, and a tuple or list, whose first element is taken.
+        prediction: where the prediction is, for outputs not known to `densekd.models.outputs.find_prediction`: a path
+            into the network's raw output (keys, attributes or indices: ``"logits"``, ``"1"``), or a module as in
+            `taps` (``"head:"``, ``"head:out"``; without the colon where the output has no such entry). None takes the
+            network's own ``prediction_path`` where it has one.
         label_space: puts the classes of the prediction together to others; None leaves them.
 
     The constructor registers the hooks: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The keys of the wrapped
@@ -102,7 +105,7 @@ class Taps(nn.Module):
         super().__init__()
         self.model = model
         self.input_spec = input_spec or getattr(model, "input_spec", None)
-        self.prediction = prediction
+        self.prediction = prediction or getattr(model, "prediction_path", None)
         self.label_space = label_space
         self.patch = patch_size(model)
         refuse_taps(model, taps)
@@ -114,6 +117,7 @@ class Taps(nn.Module):
             module = find_module(model, path, tap)
             self.recorders[name] = Recorder(tap, where, self.tally)
             module.register_forward_hook(self.recorders[name])
+        self.answer = answer_recorder(model, self.prediction)
 
     def forward(self, images: Tensor, prediction: bool = True) -> DenseOutput:
         """(N, C, H, W) RGB in [0, 1] -> prediction, auxiliary prediction and tapped tensors.
@@ -125,10 +129,12 @@ class Taps(nn.Module):
         """
         if self.input_spec is not None:
             images = self.input_spec.normalize(images)
-        for recorder in self.recorders.values():
+        recorders = [*self.recorders.values(), *([] if self.answer is None else [self.answer])]
+        for recorder in recorders:
             recorder.on = True
         try:
             raw = self._run(images, prediction)
+            answer, aux = self._prediction(raw) if prediction else (None, None)
             height, width = images.shape[-2:]
             features = {
                 name: read(recorder, (height, width), self.patch)
@@ -136,14 +142,20 @@ class Taps(nn.Module):
             }
         finally:
             # Nothing may outlive the step: a kept tensor keeps its whole graph.
-            for recorder in self.recorders.values():
+            for recorder in recorders:
                 recorder.on, recorder.value = False, None
-        if not prediction:
-            return DenseOutput(prediction=None, features=features)
-        answer, aux = interpret(raw, self.prediction)
-        if self.label_space is not None:
-            answer = self.label_space(answer)
         return DenseOutput(prediction=answer, aux=aux, features=features)
+
+    def _prediction(self, raw: Any) -> tuple[Any, Tensor | None]:
+        """The prediction, its classes put together, and the auxiliary one."""
+        if self.prediction is None:
+            answer, aux = find_prediction(raw)
+        else:
+            path, where, recorder = self.prediction, self.prediction, self.answer
+            if recorder is not None and (":" in path or not holds(raw, path)):
+                raw, where = recorder.value, recorder.where
+            answer, aux = follow(raw, where, f"prediction {path!r}"), None
+        return (answer if self.label_space is None else self.label_space(answer)), aux
 
     def _run(self, images: Tensor, prediction: bool) -> Any:
         """What the network returns; None where it was left early."""
@@ -167,6 +179,18 @@ def refuse_taps(model: nn.Module, taps: Mapping[str, str] | None) -> None:
     reason = getattr(model, "no_taps", None)
     if reason and taps:
         raise UserError(f"tap {next(iter(taps.values()))!r}: {reason}")
+
+
+def answer_recorder(model: nn.Module, prediction: str | None) -> Recorder | None:
+    """A recorder at the module that a prediction's path names; None where it names none."""
+    if prediction is None:
+        return None
+    path, colon, where = prediction.partition(":")
+    if not colon and path not in dict(model.named_modules()):
+        return None
+    recorder = Recorder(prediction, where)
+    find_module(model, path, prediction).register_forward_hook(recorder)
+    return recorder
 
 
 def find_module(model: nn.Module, path: str, tap: str) -> nn.Module:
@@ -197,8 +221,10 @@ def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
             "(an auxiliary head in eval mode, or a module used by its weights only); tap another module"
         )
     module = recorder.tap.partition(":")[0]
-    if recorder.where == ALL:
-        return levels(recorder.value, f"tap {recorder.tap!r}", module, image, patch)
+    inside, _, last = recorder.where.rpartition(".")
+    if last == ALL:
+        value = follow(recorder.value, inside, f"tap {recorder.tap!r}")
+        return levels(value, f"tap {recorder.tap!r}", module, image, patch)
     value = follow(recorder.value, recorder.where, f"tap {recorder.tap!r}")
     if not isinstance(value, Tensor):
         raise UserError(
@@ -230,57 +256,6 @@ def levels(value: Any, who: str, module: str, image: Grid, patch: int | None) ->
 
 def is_map(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4
-
-
-def follow(value: Any, where: str, who: str) -> Any:
-    """Go into a container by keys, positions or attributes joined by dots."""
-    for part in where.split(".") if where else []:
-        try:
-            if isinstance(value, Mapping):
-                # Feature pyramids of torchvision have the keys "0", "1", … as well as "pool".
-                value = value[part] if part in value else value[int(part)]
-            elif isinstance(value, Sequence):
-                value = value[int(part)]
-            else:
-                value = getattr(value, part)
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{who}: no {part!r} in {describe(value)}") from error
-    return value
-
-
-def describe(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {', '.join(map(str, value))}"
-    if isinstance(value, Sequence):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
-
-
-def example(value: Any) -> str:
-    return str(next(iter(value))) if isinstance(value, Mapping) and value else "0"
-
-
-def interpret(raw: Any, prediction: str | None) -> tuple[Any, Tensor | None]:
-    """The prediction and the auxiliary prediction in what a network returned."""
-    if prediction is not None:
-        return follow(raw, prediction, "prediction"), None
-    if isinstance(raw, Tensor | DetectorOutput):
-        return raw, None
-    if isinstance(raw, Mapping) and "out" in raw:
-        return raw["out"], raw.get("aux")
-    logits = getattr(raw, "logits", None)
-    if logits is None and isinstance(raw, Mapping):
-        logits = raw.get("logits")
-    if isinstance(logits, Tensor):
-        return logits, None
-    if isinstance(raw, tuple | list) and raw and isinstance(raw[0], Tensor):
-        return raw[0], None
-    raise UserError(
-        f"the network returns {describe(raw)}; expected a tensor, a mapping with 'out', an object with .logits, or a "
-        "list that starts with a tensor. Say where the prediction is: Taps(..., prediction='path.into.it')"
-    )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ DIGEST = "densekd-sha256"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file, on the CPU.
+    """The tensors of a .safetensors, .pth or .pt file, or of a folder of ``save_pretrained``, on the CPU.
 
     The content decides how it is read, not the file's name. Pickled objects are refused (``weights_only``). A state
     dict inside of a checkpoint is unwrapped (`WRAPPERS`), and a prefix that every key carries (`PREFIXES`) is dropped.
@@ -37,7 +37,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, empty, cut short, damaged, not a weights file, needs unpickling, or holds
             tensors that are not plain (sparse, quantised, without values).
     """
-    path = Path(path)
+    path = weights_file(path)
     try:
         state = strip_prefixes(unwrap(read_file(path), path))
         _check_plain(state, path)
@@ -51,11 +51,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file itself, or the one in a folder that ``save_pretrained`` wrote.
+
+    Raises:
+        WeightsError: a folder without such a file, or with several (a network in parts).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if len(found) != 1:
+        raise WeightsError(
+            f"{path}: is a folder with {len(found)} weights files (.safetensors or pytorch_model.bin); expected one: "
+            "give the weights file in it"
+        )
+    return found[0]
+
+
 def read_file(path: Path) -> Mapping[str, object]:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file")
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give the weights file in it")
     if not path.is_file():
         raise WeightsError(f"{path}: is no file but a pipe or a device; give a weights file")
     try:
@@ -211,7 +227,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def _all_metadata(path: str | Path) -> dict[str, str]:
-    path = Path(path)
+    path = weights_file(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     try:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
 
 from densekd.types import DetectorOutput
 
@@ -25,22 +27,98 @@ def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
     reads no parameter.
     """
     with torch.device("meta"):
+        if kind == "ssd":
+            # Anchors come with the outputs; the size is that of a transform that is not used.
+            head: dict[str, Any] = {
+                "anchor_generator": None,
+                "size": (300, 300),
+                "head": nn.Identity(),
+            }
+            return SSD(NoNetwork(), num_classes=num_classes + 1, **head, **settings)
         build = FCOS if kind == "fcos" else RetinaNet
         return build(NoNetwork(), num_classes, **settings)
 
 
+def compute_losses(
+    rules: Any, raw: DetectorOutput, flat: dict[str, Tensor], targets: list[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """torchvision's losses under its names.
+
+    Args:
+        flat: `flatten`'s outputs with the levels joined, of the images that have targets.
+        targets: ``boxes`` and ``labels`` of each of those images; labels from 0.
+    """
+    anchors = [torch.cat(raw.anchors)] * len(targets)
+    if raw.kind == "fcos":
+        return rules.compute_loss(targets, flat, anchors, [len(level) for level in raw.anchors])
+    if raw.kind == "ssd":
+        targets = [{**target, "labels": target["labels"] + 1} for target in targets]
+        matched = [match(rules, target["boxes"], anchors[0]) for target in targets]
+        return rules.compute_loss(targets, flat, anchors, matched)
+    return rules.compute_loss(targets, flat, anchors)
+
+
+def match(rules: Any, boxes: Tensor, anchors: Tensor) -> Tensor:
+    """For each of SSD's anchors the box that it stands for, or -1."""
+    if not len(boxes):
+        return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+    return rules.proposal_matcher(box_iou(boxes, anchors))
+
+
+def decode_boxes(rules: Any, raw: DetectorOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """``boxes``, ``scores`` and ``labels`` (from 0) of each image after NMS, best first, clipped to `size`."""
+    n = len(raw.logits[0])
+    levels = flatten(raw)
+    if raw.kind != "ssd":
+        return rules.postprocess_detections(levels, [raw.anchors] * n, [size] * n)
+    flat = {name: torch.cat(maps, dim=1) for name, maps in levels.items()}
+    found = rules.postprocess_detections(flat, [torch.cat(raw.anchors)] * n, [size] * n)
+    return [{**image, "labels": image["labels"] - 1} for image in found]
+
+
+def class_logits(raw: DetectorOutput) -> list[Tensor]:
+    """Logits of a yes or no (N, K, h, w), one a level: the largest of the anchors at a location.
+
+    SSD's softmax with the background becomes one of these for each class: log p - log (1 - p).
+    """
+    counts = anchors_by_level(raw)
+    if raw.kind != "ssd" and set(counts) == {1}:
+        return raw.logits
+    result = []
+    for logits, a in zip(raw.logits, counts, strict=True):
+        by_class = logits.unflatten(1, (a, -1))
+        if raw.kind == "ssd":
+            by_class = odds(by_class.float())[:, :, 1:].to(logits.dtype)
+        result.append(by_class.amax(1))
+    return result
+
+
+def odds(logits: Tensor) -> Tensor:
+    """(N, A, C, h, w) of a softmax over C -> log p - log (1 - p) of each, finite where p is nearly 1."""
+    others = []
+    for c in range(logits.shape[2]):
+        rest = [i for i in range(logits.shape[2]) if i != c]
+        others.append(logits[:, :, rest].logsumexp(2))
+    return logits - torch.stack(others, 2)
+
+
 def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
     """Levels (N, A * C, h, w) -> torchvision's (N, h * w * A, C) under its names, float32."""
-    a = anchors_a_location(raw)
     given = {"cls_logits": raw.logits, "bbox_regression": raw.boxes}
     if raw.centerness is not None:
         given["bbox_ctrness"] = raw.centerness
     return {
-        name: [x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for x in levels]
+        name: [
+            x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
+            for x, a in zip(levels, anchors_by_level(raw), strict=True)
+        ]
         for name, levels in given.items()
     }
 
 
-def anchors_a_location(raw: DetectorOutput) -> int:
-    height, width = raw.logits[0].shape[-2:]
-    return max(1, len(raw.anchors[0]) // (height * width))
+def anchors_by_level(raw: DetectorOutput) -> list[int]:
+    """A of each level; SSD's differ."""
+    return [
+        max(1, len(anchors) // (x.shape[-2] * x.shape[-1]))
+        for x, anchors in zip(raw.logits, raw.anchors, strict=True)
+    ]

@@ -116,10 +116,12 @@ class Depth:
         self.metric()  # crop and align are checked now, not after the training
 
     def check_output(self, output: DenseOutput, who: str) -> None:
-        """Raise ValueError unless the prediction is (N, bins or 1, h, w)."""
+        """Raise ValueError unless the prediction is (N, bins or 1, h, w); a teacher may always give 1."""
         shape = getattr(output.prediction, "shape", None)
         channels = self.bins or 1
-        if shape is None or len(shape) != 4 or shape[1] != channels:
+        # A teacher of depth itself has a map of depth, which a student with bins has too.
+        fits = (channels,) if who == "student" else (channels, 1)
+        if shape is None or len(shape) != 4 or shape[1] not in fits:
             form = f"depth with {self.bins} bins" if self.bins else "depth without bins"
             raise ValueError(
                 f"the {who}'s prediction has shape {None if shape is None else tuple(shape)}; "
@@ -167,7 +169,8 @@ class Depth:
 
     def decode(self, prediction: Tensor) -> Tensor:
         """Bin logits (N, B, h, w) -> metres (N, 1, h, w); metres as they are (scores clamp them)."""
-        return bins_to_depth(prediction, self.range) if self.bins else prediction
+        has_bins = self.bins and prediction.shape[1] > 1
+        return bins_to_depth(prediction, self.range) if has_bins else prediction
 
     def map(self, output: DenseOutput, name: str = "prediction") -> Tensor:
         """``"prediction"``: bin logits or metres, as the network gives them; ``"depth"``: metres (N, 1, h, w)."""

@@ -21,11 +21,19 @@ from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.targets import BoxTarget
 from densekd.tasks._frequent_boxes import frequent_boxes
-from densekd.tasks._torchvision_rules import anchors_a_location, flatten, torchvision_rules
+from densekd.tasks._set_predictions import as_detections
+from densekd.tasks._torchvision_rules import (
+    anchors_by_level,
+    class_logits,
+    compute_losses,
+    decode_boxes,
+    flatten,
+    torchvision_rules,
+)
 from densekd.tasks.base import Column
-from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
+from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput, SetPrediction
 
-NMS = {"fcos": 0.6, "retinanet": 0.5}  # torchvision's own
+NMS = {"fcos": 0.6, "retinanet": 0.5, "ssd": 0.45}  # torchvision's own
 # torchvision's names of the losses -> ours
 LOSSES = {
     "classification": "task/classification",
@@ -39,8 +47,9 @@ class Detection:
     """What the engine asks of a task, for detection.
 
     Assignment, losses, box coding and non-maximum suppression are torchvision's own, of its FCOS (focal loss, GIoU,
-    centre-ness; centre sampling with radius 1.5) and RetinaNet (focal loss, L1; IoU 0.5 and 0.4): its classes are
-    driven on our networks' outputs, so numbers agree with torchvision's on equal weights. Each loss is divided by the
+    centre-ness; centre sampling with radius 1.5), RetinaNet (focal loss, L1; IoU 0.5 and 0.4) and SSD (softmax with
+    the hardest background, smooth L1; IoU 0.5): its classes are driven on our networks' outputs, so numbers agree with
+    torchvision's on equal weights. Each loss is divided by the
     number of matched locations in the batch (FCOS) or the image (RetinaNet) of this process; FCOS's paper counts over
     all processes.
 
@@ -82,7 +91,7 @@ class Detection:
             Annotated[float, Interval(ge=0, le=1)] | None,
             Doc(
                 "IoU above which the weaker of two boxes of a class is dropped; null takes torchvision's (FCOS 0.6, "
-                "RetinaNet 0.5)"
+                "RetinaNet 0.5, SSD 0.45)"
             ),
         ] = None,
         topk_candidates: Annotated[int, Ge(1), Doc("boxes of each level that enter NMS")] = 1000,
@@ -113,6 +122,8 @@ class Detection:
             if count < 1:
                 raise ValueError(f"{name} is {count}; expected at least 1")
         self.shown_above = shown_above
+        self.score_threshold = score_threshold
+        self.detections_per_image = detections_per_image
         self.network_arguments = {"num_classes": self.num_classes}
         self.holistic_channels = self.num_classes
         self.rules = {
@@ -128,8 +139,18 @@ class Detection:
         }
 
     def check_output(self, output: DenseOutput, who: str) -> None:
-        """Raise ValueError unless the prediction is a `DetectorOutput` of this many classes."""
+        """Raise ValueError unless the prediction is a `DetectorOutput` of this many classes.
+
+        A teacher may also give a `SetPrediction`: its features can be compared.
+        """
         raw = output.prediction
+        if isinstance(raw, SetPrediction):
+            if who == "student":
+                raise ValueError(
+                    "the student predicts a set of boxes (DETR, RT-DETR, D-FINE), whose training by matching is not "
+                    "part of densekd; as a teacher it works, by its features"
+                )
+            return
         if not isinstance(raw, DetectorOutput):
             raise ValueError(
                 f"the {who} predicts a {type(raw).__name__}; detection expects a detector: one of fcos_timm, "
@@ -140,10 +161,11 @@ class Detection:
                 f"the {who}'s output is of kind {raw.kind!r}; expected one of {', '.join(self.rules)}"
             )
         channels = raw.logits[0].shape[1]
-        anchors = anchors_a_location(raw)
-        if channels != anchors * self.num_classes:
+        anchors = anchors_by_level(raw)[0]
+        found = channels / anchors - (raw.kind == "ssd")
+        if found != self.num_classes:
             raise ValueError(
-                f"the {who} predicts {channels / anchors:g} classes (logits {tuple(raw.logits[0].shape)}, {anchors} "
+                f"the {who} predicts {found:g} classes (logits {tuple(raw.logits[0].shape)}, {anchors} "
                 f"anchors a location); this data has {self.num_classes}"
             )
 
@@ -167,14 +189,8 @@ class Detection:
             targets.append({"boxes": target.boxes[keep], "labels": target.labels[keep]})
         if len(used) < len(batch):
             flat = {k: v[used] for k, v in flat.items()}
-        anchors = [torch.cat(raw.anchors)] * len(used)
-        rules = self.rules[raw.kind]
-        with torch.autocast(anchors[0].device.type, enabled=False):
-            if raw.kind == "fcos":
-                sizes = [len(level) for level in raw.anchors]
-                terms = rules.compute_loss(targets, flat, anchors, sizes)
-            else:
-                terms = rules.compute_loss(targets, flat, anchors)
+        with torch.autocast(raw.anchors[0].device.type, enabled=False):
+            terms = compute_losses(self.rules[raw.kind], raw, flat, targets)
         return {LOSSES[name]: value for name, value in terms.items()}
 
     def mask(self, batch: Batch, kind: str) -> Tensor | None:
@@ -184,15 +200,21 @@ class Detection:
     def map(self, output: DenseOutput, name: str = "prediction") -> list[Tensor]:
         """Class logits (N, K, h, w), one a level; the largest of the anchors at a location.
 
-        So FCOS and RetinaNet can teach each other.
+        So FCOS, RetinaNet and SSD can teach each other.
+
+        Raises:
+            ValueError: an unknown name, or a set of boxes, which has no place in the image.
         """
         if name != "prediction":
             raise ValueError(f"detection has no map {name!r}; expected 'prediction'")
         raw: DetectorOutput = output.prediction
-        a = anchors_a_location(raw)
-        if a == 1:
-            return raw.logits
-        return [x.unflatten(1, (a, self.num_classes)).amax(1) for x in raw.logits]
+        if isinstance(raw, SetPrediction):
+            raise ValueError(
+                "the teacher predicts a set of boxes (DETR, RT-DETR, D-FINE): its queries are no places of the image "
+                "and cannot be compared with a dense head place by place. Compare features (pair_wise, fitnet and "
+                "others with a module path for the teacher, such as model.encoder:last_hidden_state.*)"
+            )
+        return class_logits(raw)
 
     def confidence(self, output: DenseOutput) -> list[Tensor]:
         """(N, 1, h, w) one a level: probability of the likeliest class."""
@@ -232,12 +254,14 @@ class Detection:
                 )
         return [found for found in result if found is not None]
 
-    def decode(self, raw: DetectorOutput, size: tuple[int, int]) -> list[Detections]:
+    def decode(
+        self, raw: DetectorOutput | SetPrediction, size: tuple[int, int]
+    ) -> list[Detections]:
         """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first."""
-        rules = self.rules[raw.kind]
-        n = len(raw.logits[0])
+        if isinstance(raw, SetPrediction):
+            return as_detections(raw, size, self.detections_per_image, self.score_threshold)
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
-            found = rules.postprocess_detections(flatten(raw), [raw.anchors] * n, [size] * n)
+            found = decode_boxes(self.rules[raw.kind], raw, size)
         return [Detections(f["boxes"], f["scores"], f["labels"]) for f in found]
 
     def metric(self, device: torch.device | str = "cpu") -> DetectionMetric:

@@ -57,7 +57,7 @@ class LossRow:
     Attributes:
         name: a key under ``distill`` in a recipe.
         path: where it is, as a dotted path.
-        compares: ``"prediction"`` or ``"features"``, where the recipe does not say.
+        compares: ``"prediction"``, ``"features"`` or ``"depth"``, where the recipe does not say.
     """
 
     name: str

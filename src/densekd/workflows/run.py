@@ -286,7 +286,8 @@ def take_steps(
     """All steps that are left; False where `stop` ended them before."""
     config, task = run.config, run.task
     for name, teacher in run.distiller.teachers.items() if training.done == 0 else ():
-        say_teacher_knows(log, run, teacher, name)
+        if has_score(teacher, task):
+            say_teacher_knows(log, run, teacher, name)
     best = best_metric(config, task)
     return fit(
         training,
@@ -337,6 +338,18 @@ def say_teacher_knows(log: Log, run: Run, teacher: Teacher, name: str = "") -> N
             "teacher.weights, teacher.input.mean, std, order and range, and teacher.classes; `densekd doctor RECIPE` "
             "looks closer"
         )
+
+
+def has_score(teacher: Teacher, task: Task) -> bool:
+    """Whether a teacher's answers are of the kind that the task scores.
+
+    Relative inverse depth is not, nor are boxes of other classes, of which the features alone are compared.
+    """
+    if getattr(teacher.network.model, "gives_depth", None) == "inverse":
+        return False
+    own = getattr(teacher.network.model, "num_classes", None)
+    same = teacher.network.label_space is not None or own == len(task.classes)
+    return same or own is None or not task.classes
 
 
 @torch.no_grad()

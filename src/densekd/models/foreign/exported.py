@@ -1,15 +1,22 @@
-"""A program as a frozen teacher: ``{name: exported, options: {path: FILE}}``, TorchScript or torch.export."""
+"""A program of torch, ONNX or OpenVINO as a frozen teacher: ``{name: exported, options: {path: FILE}}``."""
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densekd.errors import UserError
+from densekd.models.foreign._runtimes import Runtime, onnxruntime, openvino
+from densekd.types import InputSpec
+
+SUFFIXES = {".onnx": "onnxruntime", ".xml": "openvino"}
+RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 class Exported(nn.Module):
@@ -25,31 +32,123 @@ class Exported(nn.Module):
         self.training = mode  # a program of torch.export refuses to change its mode
         return self
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
         return self.program(images)
 
 
-def exported(*, path: str) -> nn.Module:
-    """A TorchScript file (``torch.jit.save``) or a program of ``torch.export.save``.
+class RuntimeNetwork(nn.Module):
+    """A file that another runtime runs. Each output is a module of its own, so that a tap can name it.
 
-    The program should be exported in eval mode, with a dynamic batch and, where images vary, dynamic sizes. A file can
-    hold any code: use only files whose origin is known.
+    Args:
+        runtime: the loaded file.
+        file: where it came from, for messages; its digest is the network's only parameter.
+
+    Attributes:
+        prediction_path: the first output.
+        input_spec: of a file that `densekd export` wrote, whose graph normalises by itself.
+    """
+
+    def __init__(self, runtime: Runtime, file: Path) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.file = file
+        self.names: list[str] = []
+        for output in runtime.outputs:
+            # A name may hold what a path separates its parts by, or be taken by a method.
+            name = output.replace(".", "_").replace(":", "_")
+            while hasattr(self, name):
+                name += "_"
+            self.add_module(name, nn.Identity())
+            self.names.append(name)
+        self.prediction_path = self.names[0]
+        if runtime.metadata.get("output", "").startswith("classes"):
+            raise UserError(
+                f"path {file}: gives the class of each pixel alone, and a student learns from scores; write it again "
+                "with `densekd export --with none`"
+            )
+        if "densekd" in runtime.metadata:
+            channels = runtime.shape[1] or 3
+            self.input_spec = InputSpec(mean=(0.0,) * channels, std=(1.0,) * channels)
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "blake2b").digest()
+        # A stored teacher is known by its state.
+        digest = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+        self.digest = nn.Parameter(digest, requires_grad=False)
+
+    @torch.compiler.disable
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) -> every output by its name, floating ones as float32."""
+        self._check(images)
+        count = self.runtime.shape[0] or len(images)
+        parts = [self._run(part) for part in images.detach().split(count)]
+        whole = [torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)]
+        return {
+            name: self.get_submodule(name)(value.float().to(images.device))
+            for name, value in zip(self.names, whole, strict=True)
+        }
+
+    def _run(self, images: Tensor) -> list[np.ndarray]:
+        values = images.float().cpu()
+        if self.runtime.dtype == "uint8":
+            values = values.round().clamp(0, 255)
+        array = np.ascontiguousarray(values.numpy().astype(self.runtime.dtype))
+        try:
+            return self.runtime.run(array)
+        except Exception as error:  # the runtimes' errors have no common base class
+            raise UserError(
+                f"{self.file} does not run on images {tuple(images.shape)}: {str(error).strip().splitlines()[0]}"
+            ) from error
+
+    def _check(self, images: Tensor) -> None:
+        fixed = self.runtime.shape
+        fits = len(fixed) == 4 and all(
+            size in (None, given) for size, given in zip(fixed[1:], images.shape[1:], strict=True)
+        )
+        if not fits or len(images) % (fixed[0] or 1):
+            wanted = ", ".join("any" if size is None else str(size) for size in fixed)
+            raise UserError(
+                f"{self.file} takes images of ({wanted}) and these are {tuple(images.shape)}; set data.crop and "
+                "data.batch_size to fit, or export it again with free sizes"
+            )
+
+
+def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = None) -> nn.Module:
+    """A frozen teacher from a file: TorchScript, a program of torch.export, ONNX, or OpenVINO's .xml.
+
+    A program should be exported in eval mode, with a dynamic batch and, where images vary, dynamic sizes. A TorchScript
+    file or a program of torch.export can hold any code: use only files whose origin is known.
+
+    Args:
+        path: the file; .onnx and .xml go by their suffix.
+        runtime: what runs an ONNX file; null: ONNX Runtime.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"path {path}: no such file")
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES:
+        wanted = runtime or SUFFIXES[suffix]
+        if suffix == ".xml" and wanted != "openvino":
+            raise UserError(f"path {path}: is OpenVINO's; {wanted} runs .onnx alone")
+        return RuntimeNetwork(RUNTIMES[wanted](file), file)
+    if runtime is not None:
+        raise UserError(
+            f"runtime is {runtime} and path {path} ends with neither {' nor '.join(SUFFIXES)}; leave the runtime out"
+        )
+    return Exported(torch_program(file, path))
+
+
+def torch_program(file: Path, path: str) -> nn.Module:
+    """A TorchScript file (``torch.jit.save``) or a program of ``torch.export.save``."""
+    what = f"path {path}: neither a TorchScript file nor a program of torch.export"
     if not zipfile.is_zipfile(file):
-        raise UserError(f"path {path}: neither a TorchScript file nor a program of torch.export")
+        raise UserError(f"{what}, and its name ends with neither {' nor '.join(SUFFIXES)}")
     with zipfile.ZipFile(file) as archive:
         inside = [name.partition("/")[2] for name in archive.namelist()]
     is_script = any(name == "constants.pkl" for name in inside)
     try:
         if is_script:
-            program: Any = torch.jit.load(file, map_location="cpu").eval()
-        else:
-            program = torch.export.load(file).module()
+            return torch.jit.load(file, map_location="cpu").eval()
+        return torch.export.load(file).module()
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        raise UserError(
-            f"path {path}: neither a TorchScript file nor a program of torch.export ({error})"
-        ) from error
-    return Exported(program)
+        raise UserError(f"{what} ({error})") from error

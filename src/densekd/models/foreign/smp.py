@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -61,20 +60,9 @@ def smp(
             f"smp cannot build {arch} on {encoder} with backbone_weights {backbone_weights}: {error}"
         ) from error
     if weights is not None:
-        load_weights(network, weights_file(weights))
+        load_weights(network, weights)
     spec = input_spec(library, encoder, backbone_weights, in_channels)
     return declare(network, spec, num_classes, "decoder")
-
-
-def weights_file(path: str) -> Path:
-    """The file itself, or the one in a folder of ``save_pretrained``."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
-        raise UserError(f"weights {path}: holds {len(found)} .safetensors files; expected one")
-    return found[0]
 
 
 def input_spec(library: Any, encoder: str, weights: str | None, channels: int) -> InputSpec:

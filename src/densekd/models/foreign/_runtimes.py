@@ -1,0 +1,116 @@
+"""ONNX Runtime and OpenVINO behind one call: a file's names, the shape and type of its input, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densekd.errors import UserError
+from densekd.models.foreign._package import package
+
+# The runtimes' names of types -> NumPy's.
+ONNX_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+}
+OPENVINO_TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "u8": "uint8"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded file.
+
+    Attributes:
+        outputs: the names of its outputs, in the file's order.
+        shape: of its input; None where a size is free.
+        dtype: NumPy's name of the input's type.
+        run: images of that shape and type -> one array an output.
+        metadata: what the file says of itself.
+    """
+
+    outputs: list[str]
+    shape: list[int | None]
+    dtype: str
+    run: Callable[[np.ndarray], list[np.ndarray]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def onnxruntime(file: Path) -> Runtime:
+    """An ONNX file in ONNX Runtime, on a GPU where the installed package has one."""
+    library: Any = package("onnxruntime", "onnxruntime", "export")
+    options = library.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised too
+    options.intra_op_num_threads = torch.get_num_threads()
+    there = library.get_available_providers()
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+    try:
+        session = library.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # the runtime's errors have no common base class
+        raise unreadable(file, error) from error
+    given = one_input(file, session.get_inputs())
+    names = [output.name for output in session.get_outputs()]
+    return Runtime(
+        names,
+        [size if isinstance(size, int) else None for size in given.shape],
+        known_type(file, given.type, ONNX_TYPES),
+        lambda images: session.run(names, {given.name: images}),
+        dict(session.get_modelmeta().custom_metadata_map),
+    )
+
+
+def openvino(file: Path) -> Runtime:
+    """An ONNX file, or OpenVINO's own .xml with its .bin beside it, on the CPU."""
+    library: Any = package("openvino", "openvino", "openvino")
+    core = library.Core()
+    try:
+        model = core.read_model(str(file))
+        compiled = core.compile_model(
+            model,
+            "CPU",
+            {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"},
+        )
+    except Exception as error:  # the runtime's errors have no common base class
+        raise unreadable(file, error) from error
+    given = one_input(file, compiled.inputs)
+    shape = given.get_partial_shape()
+    count = len(compiled.outputs)
+    names = [sorted(output.get_names()) for output in compiled.outputs]
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        found = compiled([images])
+        return [found[i] for i in range(count)]
+
+    return Runtime(
+        [known[0] if known else f"output_{i}" for i, known in enumerate(names)],
+        [None if size.is_dynamic else size.get_length() for size in shape],
+        known_type(file, given.get_element_type().get_type_name(), OPENVINO_TYPES),
+        run,
+    )
+
+
+def unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"path {file}: cannot be loaded: {str(error).strip().splitlines()[0]}")
+
+
+def one_input(file: Path, inputs: list[Any]) -> Any:
+    if len(inputs) != 1:
+        names = ", ".join(getattr(entry, "name", "") or str(entry) for entry in inputs)
+        raise UserError(
+            f"path {file}: has {len(inputs)} inputs ({names}); expected one, the images (N, C, H, W)"
+        )
+    return inputs[0]
+
+
+def known_type(file: Path, name: str, types: dict[str, str]) -> str:
+    if name not in types:
+        raise UserError(
+            f"path {file}: its input is of {name}; expected images of one of {', '.join(types)}"
+        )
+    return types[name]
