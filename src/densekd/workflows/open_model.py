@@ -1,23 +1,47 @@
-"""The model that predict, export and latency take: a run folder, a weights file, or a recipe with a weights file."""
+"""The model that commands take: a run folder, a weights file, or a weights file with its recipe (FILE@RECIPE)."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from densekd.build.networks import build_network
-from densekd.build.provenance import about_weights, file_digest
+from densekd.build.provenance import SAW_VAL, file_digest, weights_metadata
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.launch import pick_device
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import read_metadata
 from densekd.workflows.load import LoadedModel, load, weights_file
+from densekd.workflows.recipe import read_recipe
 from densekd.workflows.validate import stand_in_reader
 
 
+def split_name(text: str | Path, recipe: Config | None = None) -> tuple[Path, Config | None]:
+    """MODEL -> the path, and the recipe: the one after ``@`` where there is one (``espnet.pth@camvid/espnet``)."""
+    path = split_path(text)
+    if path == Path(text):
+        return path, recipe
+    return path, read_recipe(str(text).rpartition("@")[2])
+
+
+def open_models(
+    names: Sequence[str], recipe: Config | None = None, *, device: str = "cpu", trusted: bool = False
+) -> list[LoadedModel]:
+    """Several models; `recipe` is that of the files among them that do not say which network they are of."""
+    opened = []
+    for name in names:
+        path, own = split_name(name)
+        if own is None and path.exists() and "densekd" not in read_metadata(weights_file(path)):
+            own = recipe
+        opened.append(open_model(path, own, trusted=trusted, device=device))
+    return opened
+
+
 def open_model(
-    path: Path,
+    path: str | Path,
     recipe: Config | None = None,
     *,
     best: bool = False,
@@ -27,6 +51,7 @@ def open_model(
     """What `densekd.load` gives; a weights file that does not say which network it is of takes the recipe's.
 
     Args:
+        path: a run folder or a file; ``FILE@RECIPE`` names its recipe too.
         recipe: its model and task sections count, and its data set's names of classes. Its data is not read.
         device: ``"auto"`` too.
 
@@ -34,6 +59,7 @@ def open_model(
         UserError: a recipe beside a file that a run wrote, which knows its own network.
     """
     place = str(pick_device(device))
+    path, recipe = split_name(path, recipe)
     if not path.exists():
         raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
     if recipe is None:
@@ -42,7 +68,7 @@ def open_model(
         except WeightsError as error:
             if path.is_file() and "densekd" not in read_metadata(path):
                 raise WeightsError(
-                    f"{error}. Or name a recipe of that network: --recipe camvid/espnet"
+                    f"{error}. Or name a recipe of that network: {path}@camvid/espnet, or --recipe camvid/espnet"
                 ) from error
             raise
     file = weights_file(path, best=best)
@@ -52,11 +78,9 @@ def open_model(
         )
     task = build_task(recipe, stand_in_reader(recipe))
     network, spec = build_network(replace(recipe.model, weights=str(file)), task, "model")
-    about = {
-        **about_weights(str(file)),
-        "model": {"name": recipe.model.name, "options": recipe.model.options},
-        "note": recipe.note,
-    }
+    about = json.loads(weights_metadata(recipe, task, spec)["densekd"])
+    if file_digest(str(file)) in SAW_VAL and not recipe.note:
+        about["note"] = "saw val"
     loaded = LoadedModel(network, task, spec, about, file)
     return loaded.to(place).eval()
 
@@ -72,3 +96,20 @@ def identity(model: LoadedModel) -> dict[str, object]:
         "task": model.task.name,
         "classes": model.classes,
     }
+
+
+def model_titles(models: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """What tables and pictures call several models: the names given, else those of their files or runs."""
+    if names:
+        if len(names) != len(models):
+            raise UserError(f"--names: {len(names)} given for {len(models)} models; give one each")
+        return list(names)
+    paths = [split_path(model) for model in models]
+    stems = [path.stem if path.suffix else path.name for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def split_path(text: str | Path) -> Path:
+    """The path of a MODEL, without its recipe."""
+    file, at, _ = str(text).rpartition("@")
+    return Path(text) if not at or Path(text).exists() else Path(file)
