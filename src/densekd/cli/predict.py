@@ -36,7 +36,7 @@ def command(arguments: list[str]) -> int:
         read.
 
         Args:
-            model: folder of a run, or a weights file.
+            model: folder of a run, a weights file, FILE@RECIPE, or an exported file.
             inputs: images, folders (searched to the bottom) or patterns in quotes ('drives/**/*.jpg').
             out: folder for the answers; outputs keep the path of their image below its INPUT.
             only: which files; by default all that the task has.
@@ -52,7 +52,7 @@ def command(arguments: list[str]) -> int:
         from densekd.workflows.predict_inputs import find_inputs
 
         found = find_inputs(inputs, out)
-        loaded = open_model(Path(model), config, best=best, trusted=trusted, device=device)
+        loaded = open_model(model, config, best=best, trusted=trusted, device=device)
         result = workflow.predict(loaded, found, out, only=only, quiet=as_json)
         print(json.dumps(result.as_dict()) if as_json else workflow.as_text(result, loaded))
         return 1 if result.unreadable else 0

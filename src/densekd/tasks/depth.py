@@ -166,8 +166,12 @@ class Depth:
         return self.valid(batch) | (batch.inside & ~batch.labelled[:, None, None])
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """Bin logits (N, B, h, w) -> metres (N, 1, h, w); metres as they are (scores clamp them)."""
-        return bins_to_depth(prediction, self.range) if self.bins else prediction
+        """Bin logits (N, B, h, w) -> metres (N, 1, h, w); metres as they are (scores clamp them).
+
+        An exported file gives metres where its network gives bins.
+        """
+        is_metres = not self.bins or prediction.shape[1] == 1
+        return prediction if is_metres else bins_to_depth(prediction, self.range)
 
     def map(self, output: DenseOutput, name: str = "prediction") -> Tensor:
         """``"prediction"``: bin logits or metres, as the network gives them; ``"depth"``: metres (N, 1, h, w)."""

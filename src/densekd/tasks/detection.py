@@ -21,9 +21,15 @@ from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.targets import BoxTarget
 from densekd.tasks._frequent_boxes import frequent_boxes
-from densekd.tasks._torchvision_rules import anchors_a_location, flatten, torchvision_rules
+from densekd.tasks._torchvision_rules import (
+    all_boxes,
+    anchors_a_location,
+    chosen_boxes,
+    flatten,
+    torchvision_rules,
+)
 from densekd.tasks.base import Column
-from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput
+from densekd.types import Batch, Boxes, DecodedBoxes, DenseOutput, Detections, DetectorOutput
 
 NMS = {"fcos": 0.6, "retinanet": 0.5}  # torchvision's own
 # torchvision's names of the losses -> ours
@@ -232,13 +238,26 @@ class Detection:
                 )
         return [found for found in result if found is not None]
 
-    def decode(self, raw: DetectorOutput, size: tuple[int, int]) -> list[Detections]:
-        """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first."""
+    def decode(
+        self, raw: DetectorOutput | DecodedBoxes, size: tuple[int, int]
+    ) -> list[Detections]:
+        """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first.
+
+        What an exported file gives is decoded as far as NMS already.
+        """
+        if isinstance(raw, DecodedBoxes):
+            return chosen_boxes(self.rules[raw.kind], raw)
         rules = self.rules[raw.kind]
         n = len(raw.logits[0])
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
             found = rules.postprocess_detections(flatten(raw), [raw.anchors] * n, [size] * n)
         return [Detections(f["boxes"], f["scores"], f["labels"]) for f in found]
+
+    def all_boxes(
+        self, raw: DetectorOutput, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and levels of `DecodedBoxes`: the part of `decode` that a graph can hold."""
+        return all_boxes(self.rules[raw.kind], raw, size)
 
     def metric(self, device: torch.device | str = "cpu") -> DetectionMetric:
         """A fresh count; it lives on the CPU whatever the `device`."""

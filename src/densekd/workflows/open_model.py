@@ -9,10 +9,12 @@ from pathlib import Path
 
 from densekd.build.networks import build_network
 from densekd.build.provenance import SAW_VAL, file_digest, weights_metadata
+from densekd.build.saved import saved_task
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.launch import pick_device
 from densekd.errors import UserError, WeightsError
+from densekd.export import EXPORTED, ExportedFile, Program, open_exported
 from densekd.models.weights import read_metadata
 from densekd.workflows.load import LoadedModel, load, weights_file
 from densekd.workflows.recipe import read_recipe
@@ -34,6 +36,9 @@ def open_models(
     opened = []
     for name in names:
         path, own = split_name(name)
+        if path.suffix in EXPORTED:
+            opened.append(open_model(path, trusted=trusted))
+            continue
         if own is None and path.exists() and "densekd" not in read_metadata(weights_file(path)):
             own = recipe
         opened.append(open_model(path, own, trusted=trusted, device=device))
@@ -62,6 +67,10 @@ def open_model(
     path, recipe = split_name(path, recipe)
     if not path.exists():
         raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
+    if path.suffix in EXPORTED:
+        if recipe is not None:
+            raise UserError(f"--recipe: {path} is an exported file and knows its own network; leave --recipe out")
+        return loaded_file(open_exported(path), trusted=trusted)
     if recipe is None:
         try:
             return load(path, best=best, device=place, trusted=trusted)
@@ -85,11 +94,19 @@ def open_model(
     return loaded.to(place).eval()
 
 
+def loaded_file(file: ExportedFile, *, trusted: bool = False) -> LoadedModel:
+    """An exported file as a model; it runs on the CPU, whatever device its images are on."""
+    task = saved_task(file.path, file.model, trusted=trusted)
+    program = Program(file)
+    return LoadedModel(program, task, program.input_spec, file.model, file.path).eval()
+
+
 def identity(model: LoadedModel) -> dict[str, object]:
     """What its answers depend on: the file's content, the network, its input, the task."""
     name = model.about.get("model", {})
     return {
         "weights_sha256": file_digest(str(model.path)),
+        **_more_files(model),
         "network": name.get("name", type(model.model).__name__),
         "options": name.get("options", {}),
         "input": model.input_spec.as_dict(),
@@ -113,3 +130,11 @@ def split_path(text: str | Path) -> Path:
     """The path of a MODEL, without its recipe."""
     file, at, _ = str(text).rpartition("@")
     return Path(text) if not at or Path(text).exists() else Path(file)
+
+
+def _more_files(model: LoadedModel) -> dict[str, object]:
+    """An exported file may consist of two, and its decoding is part of it."""
+    if not isinstance(model.model, Program):
+        return {}
+    file = model.model.file
+    return {"format": file.path.suffix, "files": [file_digest(str(part)) for part in file.files()]}
