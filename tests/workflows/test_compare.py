@@ -111,7 +111,10 @@ def test_a_video_is_compared_frame_by_frame(runs, tmp_path, capsys):
         (["--out", "a.png", "--input", "nothing.png"], "does not exist"),
         (["--out", "a.png", "--input", "x.mp4", "--names", "a", "b"], "--names: 2 given for 1"),
         (["--out", "a.png", "--input", "x.mp4", "--frames", "0"], "--frames 0"),
-        (["--out", "a.png", "--input", "x.mp4", "--labels", "none"], "--labels none: no such folder"),
+        (
+            ["--out", "a.png", "--input", "x.mp4", "--labels", "none"],
+            "--labels none: no such folder",
+        ),
     ],
 )
 def test_what_is_missing_is_said(runs, tmp_path, monkeypatch, capsys, words, said):
@@ -134,7 +137,7 @@ def test_a_file_may_name_its_recipe(tmp_path, monkeypatch):
     Path("a@b.pth").touch()
     assert split_name("a@b.pth") == (Path("a@b.pth"), None)
     assert model_titles(["x/a.pth@camvid/espnet", "runs/b"]) == ["a", "b"]
-    with pytest.raises(UserError, match="unknown recipe|no such|camvid"):
+    with pytest.raises(UserError, match=r"espnot"):
         split_name("a.pth@camvid/espnot")
 
 
@@ -154,7 +157,10 @@ def test_frames_of_other_sizes_keep_the_first_ones_size(tmp_path):
 
 def test_the_authors_checkpoints_side_by_side(shared, tmp_path, capsys):
     folder = shared / "checkpoints" / "espnet_camvid"
-    models = [folder / f"{name}.pth@camvid/espnet" for name in ("ESPNet_base", "ESPNet_pixel_pair_unlabelled")]
+    models = [
+        folder / f"{name}.pth@camvid/espnet"
+        for name in ("ESPNet_base", "ESPNet_pixel_pair_unlabelled")
+    ]
     out = tmp_path / "a.png"
     words = ("--recipe", "camvid/espnet", "--data.root", shared / "camvid", "--frames", 1)
     assert compare(*models, *words, "--out", out, "--json") == 0

@@ -17,6 +17,7 @@ from densekd.export import compare, onnx_runner, trace
 from densekd.ops.resize import resize_map
 from densekd.tasks import Segmentation
 from densekd.types import InputSpec
+from densekd.workflows.open_model import open_model
 from tests.workflows.test_functions import TASKS, tree_of
 
 SIZE = ("--size", "64", "96")
@@ -140,10 +141,133 @@ def test_latency_counts_and_times(runs, capsys):
     assert "median ms" in capsys.readouterr().out
 
 
+def test_several_networks_stand_in_one_table_and_one_picture(runs, tmp_path, capsys):
+    file = tmp_path / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    capsys.readouterr()
+    plot = tmp_path / "pareto.svg"
+    words = ("latency", runs / "segmentation", file, *SIZE, "--runs", 2, "--plot", plot, "--json")
+    assert main([*map(str, words)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["runtime"] for row in rows] == ["PyTorch", "torch.export"]
+    result = json.loads((runs / "segmentation" / "result.json").read_text())
+    assert rows[0]["score"] == result["scores"]["miou"]
+    assert rows[1]["score"] is None  # a file does not know it
+    assert plot.read_text().count('r="6"') == 1
+    assert main([*map(str, words)]) == 2
+    assert "exists" in capsys.readouterr().err
+    words = ("latency", runs / "segmentation", runs / "depth", *SIZE, "--runs", 1, "--scores", 1)
+    assert main([*map(str, words)]) == 2
+    assert "--scores: 1 given for 2 models" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_an_exported_file_scores_and_predicts_as_its_network(runs, tmp_path, capsys, task, suffix):
+    pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
+    file = tmp_path / f"a{suffix}"
+    assert export(runs / task, "--out", file, *SIZE) == 0
+    capsys.readouterr()
+    config = runs / task / "config.yaml"
+    metric = {"segmentation": "miou", "detection": "ap", "depth": "abs_rel"}[task]
+    scores = densekd.evaluate(file, config, device="cpu")
+    assert scores[metric] == pytest.approx(
+        densekd.evaluate(runs / task, device="cpu")[metric], abs=1e-3
+    )
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    answer, expected = open_model(file).predict(image), densekd.load(runs / task).predict(image)
+    if task == "segmentation":
+        assert (answer == expected).mean() > 0.999
+    elif task == "depth":
+        assert np.abs(answer - expected).max() < 1e-2
+    else:
+        assert np.allclose(answer["boxes"], expected["boxes"], atol=1e-2)
+        assert np.array_equal(answer["labels"], expected["labels"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_int8_says_what_the_score_loses(runs, tmp_path, capsys, suffix):
+    pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
+    file = tmp_path / f"a{suffix}"
+    words = (runs / "segmentation", "--out", file, *SIZE, "--int8", "--calib-images", 2, "--json")
+    assert export(*words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["calibrated"] == "2 images of train"
+    before = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    after = densekd.evaluate(file, runs / "segmentation" / "config.yaml", device="cpu")["miou"]
+    assert said["scores"]["before"] == pytest.approx(before, abs=1e-6)
+    assert said["scores"]["after"] == pytest.approx(after, abs=1e-6)
+
+
+def test_a_file_of_other_classes_is_not_scored(runs, tmp_path, capsys):
+    file = tmp_path / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    capsys.readouterr()
+    words = ["evaluate", str(runs / "segmentation" / "config.yaml"), "--weights", str(file)]
+    assert main([*words, "--device", "cpu"]) == 0
+    exact = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    assert f"{exact:.4f}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"a\.pt2 was trained for segmentation; the task here"):
+        densekd.evaluate(file, runs / "detection" / "config.yaml", device="cpu")
+    assert export(file, "--out", tmp_path / "b.pt2") == 2
+    assert "is an exported file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+def test_boxes_before_nms_lead_to_the_same_detections(kind):
+    """torchvision's own post-processing is the standard."""
+    from densekd.tasks import Detection
+    from densekd.types import DecodedBoxes, DetectorOutput
+
+    torch.manual_seed(0)
+    anchors_a_place, sizes = (1 if kind == "fcos" else 3), [(6, 8), (3, 4)]
+    task = Detection(["a", "b"], [(0, 0, 0)] * 2, topk_candidates=20, detections_per_image=15)
+    raw = DetectorOutput(
+        logits=[torch.randn(2, anchors_a_place * 2, *s) for s in sizes],
+        boxes=[torch.rand(2, anchors_a_place * 4, *s) for s in sizes],
+        centerness=[torch.randn(2, 1, *s) for s in sizes] if kind == "fcos" else None,
+        anchors=[_anchors(anchors_a_place * h * w) for h, w in sizes],
+        kind=kind,
+    )
+    size = (48, 64)
+    expected = task.decode(raw, size)
+    found = task.decode(DecodedBoxes(*task.all_boxes(raw, size), kind), size)
+    assert len(expected[0].boxes) == 15
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.allclose(one.scores, other.scores)
+
+
+def _anchors(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2) * torch.tensor([40.0, 30.0])
+    return torch.cat([corners, corners + 4 + torch.rand(count, 2) * 16], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "tflite"], "--format tflite: is not written by densekd"),
+        (["--format", "coreml"], "Supported: onnx, pt2, openvino"),
+        ([], "give --out FILE or --format"),
+        (["--out", "a.onnx", "--format", "pt2"], "pt2 ends with .pt2"),
+        (["--out", "a.pt2", "--int8"], "--int8: writes .onnx or .xml"),
+        (["--out", "a.onnx", "--calib", "x"], "--calib: is of --int8"),
+    ],
+)
+def test_formats_that_are_not_written_are_named(runs, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert export(runs / "segmentation", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("task", "words", "expected"),
     [
-        ("detection", [], "detection cannot be exported yet"),
+        ("detection", ["--with", "none"], "a detector is exported with boxes"),
         ("depth", ["--with", "argmax"], "--with argmax: is of segmentation; this is depth"),
         ("segmentation", ["--size", "32", "96"], "at least 64"),
     ],

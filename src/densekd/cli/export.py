@@ -33,8 +33,8 @@ def command(arguments: list[str]) -> int:
         trusted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
-        """Write a network as ONNX (.onnx), for OpenVINO (.xml and .bin) or as a torch.export program (.pt2), for any batch
-        and size of images.
+        """Write a network as ONNX (.onnx), for OpenVINO (.xml and .bin) or as a torch.export program (.pt2), for any
+        batch and size of images.
 
         The graph takes RGB images in [0, 1] and holds the normalisation; class names and a description of the input
         stand in the file's metadata. The file is run at three shapes and must equal PyTorch within 1e-3, or none is
@@ -66,7 +66,9 @@ def command(arguments: list[str]) -> int:
         from densekd.workflows.int8 import int8_data
         from densekd.workflows.open_model import open_model, split_name
 
-        wrong = [n for n, v in (("--calib", calib), ("--score-images", score_images)) if v is not None]
+        wrong = [
+            n for n, v in (("--calib", calib), ("--score-images", score_images)) if v is not None
+        ]
         if wrong and not int8:
             raise UserError(f"{wrong[0]}: is of --int8; add it, or leave this out")
         if min(calib_images, score_images or 1) < 1:
@@ -75,7 +77,9 @@ def command(arguments: list[str]) -> int:
         loaded = open_model(model, config, best=best, trusted=trusted)
         data = None
         if int8:
-            data = int8_data(loaded, config or split_name(model)[1], calib, calib_images, score_images)
+            data = int8_data(
+                loaded, config or split_name(model)[1], calib, calib_images, score_images
+            )
         result = workflow.export(loaded, file, size=size, end=end, int8=data)
         print(json.dumps(result) if as_json else workflow.as_text(result))
         return 0

@@ -23,8 +23,20 @@ def is_camera(word: str) -> bool:
     return (word.isdigit() and not Path(word).exists()) or word.startswith("/dev/video")
 
 
+def frame_count(word: str | Path) -> int | None:
+    """How many frames a video file says that it has; None for a camera, or where it does not say."""
+    if is_camera(str(word)):
+        return None
+    video = opened(word)
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    video.release()
+    return count if count > 0 else None
+
+
 def frame_rate(word: str | Path) -> float:
-    """Frames a second of a video file."""
+    """Frames a second of a video file; a camera's are written as `DEFAULT_RATE`."""
+    if is_camera(str(word)):
+        return DEFAULT_RATE
     video = opened(word)
     rate = float(video.get(cv2.CAP_PROP_FPS))
     video.release()
@@ -38,7 +50,9 @@ def frames(word: str | Path, channels: int = 3) -> Iterator[np.ndarray]:
         DataError: it cannot be opened, or holds no frame.
     """
     if channels not in (1, 3):
-        raise DataError(f"{word}: a video has colour or grey frames, and the network takes {channels} channels")
+        raise DataError(
+            f"{word}: a video has colour or grey frames, and the network takes {channels} channels"
+        )
     video, count = opened(word), 0
     try:
         while True:
@@ -57,10 +71,8 @@ def frames(word: str | Path, channels: int = 3) -> Iterator[np.ndarray]:
 
 def opened(word: str | Path) -> cv2.VideoCapture:
     name = str(word)
-    if is_camera(name):
-        video = cv2.VideoCapture(int(name.removeprefix("/dev/video")))
-    else:
-        video = cv2.VideoCapture(name)
+    source = int(name.removeprefix("/dev/video")) if is_camera(name) else name
+    video = cv2.VideoCapture(source)
     if not video.isOpened():
         what = "camera" if is_camera(name) else "video"
         raise DataError(f"{word}: cannot be opened as a {what}")

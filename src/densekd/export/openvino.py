@@ -60,4 +60,6 @@ def read_openvino_about(xml: Path) -> dict[str, str]:
     model = ov.Core().read_model(str(xml))
     if not model.has_rt_info([SECTION]):
         return {}
-    return {key: value.astype(str) for key, value in model.get_rt_info([SECTION]).astype(dict).items()}
+    return {
+        key: value.astype(str) for key, value in model.get_rt_info([SECTION]).astype(dict).items()
+    }

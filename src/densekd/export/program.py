@@ -80,7 +80,9 @@ def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
     except UserError:
         raise
     except Exception as error:  # the runtimes have no common base class
-        raise WeightsError(f"{path}: cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise WeightsError(
+            f"{path}: cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
     about = {key: _value(value) for key, value in texts.items()}
     missing = [key for key in NEEDED if key not in about]
     if missing:
@@ -167,7 +169,10 @@ class Program(nn.Module):
             )
         seen = padded(seen, unit, self.fill)
         answer = self.file.run(np.ascontiguousarray(seen.numpy()))
-        parts = [torch.from_numpy(np.asarray(a)) for a in (answer if isinstance(answer, tuple) else (answer,))]
+        parts = [
+            torch.from_numpy(np.asarray(a))
+            for a in (answer if isinstance(answer, tuple) else (answer,))
+        ]
         return {"out": self._decodable([part.to(images.device) for part in parts], height, width)}
 
     def _decodable(self, parts: list[Tensor], height: int, width: int) -> Any:

@@ -55,7 +55,9 @@ def quantise(content: bytes, images: Iterable[np.ndarray]) -> tuple[bytes, int]:
     logger.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            given, ready, done = (str(Path(folder, name)) for name in ("a.onnx", "b.onnx", "c.onnx"))
+            given, ready, done = (
+                str(Path(folder, name)) for name in ("a.onnx", "b.onnx", "c.onnx")
+            )
             onnx.save(proto, given)
             prepare.quant_pre_process(given, ready, skip_symbolic_shape=True)
             tools.quantize_static(
@@ -72,7 +74,9 @@ def quantise(content: bytes, images: Iterable[np.ndarray]) -> tuple[bytes, int]:
     except Exception as error:  # ONNX Runtime's errors have no common base class
         if reader.count == 0:
             raise UserError("there is no image to calibrate on") from error
-        raise UserError(f"ONNX Runtime cannot quantise it: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"ONNX Runtime cannot quantise it: {str(error).strip().splitlines()[0]}"
+        ) from error
     finally:
         logger.setLevel(level)
     kept = {entry.key for entry in quantised.metadata_props}

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import boxes as box_ops
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops import boxes as box_ops
 
 from densekd.types import DecodedBoxes, Detections, DetectorOutput
 

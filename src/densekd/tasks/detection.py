@@ -238,9 +238,7 @@ class Detection:
                 )
         return [found for found in result if found is not None]
 
-    def decode(
-        self, raw: DetectorOutput | DecodedBoxes, size: tuple[int, int]
-    ) -> list[Detections]:
+    def decode(self, raw: DetectorOutput | DecodedBoxes, size: tuple[int, int]) -> list[Detections]:
         """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first.
 
         What an exported file gives is decoded as far as NMS already.

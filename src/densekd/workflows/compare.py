@@ -72,7 +72,9 @@ class Truth:
             file = self.labels / f"{path.stem}.png"
             target = read_labels(file) if file.is_file() else None
             if target is not None and target.shape != image.shape[:2]:
-                raise DataError(f"{file} is of another size than {path}: {target.shape} and {image.shape[:2]}")
+                raise DataError(
+                    f"{file} is of another size than {path}: {target.shape} and {image.shape[:2]}"
+                )
         return Frame(path.name, image, target)
 
     def at(self, index: int) -> Frame:
@@ -88,7 +90,9 @@ class Truth:
 
 def check_out(out: Path) -> None:
     if out.suffix not in (*MOVING, STILL):
-        raise UserError(f"--out {out}: expected a name that ends with {', '.join((*MOVING, STILL))}")
+        raise UserError(
+            f"--out {out}: expected a name that ends with {', '.join((*MOVING, STILL))}"
+        )
     if out.exists():
         raise UserError(f"--out {out} exists; give another name")
 
@@ -193,7 +197,9 @@ def compare(
                 "scores": metric.compute() if scene.known else None,
                 "note": model.about.get("note", ""),
             }
-            for name, model, ms, metric in zip(names, models, milliseconds, scene.metrics, strict=True)
+            for name, model, ms, metric in zip(
+                names, models, milliseconds, scene.metrics, strict=True
+            )
         ],
     }
 
@@ -204,7 +210,8 @@ def check_models(models: Sequence[LoadedModel], truth: Truth) -> None:
     for model in models[1:]:
         if model.task.name != first.task.name:
             raise UserError(
-                f"{first.path} is of {first.task.name} and {model.path} of {model.task.name}; compare models of one task"
+                f"{first.path} is of {first.task.name} and {model.path} of {model.task.name}; "
+                "compare models of one task"
             )
         if model.classes != first.classes or model.input_spec.channels != first.input_spec.channels:
             raise UserError(f"{first.path} and {model.path} have different classes or channels")
@@ -303,7 +310,9 @@ def one_score(model: LoadedModel, batch: Batch, answer: Any) -> float | None:
 def score_text(column: Column, value: float) -> str:
     """``mIoU 83.25 %``: the heading without its unit, then the value with it."""
     heading, _, unit = column.heading.partition(" (")
-    return f"{heading} {value * column.factor:.{column.decimals}f} {unit.removesuffix(')')}".rstrip()
+    return (
+        f"{heading} {value * column.factor:.{column.decimals}f} {unit.removesuffix(')')}".rstrip()
+    )
 
 
 def _short(name: str, most: int = 34) -> str:
@@ -317,7 +326,9 @@ def _for_picture(answer: Any) -> Any:
 
 def drawn(task: Any, image: np.ndarray, answer: Any) -> np.ndarray:
     """Classes over the image; boxes and depth as the task draws them."""
-    return overlay(task, image, answer) if task.name == "segmentation" else task.picture(image, answer)
+    return (
+        overlay(task, image, answer) if task.name == "segmentation" else task.picture(image, answer)
+    )
 
 
 @torch.no_grad()
@@ -342,7 +353,9 @@ def as_text(result: dict[str, Any], models: Sequence[LoadedModel]) -> str:
         score = "" if value is None else f"  {score_text(column, value)}"
         note = f"  ({row['note']})" if row["note"] else ""
         lines.append(f"{row['name']:<{width}}  {row['milliseconds']:.3g} ms a frame{score}{note}")
-    with_truth = f", {result['frames_with_truth']} with truth" if result["frames_with_truth"] else ""
+    with_truth = (
+        f", {result['frames_with_truth']} with truth" if result["frames_with_truth"] else ""
+    )
     lines.append(
         f"{result['frames']} frames{with_truth} in {result['file']} ({result['bytes'] / 1000:.0f} kB)"
     )

@@ -63,7 +63,9 @@ def target(model: str, out: Path | None, format: str | None, *, int8: bool = Fal
     if format is not None and out.suffix != FORMATS[format]:
         raise UserError(f"--out {out}: {format} ends with {FORMATS[format]}")
     if out.suffix not in FORMATS.values():
-        raise UserError(f"--out {out}: expected a name that ends with {', '.join(FORMATS.values())}")
+        raise UserError(
+            f"--out {out}: expected a name that ends with {', '.join(FORMATS.values())}"
+        )
     if int8 and out.suffix not in INT8:
         raise UserError(f"--int8: writes {' or '.join(INT8)} files, not {out.suffix}")
     for path in [out, *([out.with_suffix(".bin")] if out.suffix == ".xml" else [])]:
@@ -97,7 +99,9 @@ def export(
     """
     target("", out, None, int8=int8 is not None)
     if isinstance(model.model, Program):
-        raise UserError(f"{model.path} is an exported file; export the run or weights file that it was made of")
+        raise UserError(
+            f"{model.path} is an exported file; export the run or weights file that it was made of"
+        )
     end = end_of(model.task, end)
     size = example_size(model.input_spec, size)
     graph = trace(model.model, model.task, model.input_spec, end, size)

@@ -66,7 +66,9 @@ def int8_data(
     if config is not None:
         root = config.data.root if calib is None else calib
         rooted = needs_root(resolve(config.data.dataset, DATASETS, "data.dataset"))
-        config = replace(config, data=replace(config.data, root=root if rooted else config.data.root))
+        config = replace(
+            config, data=replace(config.data, root=root if rooted else config.data.root)
+        )
         try:
             reader = build_reader(config.data, config.data.train_split, training=False)
         except (DataError, UserError) as error:

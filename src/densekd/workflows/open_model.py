@@ -30,18 +30,31 @@ def split_name(text: str | Path, recipe: Config | None = None) -> tuple[Path, Co
 
 
 def open_models(
-    names: Sequence[str], recipe: Config | None = None, *, device: str = "cpu", trusted: bool = False
+    names: Sequence[str],
+    recipe: Config | None = None,
+    *,
+    best: bool = False,
+    device: str = "cpu",
+    trusted: bool = False,
 ) -> list[LoadedModel]:
     """Several models; `recipe` is that of the files among them that do not say which network they are of."""
+    if not names:
+        raise UserError(
+            "give at least one MODEL: the folder of a run, a weights file or an exported file"
+        )
     opened = []
     for name in names:
         path, own = split_name(name)
         if path.suffix in EXPORTED:
             opened.append(open_model(path, trusted=trusted))
             continue
-        if own is None and path.exists() and "densekd" not in read_metadata(weights_file(path)):
+        if (
+            own is None
+            and path.exists()
+            and "densekd" not in read_metadata(weights_file(path, best=best))
+        ):
             own = recipe
-        opened.append(open_model(path, own, trusted=trusted, device=device))
+        opened.append(open_model(path, own, best=best, trusted=trusted, device=device))
     return opened
 
 
@@ -69,7 +82,9 @@ def open_model(
         raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
     if path.suffix in EXPORTED:
         if recipe is not None:
-            raise UserError(f"--recipe: {path} is an exported file and knows its own network; leave --recipe out")
+            raise UserError(
+                f"--recipe: {path} is an exported file and knows its own network; leave --recipe out"
+            )
         return loaded_file(open_exported(path), trusted=trusted)
     if recipe is None:
         try:
