@@ -23,8 +23,8 @@ from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
-from densekd.models.label_space import LabelSpace
 from densekd.export import EXPORTED, Program, open_exported
+from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
