@@ -83,7 +83,7 @@ def latency(
             seconds = list(interleave(calls, pairs=runs, warmup=2).values())
     finally:
         torch.set_num_threads(before)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             **networks[arm.owner],
             "name": arm.name,
