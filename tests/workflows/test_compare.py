@@ -83,6 +83,24 @@ def test_answers_stand_side_by_side(runs, images, tmp_path, capsys, suffix):
     assert picture.width == wide
 
 
+def test_the_table_by_class_has_a_column_a_network(runs, images, tmp_path, capsys):
+    run, table = runs / "segmentation", tmp_path / "table.md"
+    words = (run, run, "--names", "a", "b", "--input", images, "--table", table, "--json")
+    assert compare(*words, "--out", tmp_path / "a.png") == 2
+    assert "--table: wants truth" in capsys.readouterr().err
+    labels = ("--labels", images.parent / "labels")
+    assert compare(*words, *labels, "--out", tmp_path / "a.png") == 0
+    said = json.loads(capsys.readouterr().out)
+    lines = table.read_text().splitlines()
+    model = densekd.load(run)
+    assert lines[0] == "|  | a | b | change |"
+    assert len(lines) == 2 + len(model.classes) + 1
+    iou = said["models"][0]["scores"]["iou"][model.classes[0]]
+    assert lines[2] == f"| {model.classes[0]} | {100 * iou:.2f} | {100 * iou:.2f} | +0.00 |"
+    miou = said["models"][0]["scores"]["miou"]
+    assert lines[-1] == f"| mIoU | {100 * miou:.2f} | {100 * miou:.2f} | +0.00 |"
+
+
 def test_detection_and_depth_take_the_truth_of_their_recipe(runs, tmp_path, capsys):
     for task, key in (("detection", "ap"), ("depth", "abs_rel")):
         out = tmp_path / f"{task}.png"

@@ -10,6 +10,7 @@ import tyro
 
 from densekd.cli.arguments import parse, recipe_for_model, split_overrides
 from densekd.errors import UserError
+from densekd.ops.files import write_text
 
 
 def command(arguments: list[str]) -> int:
@@ -28,6 +29,7 @@ def command(arguments: list[str]) -> int:
         width: int = 320,
         fps: float = 2.0,
         quality: int = 70,
+        table: Path | None = None,
         trusted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         device: str = "auto",
         as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
@@ -52,6 +54,7 @@ def command(arguments: list[str]) -> int:
             width: of one picture, in pixels.
             fps: frames a second.
             quality: of WebP, 1 to 100.
+            table: Markdown file for the scores by class, a column a network; must not exist.
             trusted: allow a file to name a network outside of densekd, whose code is then run.
             device: auto, cpu, cuda, cuda:N or mps.
             as_json: print times and scores as JSON.
@@ -70,12 +73,18 @@ def command(arguments: list[str]) -> int:
         from densekd.workflows.open_model import model_titles, open_models
 
         workflow.check_out(out)
+        if table is not None and table.exists():
+            raise UserError(f"--table {table} exists; give another name")
         if labels is not None and not labels.is_dir():
             raise UserError(f"--labels {labels}: no such folder")
         reader = workflow.reader_of(config, split)
         if not input and reader is None:
             raise UserError(
                 "compare on which images? Give --input IMAGES, or --recipe RECIPE with --data.root FOLDER"
+            )
+        if table is not None and reader is None and labels is None:
+            raise UserError(
+                "--table: wants truth; give --recipe with --data.root FOLDER, or --labels"
             )
         loaded = open_models(models, config, device=device, trusted=trusted)
         titles = model_titles(models, names)
@@ -84,6 +93,8 @@ def command(arguments: list[str]) -> int:
             loaded, titles, input, out,
             truth=truth, recipe=config, frames=frames, width=width, rate=fps, quality=quality,
         )  # fmt: skip
+        if table is not None:
+            write_text(table, workflow.class_table(result, loaded))
         print(json.dumps(result) if as_json else workflow.as_text(result, loaded))
         return 0
 

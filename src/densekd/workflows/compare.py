@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +64,7 @@ class Truth:
 
     def frame(self, path: Path, channels: int) -> Frame:
         if self.reader is not None:
-            index = self._places().get(path.resolve())
+            index = self._places.get(path.resolve())
             if index is not None:
                 return self.at(index)
         image, target = read_image(path, channels), None
@@ -81,6 +81,7 @@ class Truth:
         sample: Sample = self.reader.read(index)
         return Frame(sample.name, sample.image, sample.target)
 
+    @cached_property
     def _places(self) -> dict[Path, int]:
         if not hasattr(self.reader, "paths"):
             return {}
@@ -341,6 +342,39 @@ def time_of(models: Sequence[LoadedModel], frame: Frame, views: Views) -> list[f
         arms[str(number)] = partial(timed, call, model.device)
     seconds = interleave(arms, pairs=TIMED, warmup=2)
     return [1000 * statistics.median(values) for values in seconds.values()]
+
+
+PER_CLASS = ("iou", "per_class")  # segmentation's and detection's scores by class, as fractions
+
+
+def class_table(result: dict[str, Any], models: Sequence[LoadedModel]) -> str:
+    """Markdown: a row a class and the main scores last, a column a network, and the change from first to last.
+
+    Raises:
+        UserError: no truth is known.
+    """
+    if not result["frames_with_truth"]:
+        raise UserError(
+            "--table: no frame has truth; give --recipe with its data root, or --labels"
+        )
+    names = [row["name"] for row in result["models"]]
+    scores = [row["scores"] for row in result["models"]]
+    key = next((k for k in PER_CLASS if k in scores[0]), None)
+    rows = [(name, [s[key][name] for s in scores], 100.0, 2) for name in scores[0].get(key, {})]
+    for column in models[0].task.columns:
+        values = [s.get(column.key) for s in scores]
+        rows.append((column.heading.removesuffix(" (%)"), values, column.factor, column.decimals))
+    more = len(names) > 1
+    header = ["", *names, *(["change"] if more else [])]
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    for name, values, factor, decimals in rows:
+        known = all(v is not None for v in (values[0], values[-1]))
+        cells = ["-" if v is None else f"{factor * v:.{decimals}f}" for v in values]
+        if more:
+            change = factor * (values[-1] - values[0]) if known else 0.0
+            cells.append(f"{change:+.{decimals}f}" if known else "-")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def as_text(result: dict[str, Any], models: Sequence[LoadedModel]) -> str:
