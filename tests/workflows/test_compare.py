@@ -14,7 +14,7 @@ import densekd
 from densekd.cli.main import main
 from densekd.errors import UserError
 from densekd.report.moving import save_moving
-from densekd.workflows.compare import spread
+from densekd.workflows.compare_inputs import spread
 from densekd.workflows.open_model import model_titles, split_name
 from tests.workflows.test_functions import TASKS, tree_of
 

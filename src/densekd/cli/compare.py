@@ -70,6 +70,8 @@ def command(arguments: list[str]) -> int:
             raise UserError(f"{wrong[0]}: is too small")
         config = recipe_for_model(recipe, overrides)
         from densekd.workflows import compare as workflow
+        from densekd.workflows.compare_inputs import Truth, reader_of
+        from densekd.workflows.compare_text import as_text, class_table
         from densekd.workflows.open_model import model_titles, open_models
 
         workflow.check_out(out)
@@ -77,7 +79,7 @@ def command(arguments: list[str]) -> int:
             raise UserError(f"--table {table} exists; give another name")
         if labels is not None and not labels.is_dir():
             raise UserError(f"--labels {labels}: no such folder")
-        reader = workflow.reader_of(config, split)
+        reader = reader_of(config, split)
         if not input and reader is None:
             raise UserError(
                 "compare on which images? Give --input IMAGES, or --recipe RECIPE with --data.root FOLDER"
@@ -88,14 +90,14 @@ def command(arguments: list[str]) -> int:
             )
         loaded = open_models(models, config, device=device, trusted=trusted)
         titles = model_titles(models, names)
-        truth = workflow.Truth(reader, labels)
+        truth = Truth(reader, labels)
         result = workflow.compare(
             loaded, titles, input, out,
             truth=truth, recipe=config, frames=frames, width=width, rate=fps, quality=quality,
         )  # fmt: skip
         if table is not None:
-            write_text(table, workflow.class_table(result, loaded))
-        print(json.dumps(result) if as_json else workflow.as_text(result, loaded))
+            write_text(table, class_table(result, loaded))
+        print(json.dumps(result) if as_json else as_text(result, loaded))
         return 0
 
     return parse(compare, "compare", own)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.build.data import build_reader, build_views, needs_root
-from densekd.build.resolve import resolve
-from densekd.config.names import DATASETS
+from densekd.build.data import build_views
 from densekd.config.schema import Config
-from densekd.data import video
 from densekd.data.base import Sample
 from densekd.data.collate import Item, collate
-from densekd.data.files import read_image, read_labels
 from densekd.data.loader import with_target
-from densekd.errors import DataError, UserError
+from densekd.errors import UserError
 from densekd.models.taps import evaluating
 from densekd.ops.files import replacing
 from densekd.ops.tiling import Views
@@ -31,62 +26,14 @@ from densekd.profiling.measure import interleave, timed
 from densekd.report.answers import as_rgb, overlay
 from densekd.report.moving import MOVING, save_moving
 from densekd.report.pictures import grid
-from densekd.tasks.base import Column
 from densekd.types import Batch
+from densekd.workflows.compare_inputs import Frame, Truth, frames_of
+from densekd.workflows.compare_text import score_text
 from densekd.workflows.load import LoadedModel, as_arrays
-from densekd.workflows.predict_inputs import find_inputs
 
 STILL = ".png"
 ROWS = 8  # frames of a still picture
 TIMED = 10  # calls of each network on the first frame, for its time
-
-
-@dataclass(frozen=True)
-class Frame:
-    """An image, and what is known about it: a target as a reader gives it, or None."""
-
-    name: str
-    image: np.ndarray
-    target: Any
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Where the truth of an image is found.
-
-    Attributes:
-        reader: of the recipe's data; an image is looked up in it by its file.
-        labels: a folder of class indices, PNG, of the images' names.
-    """
-
-    reader: Any = None
-    labels: Path | None = None
-
-    def frame(self, path: Path, channels: int) -> Frame:
-        if self.reader is not None:
-            index = self._places.get(path.resolve())
-            if index is not None:
-                return self.at(index)
-        image, target = read_image(path, channels), None
-        if self.labels is not None:
-            file = self.labels / f"{path.stem}.png"
-            target = read_labels(file) if file.is_file() else None
-            if target is not None and target.shape != image.shape[:2]:
-                raise DataError(
-                    f"{file} is of another size than {path}: {target.shape} and {image.shape[:2]}"
-                )
-        return Frame(path.name, image, target)
-
-    def at(self, index: int) -> Frame:
-        sample: Sample = self.reader.read(index)
-        return Frame(sample.name, sample.image, sample.target)
-
-    @cached_property
-    def _places(self) -> dict[Path, int]:
-        if not hasattr(self.reader, "paths"):
-            return {}
-        files = ((self.reader.paths(i)[0], i) for i in range(len(self.reader)))
-        return {Path(path).resolve(): i for path, i in files if path is not None}
 
 
 def check_out(out: Path) -> None:
@@ -98,55 +45,13 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out} exists; give another name")
 
 
-def reader_of(recipe: Config | None, split: str | None) -> Any:
-    """The recipe's data, where it says where its files are; else None."""
-    if recipe is None:
-        return None
-    without = recipe.data.root is None and needs_root(
-        resolve(recipe.data.dataset, DATASETS, "data.dataset")
-    )
-    if without and split is None:
-        return None
-    return build_reader(recipe.data, split or recipe.data.val_split, training=False)
-
-
-def spread(items: Sequence[Any], count: int | None) -> list[Any]:
-    """So many of them, evenly apart, the first and the last among them."""
-    if count is None or len(items) <= count:
-        return list(items)
-    if count == 1:
-        return [items[0]]
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
-
-
-def frames_of(
-    words: Sequence[str], out: Path, truth: Truth, channels: int, count: int | None
-) -> Iterator[Frame]:
-    """The frames of videos from their beginning; of images and of a data set so many, evenly apart."""
-    if not words:
-        assert truth.reader is not None
-        for index in spread(range(len(truth.reader)), count):
-            yield truth.at(index)
-        return
-    moving = [w for w in words if video.is_video(w) or video.is_camera(w)]
-    if moving and len(words) > 1:
-        raise UserError(f"--input {' '.join(words)}: give one video alone, or images and folders")
-    if moving:
-        stream = video.frames(moving[0], channels)
-        for number, image in enumerate(itertools.islice(stream, count)):
-            yield Frame(f"{Path(moving[0]).name} {number}", image, None)
-        return
-    for item in spread(find_inputs(words, out), count):
-        yield truth.frame(item.path, channels)
-
-
 def compare(
     models: Sequence[LoadedModel],
     names: Sequence[str],
     inputs: Sequence[str],
     out: Path,
     *,
-    truth: Truth = Truth(),
+    truth: Truth,
     recipe: Config | None = None,
     frames: int | None = None,
     width: int = 320,
@@ -308,14 +213,6 @@ def one_score(model: LoadedModel, batch: Batch, answer: Any) -> float | None:
     return None if value is None or value != value else value
 
 
-def score_text(column: Column, value: float) -> str:
-    """``mIoU 83.25 %``: the heading without its unit, then the value with it."""
-    heading, _, unit = column.heading.partition(" (")
-    return (
-        f"{heading} {value * column.factor:.{column.decimals}f} {unit.removesuffix(')')}".rstrip()
-    )
-
-
 def _short(name: str, most: int = 34) -> str:
     name = Path(name).name
     return name if len(name) <= most else "…" + name[-most + 1 :]
@@ -342,55 +239,3 @@ def time_of(models: Sequence[LoadedModel], frame: Frame, views: Views) -> list[f
         arms[str(number)] = partial(timed, call, model.device)
     seconds = interleave(arms, pairs=TIMED, warmup=2)
     return [1000 * statistics.median(values) for values in seconds.values()]
-
-
-PER_CLASS = ("iou", "per_class")  # segmentation's and detection's scores by class, as fractions
-
-
-def class_table(result: dict[str, Any], models: Sequence[LoadedModel]) -> str:
-    """Markdown: a row a class and the main scores last, a column a network, and the change from first to last.
-
-    Raises:
-        UserError: no truth is known.
-    """
-    if not result["frames_with_truth"]:
-        raise UserError(
-            "--table: no frame has truth; give --recipe with its data root, or --labels"
-        )
-    names = [row["name"] for row in result["models"]]
-    scores = [row["scores"] for row in result["models"]]
-    key = next((k for k in PER_CLASS if k in scores[0]), None)
-    rows = [(name, [s[key][name] for s in scores], 100.0, 2) for name in scores[0].get(key, {})]
-    for column in models[0].task.columns:
-        values = [s.get(column.key) for s in scores]
-        rows.append((column.heading.removesuffix(" (%)"), values, column.factor, column.decimals))
-    more = len(names) > 1
-    header = ["", *names, *(["change"] if more else [])]
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    for name, values, factor, decimals in rows:
-        known = all(v is not None for v in (values[0], values[-1]))
-        cells = ["-" if v is None else f"{factor * v:.{decimals}f}" for v in values]
-        if more:
-            change = factor * (values[-1] - values[0]) if known else 0.0
-            cells.append(f"{change:+.{decimals}f}" if known else "-")
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def as_text(result: dict[str, Any], models: Sequence[LoadedModel]) -> str:
-    """A few lines for people."""
-    column = models[0].task.columns[0]
-    lines = []
-    width = max(len(row["name"]) for row in result["models"])
-    for row in result["models"]:
-        value = (row["scores"] or {}).get(column.key)
-        score = "" if value is None else f"  {score_text(column, value)}"
-        note = f"  ({row['note']})" if row["note"] else ""
-        lines.append(f"{row['name']:<{width}}  {row['milliseconds']:.3g} ms a frame{score}{note}")
-    with_truth = (
-        f", {result['frames_with_truth']} with truth" if result["frames_with_truth"] else ""
-    )
-    lines.append(
-        f"{result['frames']} frames{with_truth} in {result['file']} ({result['bytes'] / 1000:.0f} kB)"
-    )
-    return "\n".join(lines)
