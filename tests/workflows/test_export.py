@@ -32,6 +32,14 @@ def runs(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def program_file(runs, tmp_path_factory):
+    """The segmentation network as a program."""
+    file = tmp_path_factory.mktemp("files") / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    return file
+
+
 def export(*words: object) -> int:
     return main(["export", *map(str, words)])
 
@@ -141,9 +149,8 @@ def test_latency_counts_and_times(runs, capsys):
     assert "median ms" in capsys.readouterr().out
 
 
-def test_several_networks_stand_in_one_table_and_one_picture(runs, tmp_path, capsys):
-    file = tmp_path / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+def test_several_networks_stand_in_one_table_and_one_picture(runs, program_file, tmp_path, capsys):
+    file = program_file
     capsys.readouterr()
     plot = tmp_path / "pareto.svg"
     words = ("latency", runs / "segmentation", file, *SIZE, "--runs", 2, "--plot", plot, "--json")
@@ -201,10 +208,8 @@ def test_int8_says_what_the_score_loses(runs, tmp_path, capsys, suffix):
     assert said["scores"]["after"] == pytest.approx(after, abs=1e-6)
 
 
-def test_a_file_of_other_classes_is_not_scored(runs, tmp_path, capsys):
-    file = tmp_path / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
-    capsys.readouterr()
+def test_a_file_of_other_classes_is_not_scored(runs, program_file, tmp_path, capsys):
+    file = program_file
     words = ["evaluate", str(runs / "segmentation" / "config.yaml"), "--weights", str(file)]
     assert main([*words, "--device", "cpu"]) == 0
     exact = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
         elif path.suffix == ".xml":
             texts, run = read_openvino_about(path), openvino_runner(path, threads)
         else:
-            texts, run = pt2_about(path), pt2_runner(path)
+            texts, run = read_pt2(path)
     except UserError:
         raise
     except Exception as error:  # the runtimes have no common base class
@@ -113,14 +112,9 @@ def _onnx_about(path: Path) -> dict[str, str]:
     return dict(session.get_modelmeta().custom_metadata_map)
 
 
-def pt2_about(source: Path | io.BytesIO) -> dict[str, Any]:
+def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:
     extra = {"densekd.json": ""}
-    torch.export.load(source, extra_files=extra)
-    return json.loads(extra["densekd.json"]) if extra["densekd.json"] else {}
-
-
-def pt2_runner(source: Path | io.BytesIO) -> Run:
-    module = torch.export.load(source).module()
+    module = torch.export.load(path, extra_files=extra).module()
 
     def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         with torch.no_grad():
@@ -129,7 +123,7 @@ def pt2_runner(source: Path | io.BytesIO) -> Run:
             return found.numpy()
         return tuple(output.numpy() for output in found)
 
-    return run
+    return json.loads(extra["densekd.json"] or "{}"), run
 
 
 def padded(images: Tensor, unit: int, fill: Sequence[float]) -> Tensor:
