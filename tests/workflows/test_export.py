@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import densekd
@@ -218,6 +219,37 @@ def test_a_file_of_other_classes_is_not_scored(runs, program_file, tmp_path, cap
         densekd.evaluate(file, runs / "detection" / "config.yaml", device="cpu")
     assert export(file, "--out", tmp_path / "b.pt2") == 2
     assert "is an exported file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_latency_exports_what_it_measures(runs, capsys):
+    pytest.importorskip("openvino")
+    words = ("latency", runs / "segmentation", *SIZE, "--runs", 1, "--threads", 1, "--formats")
+    assert main([*map(str, words), "onnx", "openvino", "int8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    runtimes = ["PyTorch", "ONNX Runtime", "OpenVINO", "ONNX Runtime int8"]
+    assert [row["runtime"] for row in rows] == runtimes
+    assert all(row["median"] > 0 and row["bytes"] > 0 for row in rows)
+    assert rows[0]["score"] == rows[1]["score"] is not None
+    assert rows[3]["score"] is None  # calibrated on random images
+    assert len({row["parameters"] for row in rows}) == 1
+
+
+def test_an_exported_file_is_compared_and_predicts(runs, program_file, tmp_path, capsys):
+    """As its own network does, on the same images."""
+    config, run = runs / "segmentation" / "config.yaml", runs / "segmentation"
+    words = ("compare", run, program_file, "--recipe", config, "--out", tmp_path / "a.png")
+    assert main([*map(str, words), "--device", "cpu", "--json"]) == 0
+    one, other = json.loads(capsys.readouterr().out)["models"]
+    assert one["scores"]["miou"] == pytest.approx(other["scores"]["miou"], abs=1e-3)
+    Image.new("RGB", (96, 64), (90, 120, 60)).save(tmp_path / "b.png")
+    words = ("predict", program_file, tmp_path / "b.png", "--out", tmp_path / "out")
+    assert main([*map(str, words), "--only", "index"]) == 0
+    index = np.asarray(Image.open(tmp_path / "out" / "index" / "b.png"))
+    assert (index == densekd.load(run).predict(tmp_path / "b.png")).mean() > 0.999
+    words = ("predict", run, tmp_path / "b.png", "--out", tmp_path / "out")
+    assert main([*map(str, words), "--only", "index"]) == 2
+    assert "another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["fcos", "retinanet"])
