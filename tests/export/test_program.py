@@ -106,7 +106,7 @@ def test_int8_keeps_the_metadata_and_nearly_the_answer(file):
     assert {p.key: p.value for p in model.metadata_props}["end"] == "none"
     answer, exact = onnx_runner(content)(images()), expected(images())
     error = np.abs(answer - exact).max() / np.abs(exact).max()
-    assert 0 < error < 0.05
+    assert 0 < error < 0.03
 
 
 def test_int8_without_images_is_refused():
