@@ -165,14 +165,6 @@ def test_frames_are_evenly_apart():
     assert spread(range(5), 1) == [0]
 
 
-def test_frames_of_other_sizes_keep_the_first_ones_size(tmp_path):
-    frames = [Image.new("RGB", size) for size in ((32, 20), (20, 32), (64, 64))]
-    assert save_moving(tmp_path / "a.gif", iter(frames), rate=10) == 3
-    assert Image.open(tmp_path / "a.gif").size == (32, 20)
-    with pytest.raises(UserError, match="no picture"):
-        save_moving(tmp_path / "b.gif", [], rate=10)
-
-
 def test_the_authors_checkpoints_side_by_side(shared, tmp_path, capsys):
     folder = shared / "checkpoints" / "espnet_camvid"
     models = [

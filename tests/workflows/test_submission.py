@@ -15,7 +15,7 @@ import densekd
 from densekd.cli.main import main
 from densekd.data import video
 from densekd.data.sets.cityscapes import CLASSES, PALETTE, to_label_ids
-from densekd.errors import DataError, UserError
+from densekd.errors import UserError
 from densekd.report.moving import save_moving
 from densekd.tasks import Segmentation
 from densekd.workflows import submission
@@ -118,18 +118,6 @@ def drive(tmp_path) -> Path:
     path = tmp_path / "drive.mp4"
     save_moving(path, (Image.new("RGB", (64, 48), (60 * i,) * 3) for i in range(4)), rate=8)
     return path
-
-
-def test_frames_come_in_order_and_in_rgb(tmp_path):
-    save_moving(tmp_path / "a.mp4", [Image.new("RGB", (64, 48), (250, 0, 0))] * 2, rate=8)
-    frames = list(video.frames(tmp_path / "a.mp4"))
-    assert [f.shape for f in frames] == [(48, 64, 3)] * 2
-    assert frames[0][..., 0].mean() > 200 > 60 > frames[0][..., 2].mean()
-    assert video.frame_rate(tmp_path / "a.mp4") == pytest.approx(8)
-    assert video.frame_count(tmp_path / "a.mp4") == 2
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    with pytest.raises(DataError, match="cannot be opened as a video"):
-        next(video.frames(tmp_path / "bad.mp4"))
 
 
 def test_a_video_is_written_frame_by_frame_and_joined(run, drive, tmp_path, capsys):
