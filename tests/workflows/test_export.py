@@ -18,6 +18,7 @@ from densekd.export import compare, onnx_runner, trace
 from densekd.ops.resize import resize_map
 from densekd.tasks import Segmentation
 from densekd.types import InputSpec
+from densekd.workflows.int8 import int8_data, int8_text, measured
 from densekd.workflows.open_model import open_model
 from tests.workflows.test_functions import TASKS, tree_of
 
@@ -207,6 +208,28 @@ def test_int8_says_what_the_score_loses(runs, tmp_path, capsys, suffix):
     after = densekd.evaluate(file, runs / "segmentation" / "config.yaml", device="cpu")["miou"]
     assert said["scores"]["before"] == pytest.approx(before, abs=1e-6)
     assert said["scores"]["after"] == pytest.approx(after, abs=1e-6)
+
+
+def test_int8_images_come_from_the_run_or_from_a_folder(runs, tmp_path):
+    model = densekd.load(runs / "segmentation")
+    own = int8_data(model, None, None, 2, None)
+    assert own.source == "2 images of train"
+    assert [image.shape for image in own.images()] == [(64, 96, 3)] * 2
+    exact = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    assert own.score is not None
+    assert own.score(model) == pytest.approx(exact, abs=1e-6)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    folder = int8_data(model, None, str(tmp_path), 2, None)
+    assert folder.source == f"1 images of {tmp_path}"
+    assert folder.score is None
+    said = int8_text({"calibrated": folder.source})
+    assert "the score was not measured" in said[1]
+    with pytest.raises(UserError, match="--int8 needs images"):
+        int8_data(model, None, str(tmp_path / "none"), 2, None)
+    said = int8_text(
+        {"calibrated": "x", "scores": measured(own, model, densekd.load(runs / "segmentation"))}
+    )
+    assert said[1].endswith("change +0.00")
 
 
 def test_a_file_of_other_classes_is_not_scored(runs, program_file, tmp_path, capsys):

@@ -113,13 +113,13 @@ def export(
             draft.write_bytes(_pt2_bytes(graph, about))
         else:
             content = onnx_bytes(graph, about)
-            gaps = compare(graph, onnx_runner(content), out.name)
             if int8 is not None:
+                compare(graph, onnx_runner(content), out.name)  # what is quantised must be right
                 content, extra = quantised(content, about, int8)
             onnx = draft.with_suffix(".onnx")
             onnx.write_bytes(content)
             if out.suffix == ".xml":
-                save_openvino(onnx, draft, {**about, **extra})
+                save_openvino(onnx, draft, about)
         file = open_exported(draft)
         gaps = compare(graph, file.run, out.name, None if int8 is not None else TOLERANCE)
         if int8 is not None and int8.score is not None:

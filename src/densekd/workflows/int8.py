@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from densekd.build.data import build_reader, build_views, needs_root
-from densekd.build.resolve import resolve
-from densekd.config.names import DATASETS
+from densekd.build.data import build_reader, build_views
+from densekd.build.networks import check_origin
 from densekd.config.schema import Config
 from densekd.data.files import read_image
 from densekd.engine.folder import RunFolder
@@ -20,6 +20,7 @@ from densekd.errors import DataError, UserError
 from densekd.export import quantise
 from densekd.export.program import padded
 from densekd.ops.resize import resize_image
+from densekd.tasks import Task
 from densekd.tasks.base import Column
 from densekd.types import InputSpec
 from densekd.workflows.evaluate import alone, evaluate_network
@@ -64,12 +65,10 @@ def int8_data(
     column = model.task.columns[0]
     reader, reason = None, "there is no recipe: give --recipe, or a run"
     if config is not None:
-        root = config.data.root if calib is None else calib
-        rooted = needs_root(resolve(config.data.dataset, DATASETS, "data.dataset"))
-        config = replace(
-            config, data=replace(config.data, root=root if rooted else config.data.root)
-        )
+        if calib is not None:
+            config = replace(config, data=replace(config.data, root=calib))
         try:
+            # A set that takes no folder (the built-in scenes) refuses one.
             reader = build_reader(config.data, config.data.train_split, training=False)
         except (DataError, UserError) as error:
             reason = str(error)
@@ -98,7 +97,7 @@ def int8_data(
     def score(scored: LoadedModel) -> float:
         scores = evaluate_network(
             settings,
-            lambda task: (scored.model, scored.input_spec),
+            lambda task: of_task(scored, task),
             settings.data.val_split,
             name=str(scored.path),
             note="",
@@ -110,6 +109,12 @@ def int8_data(
 
     source = f"{len(places)} images of {config.data.train_split}"
     return Int8(from_reader, source, lambda h, w: views.sizes(h, w)[0], score, column)
+
+
+def of_task(model: LoadedModel, task: Task) -> tuple[nn.Module, InputSpec]:
+    """The network, where it was trained for this task and its classes."""
+    check_origin(model.about, task, str(model.path))
+    return model.model, model.input_spec
 
 
 def _own_recipe(path: Path) -> Config | None:
