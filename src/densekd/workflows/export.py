@@ -188,7 +188,9 @@ def as_text(result: dict[str, Any]) -> str:
         shape = "×".join(map(str, check["shape"]))
         other = f", {check['differing']:.2%} of the pixels differ" if check["differing"] else ""
         if "calibrated" in result:
-            lines.append(f"runs at {shape}")  # on noise int8 differs much; the score says what counts
+            lines.append(
+                f"runs at {shape}"
+            )  # on noise int8 differs much; the score says what counts
         else:
             lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{other}")
     if "calibrated" in result:
