@@ -69,7 +69,7 @@ def int8_data(
             config = replace(config, data=replace(config.data, root=calib))
         try:
             # A set that takes no folder (the built-in scenes) refuses one.
-            reader = build_reader(config.data, config.data.train_split, training=False)
+            reader = build_reader(config.data, config.data.train_split, training=True)
         except (DataError, UserError) as error:
             reason = str(error)
     if reader is None or config is None:
