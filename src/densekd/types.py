@@ -129,6 +129,22 @@ class SetPrediction:
     boxes: Tensor
 
 
+class DecodedBoxes(NamedTuple):
+    """The boxes of all places of a batch, before any threshold or NMS: what an exported detector gives.
+
+    Attributes:
+        boxes: (N, P, 4) XYXY in pixels of the input, inside it.
+        scores: (N, P, K) in [0, 1].
+        levels: (P,) int64, the pyramid's level of each place.
+        kind: as in `DetectorOutput`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    levels: Tensor
+    kind: str
+
+
 @dataclass(frozen=True)
 class Feature:
     """A tensor a network offers for tapping: module path, channels, stride against the input."""

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import densekd
@@ -17,6 +18,8 @@ from densekd.export import compare, onnx_runner, trace
 from densekd.ops.resize import resize_map
 from densekd.tasks import Segmentation
 from densekd.types import InputSpec
+from densekd.workflows.int8 import int8_data, int8_text, measured
+from densekd.workflows.open_model import open_model
 from tests.workflows.test_functions import TASKS, tree_of
 
 SIZE = ("--size", "64", "96")
@@ -29,6 +32,14 @@ def runs(tmp_path_factory):
     for task in TASKS:
         densekd.train(tree_of(task), name=task, out=out, device="cpu")
     return out
+
+
+@pytest.fixture(scope="module")
+def program_file(runs, tmp_path_factory):
+    """The segmentation network as a program."""
+    file = tmp_path_factory.mktemp("files") / "a.pt2"
+    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    return file
 
 
 def export(*words: object) -> int:
@@ -140,10 +151,183 @@ def test_latency_counts_and_times(runs, capsys):
     assert "median ms" in capsys.readouterr().out
 
 
+def test_several_networks_stand_in_one_table_and_one_picture(runs, program_file, tmp_path, capsys):
+    file = program_file
+    capsys.readouterr()
+    plot = tmp_path / "pareto.svg"
+    words = ("latency", runs / "segmentation", file, *SIZE, "--runs", 2, "--plot", plot, "--json")
+    assert main([*map(str, words)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["runtime"] for row in rows] == ["PyTorch", "torch.export"]
+    result = json.loads((runs / "segmentation" / "result.json").read_text())
+    assert rows[0]["score"] == result["scores"]["miou"]
+    assert rows[1]["score"] is None  # a file does not know it
+    assert plot.read_text().count('r="6"') == 1
+    assert main([*map(str, words)]) == 2
+    assert "exists" in capsys.readouterr().err
+    words = ("latency", runs / "segmentation", runs / "depth", *SIZE, "--runs", 1, "--scores", 1)
+    assert main([*map(str, words)]) == 2
+    assert "--scores: 1 given for 2 models" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_an_exported_file_scores_and_predicts_as_its_network(runs, tmp_path, capsys, task, suffix):
+    pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
+    file = tmp_path / f"a{suffix}"
+    assert export(runs / task, "--out", file, *SIZE) == 0
+    capsys.readouterr()
+    config = runs / task / "config.yaml"
+    metric = {"segmentation": "miou", "detection": "ap", "depth": "abs_rel"}[task]
+    scores = densekd.evaluate(file, config, device="cpu")
+    assert scores[metric] == pytest.approx(
+        densekd.evaluate(runs / task, device="cpu")[metric], abs=1e-3
+    )
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    answer, expected = open_model(file).predict(image), densekd.load(runs / task).predict(image)
+    if task == "segmentation":
+        assert (answer == expected).mean() > 0.999
+    elif task == "depth":
+        assert np.abs(answer - expected).max() < 1e-2
+    else:
+        assert np.allclose(answer["boxes"], expected["boxes"], atol=1e-2)
+        assert np.array_equal(answer["labels"], expected["labels"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_int8_says_what_the_score_loses(runs, tmp_path, capsys, suffix):
+    pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
+    file = tmp_path / f"a{suffix}"
+    words = (runs / "segmentation", "--out", file, *SIZE, "--int8", "--calib-images", 2, "--json")
+    assert export(*words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["calibrated"] == "2 images of train"
+    before = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    after = densekd.evaluate(file, runs / "segmentation" / "config.yaml", device="cpu")["miou"]
+    assert said["scores"]["before"] == pytest.approx(before, abs=1e-6)
+    assert said["scores"]["after"] == pytest.approx(after, abs=1e-6)
+
+
+def test_int8_images_come_from_the_run_or_from_a_folder(runs, tmp_path):
+    model = densekd.load(runs / "segmentation")
+    own = int8_data(model, None, None, 2, None)
+    assert own.source == "2 images of train"
+    assert [image.shape for image in own.images()] == [(64, 96, 3)] * 2
+    exact = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    assert own.score is not None
+    assert own.score(model) == pytest.approx(exact, abs=1e-6)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    folder = int8_data(model, None, str(tmp_path), 2, None)
+    assert folder.source == f"1 images of {tmp_path}"
+    assert folder.score is None
+    said = int8_text({"calibrated": folder.source})
+    assert "the score was not measured" in said[1]
+    with pytest.raises(UserError, match="--int8 needs images"):
+        int8_data(model, None, str(tmp_path / "none"), 2, None)
+    said = int8_text(
+        {"calibrated": "x", "scores": measured(own, model, densekd.load(runs / "segmentation"))}
+    )
+    assert said[1].endswith("change +0.00")
+
+
+def test_a_file_of_other_classes_is_not_scored(runs, program_file, tmp_path, capsys):
+    file = program_file
+    words = ["evaluate", str(runs / "segmentation" / "config.yaml"), "--weights", str(file)]
+    assert main([*words, "--device", "cpu"]) == 0
+    exact = densekd.evaluate(runs / "segmentation", device="cpu")["miou"]
+    assert f"{exact:.4f}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"a\.pt2 was trained for segmentation; the task here"):
+        densekd.evaluate(file, runs / "detection" / "config.yaml", device="cpu")
+    assert export(file, "--out", tmp_path / "b.pt2") == 2
+    assert "is an exported file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_latency_exports_what_it_measures(runs, capsys):
+    pytest.importorskip("openvino")
+    words = ("latency", runs / "segmentation", *SIZE, "--runs", 1, "--threads", 1, "--formats")
+    assert main([*map(str, words), "onnx", "openvino", "int8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    runtimes = ["PyTorch", "ONNX Runtime", "OpenVINO", "ONNX Runtime int8"]
+    assert [row["runtime"] for row in rows] == runtimes
+    assert all(row["median"] > 0 and row["bytes"] > 0 for row in rows)
+    assert rows[0]["score"] == rows[1]["score"] is not None
+    assert rows[3]["score"] is None  # calibrated on random images
+    assert len({row["parameters"] for row in rows}) == 1
+
+
+def test_an_exported_file_is_compared_and_predicts(runs, program_file, tmp_path, capsys):
+    """As its own network does, on the same images."""
+    config, run = runs / "segmentation" / "config.yaml", runs / "segmentation"
+    words = ("compare", run, program_file, "--recipe", config, "--out", tmp_path / "a.png")
+    assert main([*map(str, words), "--device", "cpu", "--json"]) == 0
+    one, other = json.loads(capsys.readouterr().out)["models"]
+    assert one["scores"]["miou"] == pytest.approx(other["scores"]["miou"], abs=1e-3)
+    Image.new("RGB", (96, 64), (90, 120, 60)).save(tmp_path / "b.png")
+    words = ("predict", program_file, tmp_path / "b.png", "--out", tmp_path / "out")
+    assert main([*map(str, words), "--only", "index"]) == 0
+    index = np.asarray(Image.open(tmp_path / "out" / "index" / "b.png"))
+    assert (index == densekd.load(run).predict(tmp_path / "b.png")).mean() > 0.999
+    words = ("predict", run, tmp_path / "b.png", "--out", tmp_path / "out")
+    assert main([*map(str, words), "--only", "index"]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+def test_boxes_before_nms_lead_to_the_same_detections(kind):
+    """torchvision's own post-processing is the standard."""
+    from densekd.tasks import Detection
+    from densekd.types import DecodedBoxes, DetectorOutput
+
+    torch.manual_seed(0)
+    anchors_a_place, sizes = (1 if kind == "fcos" else 3), [(6, 8), (3, 4)]
+    task = Detection(["a", "b"], [(0, 0, 0)] * 2, topk_candidates=20, detections_per_image=15)
+    raw = DetectorOutput(
+        logits=[torch.randn(2, anchors_a_place * 2, *s) for s in sizes],
+        boxes=[torch.rand(2, anchors_a_place * 4, *s) for s in sizes],
+        centerness=[torch.randn(2, 1, *s) for s in sizes] if kind == "fcos" else None,
+        anchors=[_anchors(anchors_a_place * h * w) for h, w in sizes],
+        kind=kind,
+    )
+    size = (48, 64)
+    expected = task.decode(raw, size)
+    found = task.decode(DecodedBoxes(*task.all_boxes(raw, size), kind), size)
+    assert len(expected[0].boxes) == 15
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.allclose(one.scores, other.scores)
+
+
+def _anchors(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2) * torch.tensor([40.0, 30.0])
+    return torch.cat([corners, corners + 4 + torch.rand(count, 2) * 16], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "tflite"], "--format tflite: is not written by densekd"),
+        (["--format", "coreml"], "Supported: onnx, pt2, openvino"),
+        ([], "give --out FILE or --format"),
+        (["--out", "a.onnx", "--format", "pt2"], "pt2 ends with .pt2"),
+        (["--out", "a.pt2", "--int8"], "--int8: writes .onnx or .xml"),
+        (["--out", "a.onnx", "--calib", "x"], "--calib: is of --int8"),
+    ],
+)
+def test_formats_that_are_not_written_are_named(runs, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert export(runs / "segmentation", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("task", "words", "expected"),
     [
-        ("detection", [], "detection cannot be exported yet"),
+        ("detection", ["--with", "none"], "a detector is exported with boxes"),
         ("depth", ["--with", "argmax"], "--with argmax: is of segmentation; this is depth"),
         ("segmentation", ["--size", "32", "96"], "at least 64"),
     ],

@@ -110,6 +110,24 @@ def _entry(about: Any, key: str) -> Any:
     return about
 
 
+def saved_task(path: Path, about: Mapping[str, Any], *, trusted: bool = False) -> Task:
+    """The task that a description names, as of an exported file, whose network is none of ours.
+
+    Raises:
+        WeightsError: the description is of another version, or names a task outside of densekd.
+    """
+    name = _entry(about, "task_section.name") or about.get("task")
+    if name not in TASKS and not trusted:
+        raise WeightsError(
+            f"{path}: is of the task {name!r}, which is no part of densekd; to build it means to import and run that "
+            "code. If you trust the file, say so (--trusted)"
+        )
+    try:
+        return _task(about)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: its task cannot be built: {error}") from error
+
+
 def saved_model(
     path: Path, about: Mapping[str, Any], *, trusted: bool, given: bool = False
 ) -> schema.Model:

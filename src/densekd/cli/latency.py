@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from densekd.cli.arguments import Model, parse, recipe_for_model, split_overrides
+from densekd.cli.arguments import parse, recipe_for_model, split_overrides
 from densekd.errors import UserError
 
 
@@ -16,9 +16,13 @@ def command(arguments: list[str]) -> int:
     own, overrides = split_overrides(arguments)
 
     def latency(
-        model: Model,
+        models: Annotated[tyro.conf.Positional[list[str]], tyro.conf.arg(metavar="MODEL...")],
         /,
         onnx: Path | None = None,
+        formats: tuple[Literal["onnx", "openvino", "int8"], ...] = (),
+        names: tuple[str, ...] = (),
+        scores: tuple[float, ...] = (),
+        plot: Path | None = None,
         size: tuple[int, int] | None = None,
         threads: int | None = None,
         runs: int = 50,
@@ -28,11 +32,18 @@ def command(arguments: list[str]) -> int:
         device: str = "cpu",
         as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
-        """Show what one image costs: parameters, multiply-accumulates, median and 95th percentile of its time.
+        """Show what one image costs networks: parameters, multiply-accumulates, memory, median and 95th percentile of
+        its time, beside the scores of finished runs. All networks and files take turns.
 
         Args:
-            model: folder of a run, or a weights file.
-            onnx: file of densekd export, measured in turns with PyTorch.
+            models: folders of runs, weights files, FILE@RECIPE, or files of densekd export.
+            onnx: one more ONNX file, of the first model.
+            formats: export each network into a temporary folder and measure it there too; int8 is calibrated on random
+                images, for its time alone.
+            names: a title a model; by default the names of the files or runs.
+            scores: the main score of each model as the table shows it (mIoU in per cent), where its run does not tell
+                it.
+            plot: file for the picture of score against time, FILE.svg; must not exist.
             size: height and width of the image; by default those the network was trained at, else 192 256.
             threads: by default as many as PyTorch takes.
             runs: that are counted; three more come before.
@@ -56,11 +67,25 @@ def command(arguments: list[str]) -> int:
             raise UserError(f"{wrong[0]}: must be at least 1")
         if onnx is not None and not onnx.is_file():
             raise UserError(f"--onnx {onnx}: no such file")
+        if scores and len(scores) != len(models):
+            raise UserError(
+                f"--scores: {len(scores)} given for {len(models)} models; give one each"
+            )
         from densekd.workflows import latency as workflow
-        from densekd.workflows.open_model import open_model
+        from densekd.workflows.open_model import model_titles, open_models
 
-        loaded = open_model(Path(model), config, best=best, trusted=trusted, device=device)
-        result = workflow.latency(loaded, size=size, onnx=onnx, threads=threads, runs=runs)
+        if plot is not None:
+            workflow.check_plot(plot)
+        titles = model_titles(models, names)
+        loaded = open_models(models, config, best=best, trusted=trusted, device=device)
+        result = workflow.latency(
+            loaded, titles, size=size, onnx=onnx, formats=formats, threads=threads, runs=runs
+        )
+        for row in result["rows"] if scores else []:
+            if not row["runtime"].endswith("int8"):
+                row["score"] = scores[titles.index(row["network"])] / row["factor"]
+        if plot is not None:
+            workflow.save_plot(result, plot)
         print(json.dumps(result) if as_json else workflow.as_text(result))
         return 0
 

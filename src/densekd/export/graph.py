@@ -15,7 +15,8 @@ from densekd.tasks import Task
 from densekd.types import InputSpec
 
 # What the graph gives besides the network's own maps, and the task that it belongs to.
-ENDS = {"argmax": "segmentation", "metres": "depth"}
+ENDS = {"argmax": "segmentation", "metres": "depth", "boxes": "detection"}
+OUTPUTS = {"argmax": ("classes",), "metres": ("depth",), "boxes": ("boxes", "scores", "levels")}
 SMALLEST = (
     64  # pixels: below, the coarsest maps of many networks have one place, which is another program
 )
@@ -28,6 +29,7 @@ class Deployed(nn.Module):
     Args:
         network: the bare network.
         end: ``"argmax"``: class of each pixel at the image's size; ``"metres"``: depth at the image's size;
+            ``"boxes"``: the boxes of all places with their scores, before NMS (`DecodedBoxes`);
             ``"none"``: the network's maps as they are.
     """
 
@@ -36,16 +38,20 @@ class Deployed(nn.Module):
         self.tapped = Taps(network, {}, spec)
         self.task = task
         self.end = end
-        self.output = {"argmax": "classes", "metres": "depth"}.get(end, "prediction")
+        self.kind = ""  # of a detector
+        self.outputs = OUTPUTS.get(end, ("prediction",))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.end == "boxes":
+            size = (images.shape[-2], images.shape[-1])
+            return self.task.all_boxes(self.tapped(images).prediction, size)  # type: ignore[attr-defined]
         scores = self.scores(images)
         if self.end != "argmax":
             return scores
         return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
 
     def scores(self, images: Tensor) -> Tensor:
-        """The answer before the argmax."""
+        """The map before the argmax."""
         maps = self.tapped(images).prediction
         if self.end == "none":
             return maps
@@ -79,15 +85,12 @@ class Graph:
 
 def end_of(task: Task, wanted: str | None) -> str:
     """What the graph ends with: the task's own end where none is named."""
-    if task.name == "detection":
-        raise UserError(
-            "detection cannot be exported yet: its boxes are decoded outside of the network; export the network "
-            "itself with torch.onnx.export on the loaded `model`"
-        )
     if wanted is None:
         return next((end for end, name in ENDS.items() if name == task.name), "none")
-    if wanted != "none" and ENDS.get(wanted) != task.name:
+    if (wanted == "none" and task.name == "detection") or ENDS.get(wanted, task.name) != task.name:
         own = [end for end, name in ENDS.items() if name == task.name]
+        if task.name == "detection":
+            raise UserError(f"--with {wanted}: a detector is exported with boxes")
         raise UserError(
             f"--with {wanted}: is of {ENDS.get(wanted)}; this is {task.name}: {', '.join([*own, 'none'])}"
         )
@@ -121,6 +124,8 @@ def trace(
         DIVISOR: tuple(DIVISOR * Dim(f"{name}_{DIVISOR}", min=2) for name in ("height", "width")),
     }
     with evaluating(module), torch.no_grad():
+        if end == "boxes":
+            module.kind = module.tapped(images).prediction.kind
         error: Exception | None = None
         for divisor, (height, width) in kinds.items():
             shapes = {"images": {0: batch, 2: height, 3: width}}

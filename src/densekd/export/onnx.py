@@ -19,7 +19,8 @@ from densekd.errors import UserError
 from densekd.export.graph import Graph
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-Run = Callable[[np.ndarray], np.ndarray]  # (N, C, H, W) float32 -> answer
+# (N, C, H, W) float32 -> the output, or a tuple of several
+Run = Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]]
 
 
 def check_packages() -> None:
@@ -45,7 +46,7 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
                 graph.program,
                 dynamo=True,
                 input_names=["images"],
-                output_names=[graph.module.output],
+                output_names=list(graph.module.outputs),
                 verbose=False,
             )
     finally:
@@ -63,10 +64,12 @@ def _name_sizes(proto: Any, graph: Graph) -> None:
     """Free sizes of input and output get names that people can read."""
     names = ("batch", None, "height", "width")
     (images,) = proto.graph.input
-    (answer,) = proto.graph.output
     for place, name in enumerate(names):
         if name is not None:
             images.type.tensor_type.shape.dim[place].dim_param = name
+    if graph.module.end == "boxes":
+        return
+    (answer,) = proto.graph.output
     answer.type.tensor_type.shape.dim[0].dim_param = "batch"
     if graph.module.end != "none":
         for place, name in ((-2, "height"), (-1, "width")):
@@ -88,4 +91,9 @@ def onnx_runner(content: bytes | str, threads: int | None = None) -> Run:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+
+    def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        found = session.run(None, {name: images})
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return run

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
-from densekd.types import DetectorOutput
+from densekd.errors import UserError
+from densekd.types import DecodedBoxes, Detections, DetectorOutput
 
 
 class NoNetwork(nn.Module):
@@ -122,3 +123,56 @@ def anchors_by_level(raw: DetectorOutput) -> list[int]:
         max(1, len(anchors) // (x.shape[-2] * x.shape[-1]))
         for x, anchors in zip(raw.logits, raw.anchors, strict=True)
     ]
+
+
+def all_boxes(
+    rules: Any, raw: DetectorOutput, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw outputs -> the boxes of all places, before any threshold: torchvision's post-processing up to there.
+
+    Args:
+        rules: torchvision's detector of this kind.
+        size: (height, width) of the network's input.
+
+    Returns:
+        boxes, scores and levels of `DecodedBoxes`.
+    """
+    if raw.kind == "ssd":
+        raise UserError(
+            "the boxes of SSD cannot be exported, because its scores are a softmax with the background; those of FCOS and "
+            "RetinaNet can"
+        )
+    flat = {name: torch.cat(levels, dim=1) for name, levels in flatten(raw).items()}
+    anchors, codes = torch.cat(raw.anchors), flat["bbox_regression"]
+    coder = rules.box_coder
+    if raw.kind == "fcos":
+        boxes = coder.decode(codes, anchors)
+        scores = (flat["cls_logits"].sigmoid() * flat["bbox_ctrness"].sigmoid()).sqrt()
+    else:
+        boxes = coder.decode_single(codes.flatten(0, 1), anchors.repeat(len(codes), 1))
+        boxes = boxes.view_as(codes)
+        scores = flat["cls_logits"].sigmoid()
+    height, width = size
+    limits = ((0, width), (1, height), (2, width), (3, height))
+    boxes = torch.stack([boxes[..., i].clamp(0, limit) for i, limit in limits], dim=-1)
+    levels = torch.cat([torch.full_like(a[:, 0], i).long() for i, a in enumerate(raw.anchors)])
+    return boxes, scores, levels
+
+
+def chosen_boxes(rules: Any, raw: DecodedBoxes) -> list[Detections]:
+    """The rest of torchvision's post-processing: threshold, the best of each level, NMS."""
+    found = []
+    classes, levels = raw.scores.shape[-1], raw.levels
+    for image_boxes, image_scores in zip(raw.boxes, raw.scores, strict=True):
+        picked = []
+        for level in levels.unique().tolist():
+            places = torch.where(levels == level)[0]
+            flat = image_scores[places].flatten()
+            kept = torch.where(flat > rules.score_thresh)[0]
+            best = kept[flat[kept].topk(min(len(kept), rules.topk_candidates)).indices]
+            place = places[torch.div(best, classes, rounding_mode="floor")]
+            picked.append((image_boxes[place], flat[best], best % classes))
+        b, s, labels = (torch.cat(parts) for parts in zip(*picked, strict=True))
+        keep = batched_nms(b, s, labels, rules.nms_thresh)[: rules.detections_per_img]
+        found.append(Detections(b[keep], s[keep], labels[keep]))
+    return found

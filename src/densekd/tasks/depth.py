@@ -168,7 +168,10 @@ class Depth:
         return self.valid(batch) | (batch.inside & ~batch.labelled[:, None, None])
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """Bin logits (N, B, h, w) -> metres (N, 1, h, w); metres as they are (scores clamp them)."""
+        """Bin logits (N, B, h, w) -> metres (N, 1, h, w); metres as they are (scores clamp them).
+
+        An exported file and networks of other libraries give metres where ours gives bins.
+        """
         has_bins = self.bins and prediction.shape[1] > 1
         return bins_to_depth(prediction, self.range) if has_bins else prediction
 

@@ -23,7 +23,9 @@ from densekd.targets import BoxTarget
 from densekd.tasks._frequent_boxes import frequent_boxes
 from densekd.tasks._set_predictions import as_detections
 from densekd.tasks._torchvision_rules import (
+    all_boxes,
     anchors_by_level,
+    chosen_boxes,
     class_logits,
     compute_losses,
     decode_boxes,
@@ -31,7 +33,15 @@ from densekd.tasks._torchvision_rules import (
     torchvision_rules,
 )
 from densekd.tasks.base import Column
-from densekd.types import Batch, Boxes, DenseOutput, Detections, DetectorOutput, SetPrediction
+from densekd.types import (
+    Batch,
+    Boxes,
+    DecodedBoxes,
+    DenseOutput,
+    Detections,
+    DetectorOutput,
+    SetPrediction,
+)
 
 NMS = {"fcos": 0.6, "retinanet": 0.5, "ssd": 0.45}  # torchvision's own
 # torchvision's names of the losses -> ours
@@ -255,14 +265,25 @@ class Detection:
         return [found for found in result if found is not None]
 
     def decode(
-        self, raw: DetectorOutput | SetPrediction, size: tuple[int, int]
+        self, raw: DetectorOutput | DecodedBoxes | SetPrediction, size: tuple[int, int]
     ) -> list[Detections]:
-        """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first."""
+        """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first.
+
+        What an exported file gives is decoded as far as NMS already.
+        """
         if isinstance(raw, SetPrediction):
             return as_detections(raw, size, self.detections_per_image, self.score_threshold)
+        if isinstance(raw, DecodedBoxes):
+            return chosen_boxes(self.rules[raw.kind], raw)
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
             found = decode_boxes(self.rules[raw.kind], raw, size)
         return [Detections(f["boxes"], f["scores"], f["labels"]) for f in found]
+
+    def all_boxes(
+        self, raw: DetectorOutput, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and levels of `DecodedBoxes`: the part of `decode` that a graph can hold."""
+        return all_boxes(self.rules[raw.kind], raw, size)
 
     def metric(self, device: torch.device | str = "cpu") -> DetectionMetric:
         """A fresh count; it lives on the CPU whatever the `device`."""

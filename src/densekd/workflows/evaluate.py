@@ -14,7 +14,7 @@ from torch import nn
 
 from densekd.build import provenance
 from densekd.build.data import VIEWS, build_eval_loader, build_reader, build_views, check_reader
-from densekd.build.networks import build_network
+from densekd.build.networks import build_network, check_origin
 from densekd.build.settings import naming_settings
 from densekd.build.task import build_task
 from densekd.build.teachers import build_label_space, build_teacher, label_space_remarks
@@ -23,6 +23,7 @@ from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
+from densekd.export import EXPORTED, Program, open_exported
 from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
@@ -57,7 +58,7 @@ def evaluate_weights(
     report: Callable[[Task, dict[str, Any]], None] | None = None,
     results: Path | None = None,
 ) -> dict[str, Any]:
-    """Score `config.model` with `weights` on `split`.
+    """Score `config.model` with `weights` on `split`; an exported file is scored in its own runtime.
 
     Args:
         report: called once with the task and what is returned, by rank 0 alone.
@@ -68,6 +69,19 @@ def evaluate_weights(
     """
     if weights is None and config.model.weights is None:
         raise UserError("evaluate needs weights: give --weights FILE (.safetensors or .pth)")
+    file = Path(weights or str(config.model.weights))
+    if file.suffix in EXPORTED:
+        return evaluate_network(
+            alone(config),
+            lambda task: exported_network(file, task),
+            split,
+            name=str(file),
+            note=config.note,
+            device=device,
+            quiet=quiet,
+            report=report,
+            results=results,
+        )
     model = config.model if weights is None else replace(config.model, weights=str(weights))
     return evaluate_network(
         replace(config, model=model),
@@ -136,6 +150,19 @@ def _section_of_teacher(config: Config, name: str | None) -> tuple[str, Teacher]
     return where, sections[where]
 
 
+def alone(config: Config) -> Config:
+    """One image a batch: no padding comes between an exported file and its image."""
+    return replace(config, evaluate=replace(config.evaluate, batch_size=1))
+
+
+def exported_network(file: Path, task: Task) -> tuple[nn.Module, InputSpec]:
+    """An exported file in a network's place, where it is of this task and these classes."""
+    found = open_exported(file)
+    check_origin(found.model, task, str(file))
+    program = Program(found)
+    return program, program.input_spec
+
+
 def evaluate_network(
     config: Config,
     built: Callable[[Task], tuple[nn.Module, InputSpec]],
@@ -149,6 +176,7 @@ def evaluate_network(
     results: Path | None = None,
     label_space: Callable[[Task], LabelSpace | None] = lambda task: None,
     role: str = "model",
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Score the network that `built` gives for the data's task, as `evaluate_weights` does.
 
@@ -156,6 +184,7 @@ def evaluate_network(
         label_space: how the network's classes become the task's.
         role: the section of the network, for messages.
         name: of what is scored, for the result.
+        limit: score the first so many images only.
         note: stands beside the score; None takes the recipe's or that of the weights file `name`.
     """
     with started(device) as process:
@@ -168,7 +197,7 @@ def evaluate_network(
         if results is not None and detections is None:
             raise UserError(f"--results: {task.name} has no results file; leave it out")
         tapped = Taps(network, {}, spec, label_space=label_space(task)).to(process.device)
-        loader = build_eval_loader(config, reader, spec, process)
+        loader = build_eval_loader(config, reader, spec, process, limit=limit)
         shown = (
             loader
             if quiet or process.rank != 0
@@ -193,7 +222,7 @@ def evaluate_network(
         result = {
             **scores,
             # The task's own count where it has one: an image without any known depth is read and not scored.
-            "images": scores.get("images", len(reader) - len(skipped)),
+            "images": scores.get("images", min(limit or len(reader), len(reader)) - len(skipped)),
             "skipped": skipped,
             "split": split,
             "weights": name,

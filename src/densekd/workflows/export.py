@@ -4,31 +4,78 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import densekd
 from densekd.errors import UserError
-from densekd.export import Gap, Graph, check_packages, compare, onnx_bytes, onnx_runner, trace
+from densekd.export import (
+    Gap,
+    Graph,
+    Program,
+    check_openvino,
+    check_packages,
+    compare,
+    onnx_bytes,
+    onnx_runner,
+    open_exported,
+    save_openvino,
+    trace,
+)
 from densekd.export.graph import end_of, example_size
+from densekd.export.verify import TOLERANCE
 from densekd.ops.files import open_atomic
 from densekd.ops.names import bytes_text
+from densekd.workflows.int8 import Int8, int8_text, measured, quantised
 from densekd.workflows.load import LoadedModel
+from densekd.workflows.open_model import loaded_file, model_titles
 
-FORMATS = (".onnx", ".pt2")
+FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
+# Formats that are not written, and what leads there.
+ELSEWHERE = {
+    "tflite": "convert the .onnx file with onnx2tf, or a network of plain operations with litert-torch",
+    "coreml": "convert a loaded densekd model with coremltools on a Mac",
+}
+INT8 = (".onnx", ".xml")
 
 
-def check_target(out: Path) -> None:
-    """What can be said before the model is loaded."""
-    if out.suffix not in FORMATS:
-        raise UserError(f"--out {out}: expected a name that ends with {' or '.join(FORMATS)}")
-    if out.exists():
-        raise UserError(f"--out {out} exists; give another name")
-    if out.suffix == ".onnx":
+def target(model: str, out: Path | None, format: str | None, *, int8: bool = False) -> Path:
+    """The file that is written, checked before the model is loaded.
+
+    Args:
+        model: as it was named; the file takes its name where there is no `out`.
+
+    Raises:
+        UserError: the format is not supported or does not fit the name, or the file exists.
+    """
+    if format in ELSEWHERE:
+        raise UserError(
+            f"--format {format}: is not written by densekd; {ELSEWHERE[format]}. Supported: {', '.join(FORMATS)}"
+        )
+    if out is None:
+        if format is None:
+            raise UserError(f"give --out FILE or --format {', '.join(FORMATS)}")
+        (title,) = model_titles([model])
+        out = Path(title + (".int8" if int8 else "") + FORMATS[format])
+    if format is not None and out.suffix != FORMATS[format]:
+        raise UserError(f"--out {out}: {format} ends with {FORMATS[format]}")
+    if out.suffix not in FORMATS.values():
+        raise UserError(
+            f"--out {out}: expected a name that ends with {', '.join(FORMATS.values())}"
+        )
+    if int8 and out.suffix not in INT8:
+        raise UserError(f"--int8: writes {' or '.join(INT8)} files, not {out.suffix}")
+    for path in [out, *([out.with_suffix(".bin")] if out.suffix == ".xml" else [])]:
+        if path.exists():
+            raise UserError(f"--out {path} exists; give another name")
+    if out.suffix != ".pt2":
         check_packages()
+    if out.suffix == ".xml":
+        check_openvino()
+    return out
 
 
 def export(
@@ -37,33 +84,58 @@ def export(
     *,
     size: tuple[int, int] | None = None,
     end: str | None = None,
+    int8: Int8 | None = None,
 ) -> dict[str, Any]:
     """Write the file; returns what it is and how far it is from PyTorch.
 
     Args:
         model: on the CPU.
         size: (height, width) of the images that it is traced and checked with.
-        end: ``"argmax"``, ``"metres"``, ``"none"``, or None for the task's own.
+        end: ``"argmax"``, ``"metres"``, ``"boxes"``, ``"none"``, or None for the task's own.
+        int8: the images that it is calibrated on and scored with; None writes float32.
 
     Raises:
         UserError: the network cannot be exported, or the file's answers differ; nothing is written.
     """
-    check_target(out)
+    target("", out, None, int8=int8 is not None)
+    if isinstance(model.model, Program):
+        raise UserError(
+            f"{model.path} is an exported file; export the run or weights file that it was made of"
+        )
     end = end_of(model.task, end)
     size = example_size(model.input_spec, size)
     graph = trace(model.model, model.task, model.input_spec, end, size)
     about = description(model, graph)
-    content = onnx_bytes(graph, about) if out.suffix == ".onnx" else _pt2_bytes(graph, about)
-    run = onnx_runner(content) if out.suffix == ".onnx" else _pt2_runner(content)
-    gaps = compare(graph, run, out.name)
-    with open_atomic(out, "wb") as file:
-        file.write(content)
+    extra: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, "draft" + out.suffix)
+        if out.suffix == ".pt2":
+            draft.write_bytes(_pt2_bytes(graph, about))
+        else:
+            content = onnx_bytes(graph, about)
+            if int8 is not None:
+                compare(graph, onnx_runner(content), out.name)  # what is quantised must be right
+                content, extra = quantised(content, about, int8)
+            onnx = draft.with_suffix(".onnx")
+            onnx.write_bytes(content)
+            if out.suffix == ".xml":
+                save_openvino(onnx, draft, about)
+        file = open_exported(draft)
+        gaps = compare(graph, file.run, out.name, None if int8 is not None else TOLERANCE)
+        if int8 is not None and int8.score is not None:
+            extra["scores"] = measured(int8, model, loaded_file(file))
+        moves = [(part, out.with_suffix(part.suffix)) for part in file.files()]
+        size_bytes = sum(part.stat().st_size for part, _ in moves)
+        for part, place in reversed(moves):  # the file that people name comes last
+            with open_atomic(place, "wb") as written:
+                written.write(part.read_bytes())
     return {
         "file": str(out),
-        "bytes": len(content),
+        "bytes": size_bytes,
         "output": about["output"],
         "input": about["input"],
         "checks": [_check(gap) for gap in gaps],
+        **extra,
     }
 
 
@@ -77,6 +149,7 @@ def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
         "argmax": "classes (N, H, W): the class of each pixel",
         "metres": "depth (N, 1, H, W) in metres",
         "none": "prediction: the network's own maps, (N, K, h, w)",
+        "boxes": "boxes (N, P, 4) XYXY in pixels, scores (N, P, K) in [0, 1], levels (P): before the threshold and NMS",
     }
     return {
         "densekd": densekd.__version__,
@@ -87,6 +160,10 @@ def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
         "input": f"images (N, {channels}, H, W), {colours} float32 in [0, 1]; normalised in the graph; sizes: {sizes}",
         "output": outputs[graph.module.end],
         "note": model.about.get("note", ""),
+        "model": model.about,
+        "end": graph.module.end,
+        "kind": graph.module.kind,
+        "multiple_of": str(graph.divisor),
     }
 
 
@@ -100,16 +177,6 @@ def _pt2_bytes(graph: Graph, about: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _pt2_runner(content: bytes) -> Any:
-    module = torch.export.load(io.BytesIO(content)).module()
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return module(torch.from_numpy(images)).numpy()
-
-    return run
-
-
 def as_text(result: dict[str, Any]) -> str:
     """A few lines for people."""
     lines = [
@@ -120,5 +187,12 @@ def as_text(result: dict[str, Any]) -> str:
     for check in result["checks"]:
         shape = "×".join(map(str, check["shape"]))
         other = f", {check['differing']:.2%} of the pixels differ" if check["differing"] else ""
-        lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{other}")
+        if "calibrated" in result:
+            lines.append(
+                f"runs at {shape}"
+            )  # on noise int8 differs much; the score says what counts
+        else:
+            lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{other}")
+    if "calibrated" in result:
+        lines += int8_text(result)
     return "\n".join(lines)

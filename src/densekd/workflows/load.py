@@ -75,19 +75,27 @@ class LoadedModel(nn.Module):
             segmentation: (H, W) integers, the class of each pixel. Depth: (H, W) float32 metres. Detection:
             ``{"boxes": (m, 4) XYXY in pixels, "scores": (m,), "labels": (m,)}``, best first.
         """
+        batch = self.batch(image)
+        with evaluating(self):
+            answer = self.task.predict(self.tapped, batch, Views())
+        return as_arrays(answer[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the CPU for a network without parameters, such as an exported file."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def batch(self, image: str | Path | Image.Image | np.ndarray) -> Batch:
+        """One image, as `predict` takes it, as a batch without labels on the network's device."""
         pixels = torch.from_numpy(self._pixels(image).transpose(2, 0, 1).copy())[None]
         height, width = pixels.shape[-2:]
-        device = next(self.parameters()).device
-        batch = Batch(
+        return Batch(
             images=pixels,
-            targets=self.task.example_targets(1, (height, width), device),
+            targets=self.task.example_targets(1, (height, width), self.device),
             labelled=torch.zeros(1, dtype=torch.bool),
             inside=torch.ones(1, height, width, dtype=torch.bool),
             names=[""],
-        ).to(device)
-        with evaluating(self):
-            answer = self.task.predict(self.tapped, batch, Views())
-        return _as_arrays(answer[0])
+        ).to(self.device)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> LoadedModel:
@@ -171,7 +179,7 @@ class LoadedModel(nn.Module):
         return f"{name}, {self.task.name}, {len(self.classes)} classes, {self.path}"
 
 
-def _as_arrays(answer: Any) -> Any:
+def as_arrays(answer: Any) -> Any:
     """One image's answer: a map without its channel of one, or a dict of what was found."""
     if isinstance(answer, Tensor):
         return (answer[0] if answer.ndim == 3 and len(answer) == 1 else answer).cpu().numpy()

@@ -1,24 +1,65 @@
-"""The model that predict, export and latency take: a run folder, a weights file, or a recipe with a weights file."""
+"""The model that commands take: a run folder, a weights file, or a weights file with its recipe (FILE@RECIPE)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from densekd.build.networks import build_network
-from densekd.build.provenance import file_digest, weights_metadata
+from densekd.build.provenance import SAW_VAL, file_digest, weights_metadata
+from densekd.build.saved import saved_task
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.launch import pick_device
 from densekd.errors import UserError, WeightsError
+from densekd.export import EXPORTED, ExportedFile, Program, open_exported
 from densekd.models.weights import read_metadata
 from densekd.workflows.load import LoadedModel, load, weights_file
+from densekd.workflows.recipe import read_recipe
 from densekd.workflows.validate import stand_in_reader
 
 
+def split_name(text: str | Path, recipe: Config | None = None) -> tuple[Path, Config | None]:
+    """MODEL -> the path, and the recipe: the one after ``@`` where there is one (``espnet.pth@camvid/espnet``)."""
+    path = split_path(text)
+    if path == Path(text):
+        return path, recipe
+    return path, read_recipe(str(text).rpartition("@")[2])
+
+
+def open_models(
+    names: Sequence[str],
+    recipe: Config | None = None,
+    *,
+    best: bool = False,
+    device: str = "cpu",
+    trusted: bool = False,
+) -> list[LoadedModel]:
+    """Several models; `recipe` is that of the files among them that do not say which network they are of."""
+    if not names:
+        raise UserError(
+            "give at least one MODEL: the folder of a run, a weights file or an exported file"
+        )
+    opened = []
+    for name in names:
+        path, own = split_name(name)
+        if path.suffix in EXPORTED:
+            opened.append(open_model(path, trusted=trusted))
+            continue
+        if (
+            own is None
+            and path.exists()
+            and "densekd" not in read_metadata(weights_file(path, best=best))
+        ):
+            own = recipe
+        opened.append(open_model(path, own, best=best, trusted=trusted, device=device))
+    return opened
+
+
 def open_model(
-    path: Path,
+    path: str | Path,
     recipe: Config | None = None,
     *,
     best: bool = False,
@@ -28,6 +69,7 @@ def open_model(
     """What `densekd.load` gives; a weights file that does not say which network it is of takes the recipe's.
 
     Args:
+        path: a run folder or a file; ``FILE@RECIPE`` names its recipe too.
         recipe: its model and task sections count, and its data set's names of classes. Its data is not read.
         device: ``"auto"`` too.
 
@@ -35,15 +77,22 @@ def open_model(
         UserError: a recipe beside a file that a run wrote, which knows its own network.
     """
     place = str(pick_device(device))
+    path, recipe = split_name(path, recipe)
     if not path.exists():
         raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
+    if path.suffix in EXPORTED:
+        if recipe is not None:
+            raise UserError(
+                f"--recipe: {path} is an exported file and knows its own network; leave --recipe out"
+            )
+        return loaded_file(open_exported(path), trusted=trusted)
     if recipe is None:
         try:
             return load(path, best=best, device=place, trusted=trusted)
         except WeightsError as error:
             if path.is_file() and "densekd" not in read_metadata(path):
                 raise WeightsError(
-                    f"{error}. Or name a recipe of that network: --recipe camvid/espnet"
+                    f"{error}. Or name a recipe of that network: {path}@camvid/espnet, or --recipe camvid/espnet"
                 ) from error
             raise
     file = weights_file(path, best=best)
@@ -54,8 +103,17 @@ def open_model(
     task = build_task(recipe, stand_in_reader(recipe))
     network, spec = build_network(replace(recipe.model, weights=str(file)), task, "model")
     about = json.loads(weights_metadata(recipe, task, spec)["densekd"])
+    if file_digest(str(file)) in SAW_VAL and not recipe.note:
+        about["note"] = "saw val"
     loaded = LoadedModel(network, task, spec, about, file)
     return loaded.to(place).eval()
+
+
+def loaded_file(file: ExportedFile, *, trusted: bool = False) -> LoadedModel:
+    """An exported file as a model; it runs on the CPU, whatever device its images are on."""
+    task = saved_task(file.path, file.model, trusted=trusted)
+    program = Program(file)
+    return LoadedModel(program, task, program.input_spec, file.model, file.path).eval()
 
 
 def identity(model: LoadedModel) -> dict[str, object]:
@@ -63,9 +121,35 @@ def identity(model: LoadedModel) -> dict[str, object]:
     name = model.about.get("model", {})
     return {
         "weights_sha256": file_digest(str(model.path)),
+        **_more_files(model),
         "network": name.get("name", type(model.model).__name__),
         "options": name.get("options", {}),
         "input": model.input_spec.as_dict(),
         "task": model.task.name,
         "classes": model.classes,
     }
+
+
+def model_titles(models: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """What tables and pictures call several models: the names given, else those of their files or runs."""
+    if names:
+        if len(names) != len(models):
+            raise UserError(f"--names: {len(names)} given for {len(models)} models; give one each")
+        return list(names)
+    paths = [split_path(model) for model in models]
+    stems = [path.stem if path.suffix else path.name for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def split_path(text: str | Path) -> Path:
+    """The path of a MODEL, without its recipe."""
+    file, at, _ = str(text).rpartition("@")
+    return Path(text) if not at or Path(text).exists() else Path(file)
+
+
+def _more_files(model: LoadedModel) -> dict[str, object]:
+    """An exported file may consist of two, and its decoding is part of it."""
+    if not isinstance(model.model, Program):
+        return {}
+    file = model.model.file
+    return {"format": file.path.suffix, "files": [file_digest(str(part)) for part in file.files()]}

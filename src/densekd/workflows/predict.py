@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 import densekd
+from densekd.data import video
 from densekd.data.files import read_image
 from densekd.errors import DataError, UserError
 from densekd.ops.files import write_text
@@ -26,11 +30,15 @@ from densekd.report.answers import (
     per_metre,
     save_png,
 )
+from densekd.report.moving import save_moving
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.open_model import identity
 from densekd.workflows.predict_inputs import Input
+from densekd.workflows.submission import KIND as LABEL_IDS
+from densekd.workflows.submission import check_submission, label_ids, write_submission
 
 MANIFEST = "predict.json"
+MOVING_KINDS = {"colour", "overlay", "drawn"}  # pictures that are joined to a moving one
 BOXES = "results"  # detection: the boxes of each image, joined into results.json and images.json
 
 
@@ -42,6 +50,8 @@ class Predicted:
         images: how many inputs there are.
         written: for how many of them files were written; the others had all of theirs, or are unreadable.
         unreadable: what is wrong with each file that could not be read.
+        videos: moving pictures that were joined from the frames of videos.
+        submission: what is said of the zip file of a test server.
         seconds: for the written ones, with reading and writing.
         files: the kinds of file.
     """
@@ -52,6 +62,8 @@ class Predicted:
     written: int = 0
     seconds: float = 0.0
     unreadable: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
+    submission: list[str] = field(default_factory=list)
 
     @property
     def skipped(self) -> int:
@@ -69,7 +81,9 @@ class Predicted:
         }
 
 
-def kinds_of(model: LoadedModel, only: Sequence[str]) -> dict[str, Draw | None]:
+def kinds_of(
+    model: LoadedModel, only: Sequence[str], submission: bool = False
+) -> dict[str, Draw | None]:
     """Kind of file -> how it is drawn; `only` chooses. None stands for the boxes of detection."""
     name = model.task.name
     possible: dict[str, Draw | None] = {**PICTURES.get(name, OF_ANY_TASK)}
@@ -80,7 +94,8 @@ def kinds_of(model: LoadedModel, only: Sequence[str]) -> dict[str, Draw | None]:
         raise UserError(
             f"--only {unknown[0]}: {name} has no such files; possible: {', '.join(possible)}"
         )
-    return {kind: draw for kind, draw in possible.items() if not only or kind in only}
+    chosen = {kind: draw for kind, draw in possible.items() if not only or kind in only}
+    return {**chosen, LABEL_IDS: label_ids} if submission else chosen
 
 
 def predict(
@@ -89,30 +104,33 @@ def predict(
     out: Path,
     *,
     only: Sequence[str] = (),
+    videos: Sequence[str] = (),
+    frames: int | None = None,
+    submission: bool = False,
     quiet: bool = False,
 ) -> Predicted:
     """Write the answers for `inputs` into `out`; what is there already is left as it is.
 
     Args:
+        videos: video files and cameras.
+        frames: at most so many of each video.
+        submission: write and zip what Cityscapes' test server takes.
         only: kinds of file; empty for all that the task has.
         quiet: no progress bar.
 
     Raises:
         UserError: `out` holds files of another model, or files that `predict` did not write.
     """
-    kinds = kinds_of(model, only)
+    if submission and (videos or frames is not None):
+        raise UserError("--submission: a test server takes images; leave videos out")
+    kinds = kinds_of(model, only, submission)
+    if submission:
+        check_submission(model.task, inputs)
     claim(out, model)
     result = Predicted(len(inputs), str(out), list(kinds))
-    shown = track(
-        inputs,
-        description="predict",
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet or not Console(stderr=True).is_terminal,
-    )
     begin = time.perf_counter()
-    for item in shown:
-        missing = {k: draw for k, draw in kinds.items() if not output_of(out, k, item).exists()}
+    for item in _shown(inputs, "predict", quiet):
+        missing = _missing(out, kinds, item)
         if not missing:
             continue
         try:
@@ -120,18 +138,95 @@ def predict(
         except DataError as error:
             result.unreadable.append(str(error))
             continue
-        answer = model.predict(image)
-        for kind, draw in missing.items():
-            path = output_of(out, kind, item)
-            if draw is None:
-                write_boxes(path, model, item, image.shape, answer)
-            else:
-                save_png(path, draw(model.task, as_rgb(image), answer))
+        _write(model, out, missing, item, image)
         result.written += 1
+    for source in videos:
+        predict_video(model, out, kinds, source, result, frames, quiet)
     result.seconds = time.perf_counter() - begin
     if BOXES in kinds:
         write_results(out, model)
+    if submission and not result.unreadable:
+        result.submission = write_submission(out, model.task, inputs)
     return result
+
+
+def _shown(
+    things: Iterable[Any], text: str, quiet: bool, total: int | None = None
+) -> Iterable[Any]:
+    """With a progress bar on a terminal."""
+    console = Console(stderr=True)
+    return track(
+        things,
+        description=text,
+        total=total,
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+
+
+def _missing(out: Path, kinds: Mapping[str, Draw | None], item: Input) -> dict[str, Draw | None]:
+    return {k: draw for k, draw in kinds.items() if not output_of(out, k, item).exists()}
+
+
+def _write(
+    model: LoadedModel, out: Path, kinds: Mapping[str, Draw | None], item: Input, image: np.ndarray
+) -> None:
+    answer = model.predict(image)
+    for kind, draw in kinds.items():
+        path = output_of(out, kind, item)
+        if draw is None:
+            write_boxes(path, model, item, image.shape, answer)
+        else:
+            save_png(path, draw(model.task, as_rgb(image), answer))
+
+
+def predict_video(
+    model: LoadedModel,
+    out: Path,
+    kinds: Mapping[str, Draw | None],
+    source: str,
+    result: Predicted,
+    limit: int | None,
+    quiet: bool,
+) -> None:
+    """The answers for each frame, and its pictures joined to KIND/NAME.mp4.
+
+    A camera goes on until it is interrupted (Ctrl-C) or has given `limit` frames; each call has a folder of its own.
+    """
+    name = video_name(source)
+    stream = itertools.islice(video.frames(source, model.input_spec.channels), limit)
+    count = 0
+    try:
+        for number, image in enumerate(_shown(stream, name, quiet, video.frame_count(source))):
+            item = Input(Path(source), Path(name, f"{number:06}.png"))
+            missing = _missing(out, kinds, item)
+            if missing:
+                _write(model, out, missing, item, image)
+                result.written += 1
+            count = number + 1
+    except KeyboardInterrupt:
+        if not video.is_camera(source):
+            raise
+    except DataError as error:
+        result.unreadable.append(str(error))
+        result.images += 1
+    result.images += count
+    for kind in MOVING_KINDS & kinds.keys():
+        joined = out / kind / f"{name}.mp4"
+        if count == 0 or joined.exists():
+            continue
+        pngs = (out / kind / name / f"{number:06}.png" for number in range(count))
+        pictures = (Image.open(png).convert("RGB") for png in pngs)
+        save_moving(joined, pictures, rate=video.frame_rate(source))
+        result.videos.append(str(joined))
+
+
+def video_name(source: str) -> str:
+    """The folder of its frames."""
+    if video.is_camera(source):
+        return f"camera-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(source).stem
 
 
 def output_of(out: Path, kind: str, item: Input) -> Path:
@@ -211,6 +306,8 @@ def as_text(result: Predicted, model: LoadedModel) -> str:
     rate = result.images_per_second
     speed = "" if rate is None else f", {rate:.3g} images/s with reading and writing"
     lines = [f"{result.written} of {result.images} images predicted{speed}"]
+    lines += [f"joined {path}" for path in result.videos]
+    lines += result.submission
     if result.skipped:
         lines.append(f"{result.skipped} were there already")
     if "metres" in result.files:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from densekd.data import video
 from densekd.errors import UserError
 
 # What a folder or a pattern is searched for; a file that is named itself may end in anything.
@@ -29,6 +30,30 @@ class Input:
     def output(self) -> Path:
         """The name of its outputs below their folder."""
         return self.name.with_suffix(".png")
+
+
+def find_all(given: Sequence[str], out: Path) -> tuple[list[Input], list[str]]:
+    """The images, see `find_inputs`, and the videos and cameras among the words.
+
+    Raises:
+        UserError: two videos have one name, or a folder of images has a video's.
+    """
+    moving = list(dict.fromkeys(w for w in given if video.is_video(w) or video.is_camera(w)))
+    others = [word for word in given if word not in moving]
+    missing = [w for w in moving if not video.is_camera(w) and not Path(w).is_file()]
+    if missing:
+        raise UserError(
+            f"{missing[0]} does not exist; INPUT is an image, a folder, a pattern, a video or a camera"
+        )
+    found = find_inputs(others, out) if others or not moving else []
+    names = [Path(word).stem for word in moving if not video.is_camera(word)]
+    folders = {item.output.parts[0] for item in found if len(item.output.parts) > 1}
+    for name in names:
+        if names.count(name) > 1 or name in folders:
+            raise UserError(
+                f"two inputs would be written into the folder {name}; predict them into two folders"
+            )
+    return found, moving
 
 
 def find_inputs(given: Sequence[str], out: Path) -> list[Input]:

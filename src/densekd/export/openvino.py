@@ -1,0 +1,65 @@
+"""OpenVINO: an ONNX file as OpenVINO's own pair FILE.xml and FILE.bin, and the function that runs it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densekd.errors import UserError
+from densekd.export.onnx import Run
+
+SECTION = "densekd"  # of the file's runtime info
+
+
+def check_openvino() -> None:
+    if importlib.util.find_spec("openvino") is None:
+        raise UserError("OpenVINO needs its package: pip install 'densekd[openvino]'")
+
+
+def save_openvino(onnx: Path, xml: Path, about: Mapping[str, Any]) -> None:
+    """Write `xml` and the weights beside it.
+
+    Args:
+        about: metadata, a JSON text an entry; plain text stays as it is.
+    """
+    check_openvino()
+    ov: Any = importlib.import_module("openvino")
+    model = ov.Core().read_model(str(onnx))
+    for key, value in about.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.set_rt_info(text, [SECTION, key])
+    ov.save_model(model, str(xml), compress_to_fp16=False)
+
+
+def openvino_runner(xml: Path, threads: int | None = None) -> Run:
+    """A function that runs the file on the CPU in float32, whatever the CPU would choose."""
+    check_openvino()
+    ov: Any = importlib.import_module("openvino")
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled = ov.Core().compile_model(str(xml), "CPU", options)
+
+    def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        found = compiled(np.ascontiguousarray(images))
+        outputs = [np.array(found[port]) for port in compiled.outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return run
+
+
+def read_openvino_about(xml: Path) -> dict[str, str]:
+    check_openvino()
+    ov: Any = importlib.import_module("openvino")
+    model = ov.Core().read_model(str(xml))
+    if not model.has_rt_info([SECTION]):
+        return {}
+    return {
+        key: value.astype(str) for key, value in model.get_rt_info([SECTION]).astype(dict).items()
+    }

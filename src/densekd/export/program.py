@@ -1,0 +1,182 @@
+"""An exported file as a network again: what it says of itself, and a module that the tasks can ask."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from densekd.errors import UserError, WeightsError
+from densekd.export.onnx import Run, check_packages, onnx_runner
+from densekd.export.openvino import openvino_runner, read_openvino_about
+from densekd.types import DecodedBoxes, InputSpec
+
+EXPORTED = (".onnx", ".pt2", ".xml")
+RUNTIMES = {".onnx": "ONNX Runtime", ".pt2": "torch.export", ".xml": "OpenVINO"}
+NEEDED = ("model", "end", "multiple_of")  # entries that files of older versions lack
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """What `densekd export` wrote.
+
+    Attributes:
+        model: the description of its network, task and classes, as a weights file has it.
+        about: all entries of the metadata.
+        end: what the graph ends with, see `Deployed`.
+        multiple_of: heights and widths must be multiples of it.
+    """
+
+    path: Path
+    run: Run
+    about: dict[str, Any]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.about["model"]
+
+    @property
+    def end(self) -> str:
+        return self.about["end"]
+
+    @property
+    def multiple_of(self) -> int:
+        return int(self.about["multiple_of"])
+
+    @property
+    def runtime(self) -> str:
+        return RUNTIMES[self.path.suffix]
+
+    def files(self) -> list[Path]:
+        """All files that it consists of."""
+        weights = self.path.with_suffix(".bin")
+        return [self.path, weights] if self.path.suffix == ".xml" else [self.path]
+
+
+def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
+    """An ONNX, torch.export or OpenVINO file that `densekd export` wrote.
+
+    Raises:
+        WeightsError: there is no such file, its runtime cannot read it, or it is of another origin.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist")
+    try:
+        if path.suffix == ".onnx":
+            texts, run = _onnx_about(path), onnx_runner(str(path), threads)
+        elif path.suffix == ".xml":
+            texts, run = read_openvino_about(path), openvino_runner(path, threads)
+        else:
+            texts, run = read_pt2(path)
+    except UserError:
+        raise
+    except Exception as error:  # the runtimes have no common base class
+        raise WeightsError(
+            f"{path}: cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+    about = {key: _value(value) for key, value in texts.items()}
+    missing = [key for key in NEEDED if key not in about]
+    if missing:
+        raise WeightsError(
+            f"{path}: does not say which network it is of (no {', '.join(missing)} in its metadata); only files that "
+            "this version of densekd export wrote can be scored and asked. Export the model again"
+        )
+    return ExportedFile(path, run, about)
+
+
+def _value(text: Any) -> Any:
+    """Lists and objects are JSON, plain text is itself."""
+    if not isinstance(text, str) or text[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _onnx_about(path: Path) -> dict[str, str]:
+    check_packages()
+    ort: Any = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return dict(session.get_modelmeta().custom_metadata_map)
+
+
+def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:
+    extra = {"densekd.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+
+    def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        with torch.no_grad():
+            found = module(torch.from_numpy(images))
+        if isinstance(found, Tensor):
+            return found.numpy()
+        return tuple(output.numpy() for output in found)
+
+    return json.loads(extra["densekd.json"] or "{}"), run
+
+
+def padded(images: Tensor, unit: int, fill: Sequence[float]) -> Tensor:
+    """Images (N, C, H, W) grown at the bottom and right to multiples of `unit` with a colour."""
+    right, below = -images.shape[-1] % unit, -images.shape[-2] % unit
+    if not right and not below:
+        return images
+    colour = images.new_tensor(fill).view(1, -1, 1, 1)
+    return functional.pad(images - colour, (0, right, 0, below)) + colour
+
+
+class Program(nn.Module):
+    """An exported file in a network's place: RGB images in [0, 1] -> what the task decodes.
+
+    Classes come back as maps of 0 and 1, one a class, so that windows, scales and flips vote. Sizes that the file does
+    not take are padded at the bottom and right with the mean colour, and the answer is cut; that is not what PyTorch
+    does with such an image.
+    """
+
+    no_taps = "an exported file has no modules to be tapped; compare its predictions"
+
+    def __init__(self, file: ExportedFile) -> None:
+        super().__init__()
+        self.file = file
+        spec = InputSpec(**file.model["input"])
+        self.input_spec = InputSpec(mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
+        self.fill = [value / 255 for value in spec.fill()]
+        self.classes = len(file.model["classes"])
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        height, width = images.shape[-2:]
+        seen, unit = images.float().cpu(), self.file.multiple_of
+        if (height % unit or width % unit) and self.file.end == "none":
+            raise UserError(
+                f"{self.file.path} takes multiples of {unit} and the image is {height}x{width}; export the model "
+                "with its decoding (without --with none), or resize the image"
+            )
+        seen = padded(seen, unit, self.fill)
+        answer = self.file.run(np.ascontiguousarray(seen.numpy()))
+        parts = [
+            torch.from_numpy(np.asarray(a))
+            for a in (answer if isinstance(answer, tuple) else (answer,))
+        ]
+        return {"out": self._decodable([part.to(images.device) for part in parts], height, width)}
+
+    def _decodable(self, parts: list[Tensor], height: int, width: int) -> Any:
+        if self.file.end == "boxes":
+            boxes, scores, levels = parts
+            limit = boxes.new_tensor([width, height, width, height])
+            return DecodedBoxes(boxes.minimum(limit), scores, levels, self.file.about["kind"])
+        if self.file.end == "none":
+            return parts[0]
+        cut = parts[0][..., :height, :width]
+        if self.file.end == "metres":
+            return cut
+        return functional.one_hot(cut.long(), self.classes).movedim(-1, 1).float()

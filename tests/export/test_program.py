@@ -1,0 +1,190 @@
+"""Exported files read again, quantised and converted: a tiny ONNX file made by hand, in the real runtimes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from densekd.errors import UserError, WeightsError
+from densekd.export import (
+    ExportedFile,
+    Program,
+    onnx_runner,
+    open_exported,
+    quantise,
+    save_openvino,
+)
+from densekd.models.taps import Taps
+from densekd.ops.tiling import Views
+from densekd.tasks import Depth, Segmentation
+from densekd.types import Batch, DecodedBoxes, InputSpec
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+CLASSES = ["a", "b", "c"]
+ABOUT = {
+    "task": "segmentation",
+    "model": {
+        "task": "segmentation",
+        "classes": CLASSES,
+        "input": InputSpec().as_dict(),
+        "arguments": {},
+    },
+    "end": "none",
+    "kind": "",
+    "multiple_of": "1",
+}
+WEIGHTS = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32)
+
+
+def tiny(about: dict | None = None) -> bytes:
+    """A 3x3 convolution from images to the logits of three classes."""
+    make = onnx.helper
+    sizes = ["n", 3, "h", "w"]
+    graph = make.make_graph(
+        [make.make_node("Conv", ["images", "weights"], ["prediction"], pads=[1, 1, 1, 1])],
+        "tiny",
+        [make.make_tensor_value_info("images", onnx.TensorProto.FLOAT, sizes)],
+        [make.make_tensor_value_info("prediction", onnx.TensorProto.FLOAT, sizes)],
+        [onnx.numpy_helper.from_array(WEIGHTS, "weights")],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8)
+    for key, value in (ABOUT if about is None else about).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.add(key=key, value=text)
+    return model.SerializeToString()
+
+
+def images(count: int = 1, height: int = 12, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(1).random((count, 3, height, width), np.float32)
+
+
+def expected(given: np.ndarray) -> np.ndarray:
+    return functional.conv2d(torch.from_numpy(given), torch.from_numpy(WEIGHTS), padding=1).numpy()
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny())
+    return path
+
+
+def test_a_file_says_what_it_is_and_runs(file):
+    found = open_exported(file)
+    assert (found.end, found.multiple_of, found.runtime) == ("none", 1, "ONNX Runtime")
+    assert found.model["classes"] == CLASSES
+    assert np.allclose(found.run(images(2)), expected(images(2)), atol=1e-5)
+
+
+def test_openvino_holds_the_same(file, tmp_path):
+    pytest.importorskip("openvino")
+    xml = tmp_path / "tiny.xml"
+    save_openvino(file, xml, ABOUT)
+    found = open_exported(xml, threads=1)
+    assert found.about == open_exported(file).about
+    assert [path.name for path in found.files()] == ["tiny.xml", "tiny.bin"]
+    for shape in ((1, 12, 20), (2, 9, 17), (1, 32, 8)):
+        assert np.allclose(found.run(images(*shape)), expected(images(*shape)), atol=1e-4)
+
+
+def test_int8_keeps_the_metadata_and_nearly_the_answer(file):
+    content, count = quantise(tiny(), (images(1, 12, 20) for _ in range(3)))
+    assert count == 3
+    model = onnx.load_from_string(content)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+    weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    scales = [t for t in model.graph.initializer if list(t.dims) == [3]]
+    assert weights
+    assert scales  # one a channel
+    assert {p.key: p.value for p in model.metadata_props}["end"] == "none"
+    answer, exact = onnx_runner(content)(images()), expected(images())
+    error = np.abs(answer - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.03
+
+
+def test_int8_without_images_is_refused():
+    with pytest.raises(UserError, match="no image to calibrate on"):
+        quantise(tiny(), [])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"nonsense", "cannot be read"), (tiny({}), "no model, end, multiple_of in its metadata")],
+)
+def test_files_of_others_are_refused(tmp_path, content, said):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=said):
+        open_exported(path)
+
+
+def program(end: str, run, *, kind: str = "", multiple: int = 1) -> Program:
+    about = {**ABOUT, "end": end, "kind": kind, "multiple_of": str(multiple)}
+    return Program(ExportedFile(Path("a.onnx"), run, about))
+
+
+def batch_of(pixels: torch.Tensor) -> Batch:
+    n, _, height, width = pixels.shape
+    return Batch(
+        images=pixels,
+        targets=torch.zeros(n, height, width, dtype=torch.int64),
+        labelled=torch.ones(n, dtype=torch.bool),
+        inside=torch.ones(n, height, width, dtype=torch.bool),
+        names=[""] * n,
+    )
+
+
+def test_classes_and_logits_give_one_answer():
+    task = Segmentation(CLASSES, [(0, 0, 0)] * 3)
+    batch = batch_of(torch.from_numpy(images(2)))
+
+    def answer(end, run):
+        network = program(end, run)
+        return task.predict(Taps(network, {}, network.input_spec), batch, Views())
+
+    classes = answer("argmax", lambda x: expected(x).argmax(1).astype(np.uint8))
+    assert torch.equal(classes, answer("none", expected))
+    assert classes.unique().tolist() == [0, 1, 2]
+
+
+def test_sizes_are_padded_with_the_mean_colour_and_cut():
+    seen = []
+
+    def run(given):
+        seen.append(given)
+        return given.argmax(1).astype(np.uint8)
+
+    network = program("argmax", run, multiple=8)
+    answer = network(torch.from_numpy(images(1, 12, 20)))["out"]
+    assert answer.shape == (1, 3, 12, 20)
+    assert seen[0].shape == (1, 3, 16, 24)
+    assert np.allclose(seen[0][0, :, -1, -1], InputSpec().mean, atol=0.5 / 255)
+    assert np.allclose(seen[0][..., :12, :20], images(1, 12, 20), atol=1e-6)
+    with pytest.raises(UserError, match="multiples of 8"):
+        program("none", run, multiple=8)(torch.from_numpy(images(1, 12, 20)))
+
+
+def test_metres_are_not_decoded_again():
+    task = Depth(min_depth=1, max_depth=10, bins=8)
+    network = program("metres", lambda x: np.full((len(x), 1, *x.shape[2:]), 3.5, np.float32))
+    batch = batch_of(torch.from_numpy(images(2)))
+    metres = task.predict(Taps(network, {}, network.input_spec), batch, Views())
+    assert metres.shape == (2, 1, 12, 20)
+    assert metres.unique().tolist() == [3.5]
+
+
+def test_boxes_stay_inside_the_image():
+    boxes = np.array([[[0, 0, 24, 16], [1, 2, 3, 4]]], np.float32)
+    scores, levels = np.full((1, 2, 3), 0.5, np.float32), np.array([0, 1])
+    network = program("boxes", lambda x: (boxes, scores, levels), kind="fcos", multiple=8)
+    found = network(torch.from_numpy(images(1, 12, 20)))["out"]
+    assert isinstance(found, DecodedBoxes)
+    assert found.kind == "fcos"
+    assert found.boxes.tolist() == [[[0, 0, 20, 12], [1, 2, 3, 4]]]
