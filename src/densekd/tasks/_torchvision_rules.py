@@ -139,8 +139,8 @@ def all_boxes(
     """
     if raw.kind == "ssd":
         raise UserError(
-            "the boxes of SSD cannot be exported, because its scores are a softmax with the background; those of FCOS and "
-            "RetinaNet can"
+            "the boxes of SSD cannot be exported, since its scores are a softmax with the background; FCOS and "
+            "RetinaNet can be exported"
         )
     flat = {name: torch.cat(levels, dim=1) for name, levels in flatten(raw).items()}
     anchors, codes = torch.cat(raw.anchors), flat["bbox_regression"]
