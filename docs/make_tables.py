@@ -1,8 +1,8 @@
-"""Writes the tables of README.md from results/, between ``<!-- results: NAME -->`` and ``<!-- end -->``.
+"""Writes the tables of pages from results/, between ``<!-- results: NAME -->`` and ``<!-- end -->``.
 
     python docs/make_tables.py
 
-A test fails while the page shows other numbers than the files. NAME is a function of this file.
+A test fails while a page shows other numbers than the files. NAME is a function of this file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "choosing.md", ROOT / "results" / "idd_lite" / "README.md"]
 BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.S)
 
 ALONE = "student alone"
@@ -51,9 +51,17 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def camvid() -> str:
+    rows = rows_of("camvid/whole_images.json")
+    lines = [f"| {' | '.join(rows)} |", f"|{' ---: |' * len(rows)}"]
+    cells = [spread(percent(scores["miou"]), 2) for scores in rows.values()]
+    return "\n".join([*lines, f"| {' | '.join(cells)} |"])
+
+
 # What stands in the overview: name, file, metric, factor, digits, title of the distilled row.
 SETS = [
     ("built-in scenes, 16 of 400 labelled", "demo", "miou", 100, 1, "+Pi +Pa", "mIoU ↑"),
+    ("IDD Lite, 88 of 1403 photos labelled", "idd_lite", "miou", 100, 1, "+Pi +Pa", "mIoU ↑"),
     ("VOC subset, 260 + 80 photos", "voc2007_subset", "ap50", 100, 1, "+Pi +Pa", "AP50 ↑"),
     ("built-in scenes, boxes", "demo_detection", "ap", 100, 1, "+Pi +Pa", "AP ↑"),
     ("built-in scenes, depth", "demo_depth", "abs_rel", 1, 3, "+Pi +Pa", "AbsRel ↓"),
@@ -80,6 +88,34 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def few_labels() -> str:
+    lines = [
+        "| data | teacher | alone, few labels | distilled, the same labels | gain | alone, all labels |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, folder in (
+        ("scenes, 16 of 400 labelled", "demo"),
+        ("IDD Lite, 88 of 1403 photos labelled", "idd_lite"),
+    ):
+        rows = rows_of(f"{folder}/results.json")
+        teacher = next(title for title in rows if title.startswith("teacher"))
+        full = rows.get("student alone, all labels")
+        cells = [spread(percent(rows[t]["miou"]), 1) for t in (teacher, ALONE, "+Pi +Pa")]
+        cells.append(spread(percent(gains(rows, "miou", "+Pi +Pa")), 1))
+        cells.append("not run" if full is None else spread(percent(full["miou"]), 1))
+        lines.append(f"| [{name}](../results/{folder}/README.md) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def idd_lite() -> str:
+    lines = ["| network | mIoU on val (%) | each seed |", "| --- | ---: | --- |"]
+    for title, scores in rows_of("idd_lite/results.json").items():
+        values = percent(scores["miou"])
+        seeds = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
+        lines.append(f"| {title} | {spread(values, 2)} | {seeds} |")
+    return "\n".join(lines)
+
+
 def filled(page: str) -> str:
     """The page's text with every block as the files have it now."""
 
@@ -91,7 +127,8 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    if filled(text) != text:
-        PAGE.write_text(filled(text), encoding="utf-8")
-        print(PAGE)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            page.write_text(filled(text), encoding="utf-8")
+            print(page)
