@@ -28,12 +28,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from benchmarks import measure
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
+from densekd.models.weight_files import read_metadata, read_weights, write_state
 
 # Stage -> script of this folder that is run on the device.
 BENCHMARKS = {
@@ -240,12 +239,10 @@ def teacher_weights(args: argparse.Namespace, output: Path) -> Path:
 
 def keep_weights(source: Path, target: Path, *, half: bool) -> None:
     """Copy a weights file with its metadata, in half precision if asked (they load into float32 networks)."""
-    with safe_open(source, "pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        metadata = file.metadata()
+    state = read_weights(source)
     if half:
         state = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
-    save_file(state, target, metadata)
+    write_state(state, target, read_metadata(source))
 
 
 def tests_stage(args: argparse.Namespace) -> dict[str, Any]:

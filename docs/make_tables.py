@@ -13,7 +13,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "choosing.md", ROOT / "results" / "idd_lite" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "choosing.md",
+    ROOT / "results" / "idd_lite" / "README.md",
+]
 BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.S)
 
 ALONE = "student alone"

@@ -48,7 +48,8 @@ def test_bash_completes_commands_options_settings_and_names(script, tmp_path, mo
     assert set(COMMANDS) <= set(completed(script, "densekd", ""))
     assert "--resume" in completed(script, "densekd", "train", "--re")
     assert completed(script, "densekd", "train", "camvid/espnet_c_") == [
-        "camvid/espnet_c_from_espnet"
+        "camvid/espnet_c_from_espnet",
+        "camvid/espnet_c_from_espnetv2_cityscapes",
     ]
     assert completed(script, "densekd", "train", "mi") == ["mine.yaml"]
     assert completed(script, "densekd", "train", "x", "--train.st") == ["--train.steps"]

@@ -55,3 +55,14 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     for resume in (False, True):
         with pytest.raises(UserError, match=r"already exists|not a run folder"):
             RunFolder(tmp_path / "r").check(resume=resume, changed=[])
+
+
+def test_a_start_that_was_killed_before_its_config_leaves_a_free_folder(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    folder.checkpoints.mkdir(parents=True)
+    folder.lock.touch()
+    (folder.path / ".config.yaml.1-ab.partial").write_text("mod")
+    assert not folder.occupied()
+    with folder.open("model: {}\n", "densekd train", resume=True):
+        assert folder.occupied()
+        assert folder.config.read_text() == "model: {}\n"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from densekd.errors import WeightsError
+from densekd.errors import UserError, WeightsError
 from densekd.models import (
     Taps,
     espnet,
@@ -125,7 +125,7 @@ def test_save_is_whole_or_nothing(tmp_path, monkeypatch) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("densekd.models.weight_files.save_file", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save_weights(network, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]

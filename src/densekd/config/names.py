@@ -41,6 +41,7 @@ MODEL_TASKS = {
 MODEL_WEIGHTS = {
     "espnet": "authors' CamVid",
     "espnet_c": "authors' CamVid",
+    "espnetv2": "authors' Cityscapes",
     "mobilenetv2plus": "ImageNet",
     "pspnet_resnet18": "authors', ImageNet",
     "pspnet_resnet101": "authors', ImageNet",

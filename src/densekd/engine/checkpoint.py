@@ -11,7 +11,7 @@ import torch
 
 from densekd.errors import UserError
 from densekd.ops.digest import Sealing, sealed
-from densekd.ops.files import open_atomic
+from densekd.ops.files import PARTIAL, open_atomic
 
 # In what is saved: says that the file has a digest, so that one whose digest is lost counts as damaged.
 SEALED = "sealed"
@@ -83,7 +83,7 @@ def newest_checkpoint(
 
 def keep_as(path: Path, previous: Path) -> None:
     """Give the file that `path` is now the name `previous` too; the next one to be written replaces `path` alone."""
-    link = previous.with_name(f".{previous.name}.partial")
+    link = previous.with_name(f".{previous.name}{PARTIAL}")
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)

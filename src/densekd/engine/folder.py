@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from densekd.errors import UserError
-from densekd.ops.files import write_text, writing
+from densekd.ops.files import PARTIAL, write_text, writing
 
 VERSIONS = (
     "densekd",
@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.lock = self.path / ".lock"
         self.command = self.path / "command.txt"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -52,7 +53,15 @@ class RunFolder:
             return self._occupied()
 
     def _occupied(self) -> bool:
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(not self._left_by_a_start(entry) for entry in self.path.iterdir())
+
+    def _left_by_a_start(self, entry: Path) -> bool:
+        """Whether `open` makes it before config.yaml: what is left where the start was killed."""
+        if entry == self.checkpoints:
+            return not any(entry.iterdir())
+        return entry == self.lock or entry.name.endswith(PARTIAL)
 
     def check(self, *, resume: bool, changed: list[str]) -> None:
         """Fail early where `open` could not go on; makes nothing.
@@ -94,9 +103,10 @@ class RunFolder:
         self.check(resume=resume, changed=[])
         with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the run
+            lock = open(self.lock, "w")  # noqa: SIM115 - closed below, after the run
         with lock:
             _lock(lock, self.path)
+            self.check(resume=resume, changed=[])  # another process may have begun here meanwhile
             if not self.config.exists():
                 write_text(self.config, config_text)
             with writing(self.command), open(self.command, "a", encoding="utf-8") as file:

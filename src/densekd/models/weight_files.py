@@ -182,10 +182,15 @@ def save_weights(
     """
     # Cloned: safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    metadata = dict(metadata or {})
+    write_state(state, path, metadata or {})
+
+
+def write_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+    """`save_weights` of tensors that are on the CPU, contiguous, and share no memory."""
+    metadata = dict(metadata)
     metadata[DIGEST] = weights_digest(state, metadata)
     with replacing(path) as neighbour:
-        save_file(state, neighbour, metadata=metadata)
+        save_file(dict(state), neighbour, metadata=metadata)
         _sort_header(neighbour)
 
 

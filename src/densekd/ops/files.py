@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from densekd.errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is not yet whole
 # What to do about what a disk refuses.
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -58,7 +59,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the file cannot be written (a full disk, a folder that is read-only).
     """
     path = Path(path)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -70,14 +70,14 @@ def model_card(
             *(["knowledge-distillation"] if teacher else []),
         ],
     }
-    use = USES.get(about["task"], 'answer = model.predict("{}")')
+    use = USES.get(about["task"], 'answer = network.predict("{}")')
     front = yaml.safe_dump({k: v for k, v in head.items() if v is not None}, sort_keys=False)
     parts = [
         f"---\n{front}---",
         f"# {title}",
         first_sentence(about, network, teacher, origin),
         "## Use\n\n```sh\npip install densekd\n```\n\n```python\nimport densekd\n\n"
-        f'model = densekd.load("{name}")\n'
+        f'network = densekd.load("{name}")\n'
         f"{use.format('image.jpg')}\n```",
         scores_section(origin),
         making_section(about, origin),
@@ -89,9 +89,9 @@ def model_card(
 
 
 USES = {
-    "segmentation": 'classes = model.predict("{}")  # (H, W): the class of each pixel; names: model.classes',
-    "detection": 'found = model.predict("{}")  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)',
-    "depth": 'metres = model.predict("{}")  # (H, W) float32',
+    "segmentation": 'classes = network.predict("{}")  # (H, W): the class of each pixel; names: network.classes',
+    "detection": 'found = network.predict("{}")  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)',
+    "depth": 'metres = network.predict("{}")  # (H, W) float32',
 }
 
 

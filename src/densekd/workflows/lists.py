@@ -95,7 +95,7 @@ def model_lines() -> list[str]:
         rows.append((row.name, row.task, size, str(row.stride or ""), row.tap or "", row.weights))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip()
+        " ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip()
         for row in rows
     ]
 
