@@ -15,11 +15,12 @@ import yaml
 from torch import nn
 
 from densekd.build.provenance import about_weights
+from densekd.config.forms import teachers_of
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import save_weights
 from densekd.ops.files import write_text
-from densekd.report.card import Origin, model_card, teachers_of
+from densekd.report.card import Origin, model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -73,7 +74,7 @@ def origin_of(file: Path) -> Origin:
     if result is not None and file.resolve() == folder.best.resolve():
         best = {k.removeprefix("best_"): v for k, v in result.items() if k.startswith("best_")}
         result = {**result, "scores": best}  # the other scores are those of the last weights
-    teachers = teachers_of(config)
+    teachers = list(teachers_of(config).values())
     weights = teachers[0].get("weights") if len(teachers) == 1 else None
     teacher = None if weights is None else run_around(Path(weights))
     return Origin(
@@ -107,7 +108,7 @@ def student_alone(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[s
     cousins = [path / folder.path.name for path in around.parent.iterdir() if path.is_dir()]
     for other in sorted([*around.iterdir(), *cousins]):
         found = read_result(RunFolder(other)) if other.is_dir() else None
-        if found is None or found["config"].get("teacher"):
+        if found is None or teachers_of(found["config"]):
             continue
         if all(_comparable(found["config"], k) == _comparable(result["config"], k) for k in SAME):
             return found
