@@ -173,12 +173,10 @@ def freeze(config: schema.Config, settings: schema.Teacher, network: Taps) -> Te
     if settings.fold_norms:
         crop = config.data.crop or (WIDTHS_SIDE, WIDTHS_SIDE)
         size = (min(crop[0], WIDTHS_SIDE), min(crop[1], WIDTHS_SIDE))
-        images = torch.rand(
-            1, settings.in_channels, *size, device=next(network.parameters()).device
-        )
-        # One that takes no such image stays as it is; what else is wrong the dry run says.
-        with suppress(ValueError, TypeError, RuntimeError, AssertionError):
-            fold_norms(network, images)
+        # One that takes no such image, or has no parameters, stays as it is; what else is wrong the dry run says.
+        with suppress(ValueError, TypeError, RuntimeError, AssertionError, StopIteration):
+            device = next(network.parameters()).device
+            fold_norms(network, torch.rand(1, settings.in_channels, *size, device=device))
     channels_last = settings.channels_last
     if channels_last is None:
         channels_last = config.train.channels_last
