@@ -133,7 +133,8 @@ def distill(
 
     Args:
         student: the network to train, as `model` of `train`.
-        teacher: the trained network, in the same forms. It is frozen and copied.
+        teacher: the trained network, in the same forms, or an exported file (FILE.onnx, .xml or .pt2). It is frozen
+            and copied, and stands in place of all teachers of a recipe.
         terms: name of a loss -> its weight, or its section ``{"weight": 3, "temperature": 4}``. By default those of
             the recipe, or pixel-wise and pair-wise with weight 10.
 
