@@ -179,7 +179,7 @@ def test_an_ablation_has_a_row_a_teacher(tree, tmp_path):
     tree["distill"] = {"pixel_wise": {"weight": 1}}
     tree["train"] = {"steps": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("densekd.workflows.ablate.run_children", lambda children, jobs: 0)
+        patch.setattr("densekd.workflows.ablate.run_children", lambda children, **_: 0)
         config = make_config(tree, "test")
         status, table = ablate(config, folder=tmp_path / "a", device="cpu")
         assert status == 0

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from densekd.build import provenance
-from densekd.build.teachers import build_label_space, build_teacher
+from densekd.build.teachers import build_label_space, build_teacher, is_trained
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
@@ -51,7 +51,7 @@ def ablate(
     config = replace(config, note=config.note or provenance.teachers_note(config))
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     for where, section in config.every_teacher.items():
-        if section.weights is None:
+        if not is_trained(section):
             raise UserError(
                 f"{where}.weights: missing; the ablation distils from a trained teacher and scores it; give "
                 f"--{where}.weights FILE"
@@ -162,10 +162,13 @@ def _teacher_row(config: Config, name: str | None, device: str, quiet: bool) -> 
     where = "teacher" if name is None else f"teachers.{name}"
     section = config.every_teacher[where]
     split = config.data.val_split
-    scores = evaluate_teacher(config, split, name=name, device=device, quiet=quiet)
     task, size = task_and_size(config)
     space = build_label_space(section, task, where)
     network, _ = build_teacher(section, task, torch.device("cpu"), space, where)
+    if getattr(network, "gives_depth", None) == "inverse":  # relative: it has no score in metres
+        scores: dict[str, Any] = {column.key: None for column in task.columns}
+    else:
+        scores = evaluate_teacher(config, split, name=name, device=device, quiet=quiet)
     return {
         "scores": scores,
         "parameters": count_parameters(network),

@@ -116,7 +116,12 @@ def evaluate_teacher(
 
     def built(task: Task) -> tuple[nn.Module, InputSpec]:
         space = build_label_space(section, task, where)
-        return build_teacher(section, task, torch.device("cpu"), space, where)
+        network, spec = build_teacher(section, task, torch.device("cpu"), space, where)
+        if getattr(network, "gives_depth", None) == "inverse":
+            raise UserError(
+                f"--teacher: {section.name} gives relative inverse depth, which has no score in metres"
+            )
+        return network, spec
 
     return evaluate_network(
         config,

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from densekd.build.provenance import identity
+from densekd.config import schema
 from densekd.errors import UserError
 from densekd.models import Taps, list_taps
-from densekd.models.foreign.exported import exported
+from densekd.models.foreign.exported import exported, parts_of
 from densekd.tasks import Segmentation
 from densekd.types import InputSpec
 from densekd.workflows.export import export
@@ -162,3 +164,21 @@ def test_a_teacher_from_an_export_is_the_network_it_was_made_of(suffix, tmp_path
     export(model, decided, size=(64, 96))
     with pytest.raises(UserError, match="class of each pixel alone"):
         exported(path=str(decided))
+
+
+def test_weights_that_lie_beside_a_program_are_part_of_it(tmp_path):
+    assert parts_of(tmp_path / "a.xml") == [tmp_path / "a.xml"]
+    for name in ("a.bin", "a.onnx.data"):
+        (tmp_path / name).write_bytes(b"1")
+    assert parts_of(tmp_path / "a.xml")[1:] == [tmp_path / "a.bin"]
+    assert parts_of(tmp_path / "a.onnx")[1:] == [tmp_path / "a.onnx.data"]
+    config = schema.Config(
+        schema.Model("espnet"),
+        schema.Data("scenes"),
+        teacher=schema.Teacher("exported", {"path": str(tmp_path / "a.xml")}),
+    )
+    (tmp_path / "a.xml").write_text("a program")
+    before = identity(config)
+    (tmp_path / "a.bin").write_bytes(b"2")
+    assert list(before) == list(identity(config)) == ["teacher program"]
+    assert before != identity(config)

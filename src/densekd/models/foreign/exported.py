@@ -69,10 +69,12 @@ class RuntimeNetwork(nn.Module):
             self.names.append(name)
         self.prediction_path = self.names[0]
         self.input_spec = deployed_input(runtime.metadata, runtime.shape[1] or 3, file)
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "blake2b").digest()
+        content = hashlib.blake2b()
+        for part in parts_of(file):
+            with part.open("rb") as opened:
+                content.update(hashlib.file_digest(opened, "blake2b").digest())
         # A stored teacher is known by its state.
-        digest = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+        digest = torch.from_numpy(np.frombuffer(content.digest(), np.uint8).copy())
         self.digest = nn.Parameter(digest, requires_grad=False)
 
     @torch.compiler.disable
@@ -136,6 +138,14 @@ def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = 
             f"runtime is {runtime} and path {path} ends with neither {' nor '.join(SUFFIXES)}; leave the runtime out"
         )
     return torch_program(file, path)
+
+
+def parts_of(file: Path) -> list[Path]:
+    """A program's file and, where they lie apart, its weights: OpenVINO's .bin, or the ``.data`` of an ONNX file."""
+    beside = [file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else []
+    if file.suffix.lower() == ".onnx":
+        beside = [file.with_name(file.name + ".data")]
+    return [file, *(path for path in beside if path.is_file())]
 
 
 def deployed_input(about: Mapping[str, Any], channels: int, file: Path) -> InputSpec | None:
