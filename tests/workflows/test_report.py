@@ -269,7 +269,10 @@ def test_several_teachers_are_the_teachers_of_a_run_and_of_an_ablation(family):
     ablation = family / "ablation_of_two"
     (ablation / "configs").mkdir(parents=True)
     measured = {"parameters": 7, "macs": None}
-    lessons = {"a": {"scores": {"miou": 0.6}, **measured}, "b": {"scores": {"miou": 0.7}, **measured}}
+    lessons = {
+        "a": {"scores": {"miou": 0.6}, **measured},
+        "b": {"scores": {"miou": 0.7}, **measured},
+    }
     (ablation / "teacher.json").write_text(json.dumps({"digest": {}, "rows": lessons}))
     (ablation / "config.yaml").write_text("not: read")
     for key, settings in (("student", tree()), ("pi", taught)):

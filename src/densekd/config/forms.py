@@ -69,7 +69,7 @@ def paths_as_text(value: Any) -> Any:
 
 
 def _name_programs(tree: dict[str, Any]) -> dict[str, Any]:
-    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so do the other suffixes."""
+    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so do all `_PROGRAMS`."""
     tree = dict(tree)
     for section in ("model", "teacher"):
         if section in tree:

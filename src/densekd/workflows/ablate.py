@@ -18,6 +18,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import available_cores, pick_device, started
 from densekd.errors import UserError
 from densekd.ops.files import write_text
+from densekd.ops.names import teacher_section
 from densekd.profiling import count_macs, count_parameters
 from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_table
 from densekd.workflows.baseline import constant_guess_scores
@@ -43,7 +44,7 @@ def ablate(
     The same command goes on where it was stopped. A folder that holds another ablation is refused.
 
     Args:
-        quiet: show no bars.
+        quiet: print nothing, and show no bars.
     """
     if not config.every_teacher and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
@@ -66,9 +67,10 @@ def ablate(
     if not (folder / CONSTANT).exists():
         guess = constant_guess_scores(config)
         write_text(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
-    with started(device) as process:
-        for finding in setting_findings(config, process.device):
-            print(f"{finding.level}: {finding}")
+    if not quiet:
+        with started(device) as process:
+            for finding in setting_findings(config, process.device):
+                print(f"{finding.level}: {finding}")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
@@ -159,7 +161,7 @@ def _teacher_rows(config: Config, folder: Path, device: str, quiet: bool) -> dic
 
 
 def _teacher_row(config: Config, name: str | None, device: str, quiet: bool) -> dict[str, Any]:
-    where = "teacher" if name is None else f"teachers.{name}"
+    where = teacher_section(name)
     section = config.every_teacher[where]
     split = config.data.val_split
     task, size = task_and_size(config)

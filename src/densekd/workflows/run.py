@@ -30,6 +30,7 @@ from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError, UserError
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
+from densekd.ops.names import teacher_section
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Task
@@ -333,10 +334,11 @@ def say_teacher_knows(log: Log, run: Run, teacher: Teacher, name: str = "") -> N
         return
     log.say(f"{line} (a constant guess: {guess:.3f})")
     if gained(known, guess, smaller_is_better=quick in task.smaller_is_better) < NOTHING:
+        section = teacher_section(name)
         log.say(
             "warning: on this batch the teacher is no better than an answer that looks at no image. Look at "
-            "teacher.weights, teacher.input.mean, std, order and range, and teacher.classes; `densekd doctor RECIPE` "
-            "looks closer"
+            f"{section}.weights, {section}.input.mean, std, order and range, and {section}.classes; "
+            "`densekd doctor RECIPE` looks closer"
         )
 
 

@@ -20,6 +20,7 @@ from densekd.engine.launch import Process, started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
+from densekd.ops.names import teacher_section
 from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.doctor import cost, data, machine, networks, scores, terms
@@ -171,7 +172,7 @@ class Examination:
 
     def look_at_teacher(self, run: Run, name: str, tapped: Taps, batch: Batch) -> None:
         """The weights, the input and the classes of the teacher, or of the one of this name."""
-        who = section_of(name)
+        who = teacher_section(name)
         settings = run.config.every_teacher[who]
         space = tapped.label_space
         count = None if space is None else space.inputs
@@ -207,7 +208,7 @@ class Examination:
                 continue
             scored = scores.score(teacher, run, batches)
             tops.append(scores.value_of(scored.scores, main))
-            who = section_of(name)
+            who = teacher_section(name)
             self.findings.append(scores.score_finding(who, task, scored.scores, constant, count))
             self.findings += scores.class_order_findings(task.classes, scored.confusion, who)
             guess = scores.value_of(constant, task.quick_metric)
@@ -262,11 +263,6 @@ class Examination:
             self.findings.append(cost.time_finding(self.config, steps, one.seconds, images))
             self.findings.append(cost.memory_finding(steps.peak, self.process.device))
             self.findings += cost.disk_findings(run, self.config, self.out)
-
-
-def section_of(name: str) -> str:
-    """The section of the teacher of this name in `Distiller.teachers`."""
-    return f"teachers.{name}" if name else "teacher"
 
 
 @torch.no_grad()
