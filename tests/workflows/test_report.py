@@ -284,3 +284,13 @@ def test_several_teachers_are_the_teachers_of_a_run_and_of_an_ablation(family):
         ("teacher b", 0.7),
     ]
     assert [r.role for r in found if r.title == "pi"] == ["distilled"]
+
+
+def test_code_that_the_runs_name_is_said_before_it_is_imported(family, capsys):
+    foreign = tree(model={"name": "my_nets.Net", "options": {}}, seed=3)
+    write_run(family / "foreign", foreign, miou=0.4)
+    report([family / "foreign"], family / "f.html", pictures=False)
+    said = capsys.readouterr().err
+    assert "names code, which is imported and run: model.name my_nets.Net" in " ".join(said.split())
+    report([family / "alone_0"], family / "a.html", pictures=False)
+    assert capsys.readouterr().err == ""

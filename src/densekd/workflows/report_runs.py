@@ -11,12 +11,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from densekd.config.code import code_named
 from densekd.config.forms import teachers_of
 from densekd.config.load import load_config
 from densekd.errors import UserError
 from densekd.report.records import RunRecord, flat, is_run, read_run
 from densekd.report.rows import ALONE, DISTILLED, GUESS, REFERENCE, TEACHER, Row, row_of
 from densekd.workflows.ablation_table import CONSTANT
+from densekd.workflows.recipe import say_code
 from densekd.workflows.variants import ORDER, SHORT, term_variants
 
 # What two runs of one row may differ in.
@@ -74,6 +76,19 @@ def collect(folders: Sequence[Path]) -> Collected:
     notes = {str(run.tree.get("note") or "") for run in collected.runs} - {""}
     collected.remarks += [f"Note of the runs: {note}." for note in sorted(notes)]
     return collected
+
+
+def say_codes(collected: Collected) -> None:
+    """Say which code the runs' settings name, before any of it is imported."""
+    said: list[list[str]] = []
+    for run in collected.runs:
+        try:
+            config = load_config(run.folder.config)
+        except UserError:  # settings of another version
+            continue
+        if (code := code_named(config)) and code not in said:
+            said.append(code)
+            say_code(config, str(run.folder.config))
 
 
 def _ablation_of(folder: Path) -> Path | None:

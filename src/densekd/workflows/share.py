@@ -46,13 +46,18 @@ def save_folder(
         name: what the card says to load; None: the folder's own name.
 
     Raises:
-        UserError: one of the three files exists.
+        UserError: one of the three files exists, or the network is an exported file.
     """
     folder = Path(folder)
     old = [file for file in (WEIGHTS, CONFIG, CARD) if (folder / file).exists()]
     if old:
         raise UserError(
             f"{folder} holds {', '.join(old)}; nothing is overwritten: give another folder"
+        )
+    if not network.state_dict():
+        raise UserError(
+            f"{source}: an exported file cannot be saved as a network; save the run or the weights file that it was "
+            "made of"
         )
     card = model_card(about, origin_of(source), name=name or folder.name, license=license)
     text = json.dumps(about)

@@ -119,7 +119,7 @@ def called(section: str) -> str:
 
 def hearsay(section: str) -> str:
     """What to look at where a network knows little."""
-    classes = "" if section == "model" else f", {section}.classes"
+    classes = "" if section == "model" else f" and {section}.classes"
     return (
         f"Look at {section}.weights, {section}.input (mean, std, order, range){classes}, and whether it was trained on "
         "images of this kind and size"
