@@ -255,7 +255,8 @@ def opening_lines(run: Run) -> list[str]:
     terms = [f"{name} x {weight_text(term.weight)}" for name, term in config.distill.terms.items()]
     if config.distill.holistic is not None:
         terms.append(f"holistic x {config.distill.holistic.weight:g}")
-    whose = " and ".join(f"{t.name}{teacher_text(t.weights)}" for t in teachers)
+    files = [(t.name, t.weights or t.options.get("path")) for t in teachers]
+    whose = " and ".join(f"{name}{teacher_text(file)}" for name, file in files)
     return [
         f"distil {config.model.name} from {whose} for {steps}",
         f"terms: the task's own, {', '.join(terms)}",
@@ -267,7 +268,7 @@ def weight_text(weight: object) -> str:
 
 
 def teacher_text(weights: str | None) -> str:
-    """Where the teacher's weights are and what their run scored, where it is there to say."""
+    """Where the teacher's weights or its program are, and what their run scored, where it is there to say."""
     if weights is None:
         return ""
     folder = RunFolder(Path(weights).parent.parent)
