@@ -186,9 +186,11 @@ def samples_digest(reader: Any, root: str | None) -> str:
     return digest.hexdigest()
 
 
-# Settings that change neither an augmented sample nor, by much, what a teacher says of it.
+# Settings that change neither an augmented sample nor, by much, what a teacher says of it; which samples there are, the
+# digest of the samples says.
 _NOT_OF_THE_SAMPLE = {
     "root", "workers", "cache", "cache_gb", "batch_size", "on_bad_file", "val_split", "val_options", "unlabelled",
+    "val_fraction", "val_groups", "val_seed",
 }  # fmt: skip
 
 
