@@ -253,7 +253,7 @@ def _of_teacher(
         "precision": config.train.amp if precision == "same" else precision,
         "state": state_digest(network),
     }
-    return about if config.teachers is None else {**about, **_reading_of(settings)}
+    return {**about, **_reading_of(settings)} if config.teachers else about
 
 
 def _reading_of(settings: schema.Teacher) -> dict[str, Any]:

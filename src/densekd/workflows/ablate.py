@@ -154,7 +154,7 @@ def _teacher_rows(config: Config, folder: Path, device: str, quiet: bool) -> dic
                 "give another --name"
             )
         return found
-    if config.teachers is None:
+    if not config.teachers:
         return {"digest": digest, **_teacher_row(config, None, device, quiet)}
     rows = {name: _teacher_row(config, name, device, quiet) for name in config.teachers}
     return {"digest": digest, "rows": rows}
