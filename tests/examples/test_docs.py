@@ -50,7 +50,10 @@ def shown_commands() -> list[str]:
     """Lines of code blocks that call densekd."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.S):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+        for block in [
+            text for language, text in blocks if language in ("", "bash", "sh", "console")
+        ]:
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.strip().removeprefix("$ ")
                 match = re.match(r"(?:\w+=\S+ )*(?:(?:torchrun .*?|python) -m )?densekd (.*)", line)
@@ -71,4 +74,5 @@ def test_shown_commands_are_legal(line, monkeypatch):
         command = words.pop(0)
     if command not in RECIPE_COMMANDS or "--help" in words:
         return
-    load_config(words[0], overrides)  # the recipe exists and the overrides fit
+    recipe = "camvid/espnet_c_from_espnet" if words[0] == "RECIPE" else words[0]
+    load_config(recipe, overrides)  # the recipe exists and the overrides fit
