@@ -13,8 +13,8 @@ from tests.test_layers import FILES, PACKAGE
 SETTING = re.compile(
     r"(?<![\w./{-])(?:model|teacher|data|distill|optim|train|evaluate|task|loss|depth|detection)\.[a-z_]+(?![\w(])"
 )
-# What looks like settings: module paths of transformers' networks, and in the model card an attribute of what it loads.
-MODULES = {"model.encoder", "model.pixel_level_module", "model.classes"}
+# Module paths of transformers' networks, which look like settings.
+MODULES = {"model.encoder", "model.pixel_level_module"}
 FILE = (".txt", ".json", ".yaml", ".py", ".safetensors")
 
 
