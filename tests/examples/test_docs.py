@@ -50,7 +50,8 @@ def shown_commands() -> list[str]:
     """Lines of code blocks that call densekd."""
     found = []
     for page in PAGES:
-        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+        for language, block in blocks:
             if language not in ("", "bash", "sh", "console"):
                 continue
             for line in block.replace("\\\n", " ").splitlines():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -61,4 +62,17 @@ def test_more_steps_are_allowed_and_said(tmp_path, capsys):
     assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 2, 2, 3, 4, 4]
     tree["train"]["steps"] = 3
     with pytest.raises(UserError, match=r"train\.steps: 4 -> 3"):
+        go(tree, tmp_path / "r", resume=True)
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
+    tree = small_tree(steps=1)
+    assert go(tree, tmp_path / "r") == 0
+    file = RunFolder(tmp_path / "r").config
+    settings = yaml.safe_load(file.read_text())
+    del settings["teachers"], settings["data"]["val_seed"], settings["model"]["prediction"]
+    file.write_text(yaml.safe_dump(settings))
+    assert go(tree, tmp_path / "r", resume=True) == 0
+    tree["data"]["val_seed"] = 1
+    with pytest.raises(UserError, match=r"data\.val_seed: 0 -> 1"):
         go(tree, tmp_path / "r", resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from densekd.config.load import make_config
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.models import espnet
+from densekd.models.weights import save_weights
 from densekd.workflows.one_line import make_recipe, setting_of
 from tests.cli.helpers import write_camvid
 
@@ -236,3 +238,30 @@ def test_mistakes_are_answered(given, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=words):
         densekd.distill(**given)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_teacher_replaces_several_and_may_be_an_exported_file(tmp_path):
+    several = {"a": {"name": "espnet", "weights": "a.pth"}, "b": {"name": "espnet"}}
+    tree = {"model": SMALL, "data": DATA, "teachers": several}
+    tree["distill"] = {"pixel_wise": {"weight": 3}}
+    for suffix in (".onnx", ".xml", ".pt2"):
+        file = tmp_path / f"net{suffix}"
+        file.write_bytes(b"a program")
+        config = make_config(make_recipe(tree, {}, teacher=file).tree, "test")
+        assert config.teachers is None
+        assert (config.teacher.name, config.teacher.options) == ("exported", {"path": str(file)})
+        config = make_config({**tree, "teachers": {**several, "c": str(file)}}, "test")
+        assert config.teachers["c"].options == {"path": str(file)}
+        assert config.teachers["a"].name == "espnet"
+
+
+def test_where_the_prediction_is_comes_with_the_weights(tmp_path):
+    about = {
+        "task": "segmentation",
+        "model": {"name": "espnet", "options": {}, "in_channels": 3, "prediction": "classifier"},
+        "input": {}, "classes": ["a"], "arguments": {},
+    }  # fmt: skip
+    file = tmp_path / "net.safetensors"
+    save_weights(nn.Conv2d(1, 1, 1), file, {"densekd": json.dumps(about)})
+    made = make_recipe(None, {}, student=file, teacher=file, data="camvid")
+    assert made.tree["model"]["prediction"] == made.tree["teacher"]["prediction"] == "classifier"

@@ -255,3 +255,42 @@ def test_the_networks_answers_give_the_runs_own_scores(trained, tmp_path):
         assert f"{100 * score:.2f} ({title})" in text
     limited = report(runs, tmp_path / "b.html", images=1, device="cpu", quiet=True)
     assert "among the first 1 of 2" in limited.path.read_text()
+
+
+def test_several_teachers_are_the_teachers_of_a_run_and_of_an_ablation(family):
+    weights = str(family / "teacher" / "checkpoints" / "student.safetensors")
+    section = {"name": "espnet", "options": {}, "weights": weights}
+    taught = tree(teacher=True, seed=5)
+    taught |= {"teacher": None, "teachers": {"a": section, "b": {**section, "weights": None}}}
+    write_run(family / "by_two", taught, miou=0.5)
+    rows = {row.title: row.role for row in collect(folders(family, "by_two", "alone_0")).rows}
+    assert rows == {"teacher": "teacher", "student alone": "alone", "+Pi +Pa": "distilled"}
+
+    ablation = family / "ablation_of_two"
+    (ablation / "configs").mkdir(parents=True)
+    measured = {"parameters": 7, "macs": None}
+    lessons = {
+        "a": {"scores": {"miou": 0.6}, **measured},
+        "b": {"scores": {"miou": 0.7}, **measured},
+    }
+    (ablation / "teacher.json").write_text(json.dumps({"digest": {}, "rows": lessons}))
+    (ablation / "config.yaml").write_text("not: read")
+    for key, settings in (("student", tree()), ("pi", taught)):
+        (ablation / "configs" / f"{key}_seed0.yaml").write_text("{}")
+        write_run(ablation / key / "seed0", settings, miou=0.5)
+    found = collect([ablation]).rows
+    assert [(r.title, r.mean("miou")) for r in found if r.role == "teacher"] == [
+        ("teacher a", 0.6),
+        ("teacher b", 0.7),
+    ]
+    assert [r.role for r in found if r.title == "pi"] == ["distilled"]
+
+
+def test_code_that_the_runs_name_is_said_before_it_is_imported(family, capsys):
+    foreign = tree(model={"name": "my_nets.Net", "options": {}}, seed=3)
+    write_run(family / "foreign", foreign, miou=0.4)
+    report([family / "foreign"], family / "f.html", pictures=False)
+    said = capsys.readouterr().err
+    assert "names code, which is imported and run: model.name my_nets.Net" in " ".join(said.split())
+    report([family / "alone_0"], family / "a.html", pictures=False)
+    assert capsys.readouterr().err == ""

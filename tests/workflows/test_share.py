@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import densekd
 from densekd.errors import UserError, WeightsError
-from densekd.workflows.share import looks_like_hub_id
+from densekd.report.card import Origin, model_card
+from densekd.types import InputSpec
+from densekd.workflows.share import looks_like_hub_id, save_folder
 
 SETTINGS = {"train.steps": 1}
 
@@ -253,3 +256,26 @@ def test_what_looks_like_a_file_never_asks_the_hub(monkeypatch, tmp_path):
     assert {text: looks_like_hub_id(Path(text)) for text in ids} == ids
     with pytest.raises(WeightsError, match="no such weights file"):
         densekd.load("runs/net")
+
+
+def test_an_exported_file_is_not_saved_as_a_network(tmp_path):
+    about = {"model": {"name": "espnet"}, "classes": [], "input": InputSpec().as_dict()}
+    with pytest.raises(UserError, match="an exported file cannot be saved"):
+        save_folder(nn.Identity(), about, tmp_path / "net.onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_names_several_teachers(tmp_path):
+    tree = {
+        "teacher": None,
+        "teachers": {"a": {"name": "espnet", "options": {}}, "b": {"name": "vnl", "options": {}}},
+        "data": {"dataset": "scenes", "train_split": "train", "crop": None, "batch_size": 2},
+        "optim": {"name": "sgd", "lr": 0.1},
+        "train": {"steps": 1, "accumulate": 1},
+        "distill": {"pixel_wise": {"weight": [[0, 0.0], [9, 3.0]]}},
+        "seed": 0,
+    }
+    about = {"model": {"name": "espnet_c"}, "classes": ["a"], "task": "segmentation"}
+    card = model_card({**about, "input": InputSpec().as_dict()}, Origin(tree), name="x")
+    assert "# espnet_c distilled from espnet and vnl" in card
+    assert card.count("- Teacher: `") == 2

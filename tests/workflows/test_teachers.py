@@ -19,6 +19,7 @@ from densekd.models.weights import save_weights
 from densekd.scenes import CLASSES
 from densekd.workflows.ablate import ablate
 from densekd.workflows.bench import bench
+from densekd.workflows.doctor.examine import examine
 from densekd.workflows.evaluate import evaluate_teacher
 from densekd.workflows.run import run
 from densekd.workflows.validate import validate
@@ -226,3 +227,20 @@ def test_one_teacher_has_no_name(tiny_tree, tmp_path):
     tiny_tree["distill"]["pixel_wise"]["teacher_name"] = "big"
     with pytest.raises(UserError, match="there is no section teachers"):
         make_config(tiny_tree, "test")
+
+
+def test_the_doctor_looks_at_each_teacher_and_at_their_store(tree, tmp_path):
+    tree["data"]["augment_epochs"] = 2
+    tree["distill"]["teacher_cache"] = {"folder": str(tmp_path / "store")}
+    tree["distill"]["pixel_wise"]["weight"] = [[0, 0], [4, 8]]
+    tree["distill"]["pair_wise"]["weight"] = [[0, 8], [4, 0]]
+    findings = examine(make_config(tree, "test"), device="cpu", images=2, out=tmp_path)
+    said = {f.setting: f.what for f in findings}
+    for name in ("near", "far"):
+        assert said[f"teachers.{name}.weights"].startswith(f"teacher {name} on 2 validation images")
+        assert f"teachers.{name}.input" in said
+    assert "13 classes" not in str([f.what for f in findings if f.level == "warning"])
+    assert "teachers.far.classes" in said
+    assert "times the task's" in said["distill.pixel_wise.weight"]  # as its schedule ends
+    assert not any("weight is 0" in f.what for f in findings)
+    assert any("the teacher's store is at" in f.what for f in findings)

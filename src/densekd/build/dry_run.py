@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from densekd.distill.distiller import Distiller
 from densekd.errors import UserError
+from densekd.ops.names import teacher_section
 from densekd.tasks import Task
 from densekd.types import Batch
 
@@ -48,9 +49,10 @@ def dry_run(distiller: Distiller, batch: Batch, train_batch: int | None = None) 
             output = teacher(batch.images)
             task.check_output(output, "teacher")
             if not teacher.answers(output):
+                section = teacher_section(name)
                 raise UserError(
                     f"the teacher{f' {name}' if name else ''} gives NaN or infinity for the first images, though its "
-                    "weights are finite: set teacher.precision fp32, or check teacher.input"
+                    f"weights are finite: set {section}.precision fp32, or check {section}.input"
                 )
         losses, _ = trial.student_phase(batch, step=2**31)
     except UserError:

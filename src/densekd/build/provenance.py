@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
 from densekd.errors import WeightsError
+from densekd.models.foreign.exported import parts_of
 from densekd.models.weight_files import weights_file
 from densekd.models.weights import read_metadata
 from densekd.ops.names import printable
@@ -139,11 +141,14 @@ def file_digest(path: str) -> str:
 
 def identity(config: schema.Config) -> dict[str, str]:
     """What a run depends on besides its settings: the content of its teachers' files."""
-    return {
-        f"{where} weights": file_digest(teacher.weights)
-        for where, teacher in config.every_teacher.items()
-        if teacher.weights is not None
-    }
+    found = {}
+    for where, teacher in config.every_teacher.items():
+        if teacher.weights is not None:
+            found[f"{where} weights"] = file_digest(teacher.weights)
+        elif teacher.name == "exported" and "path" in teacher.options:
+            parts = parts_of(Path(teacher.options["path"]).expanduser())
+            found[f"{where} program"] = " ".join(file_digest(str(p)) for p in parts if p.is_file())
+    return found
 
 
 def state_digest(module: nn.Module) -> str:
@@ -181,9 +186,11 @@ def samples_digest(reader: Any, root: str | None) -> str:
     return digest.hexdigest()
 
 
-# Settings that change neither an augmented sample nor, by much, what a teacher says of it.
+# Settings that change neither an augmented sample nor, by much, what a teacher says of it; which samples there are, the
+# digest of the samples says.
 _NOT_OF_THE_SAMPLE = {
     "root", "workers", "cache", "cache_gb", "batch_size", "on_bad_file", "val_split", "val_options", "unlabelled",
+    "val_fraction", "val_groups", "val_seed",
 }  # fmt: skip
 
 
@@ -246,7 +253,7 @@ def _of_teacher(
         "precision": config.train.amp if precision == "same" else precision,
         "state": state_digest(network),
     }
-    return about if config.teachers is None else {**about, **_reading_of(settings)}
+    return {**about, **_reading_of(settings)} if config.teachers else about
 
 
 def _reading_of(settings: schema.Teacher) -> dict[str, Any]:

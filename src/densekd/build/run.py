@@ -40,6 +40,7 @@ from densekd.engine.launch import Process
 from densekd.engine.step import AMP, Step, bare
 from densekd.engine.trainer import Training
 from densekd.models.taps import Taps
+from densekd.ops.names import teacher_section
 from densekd.targets import kind_of_set
 from densekd.tasks import Task
 from densekd.types import Batch, InputSpec
@@ -207,8 +208,7 @@ def assemble(
     together = config.train.sync_batchnorm and process.world_size > 1
     remarks += dry_run(distiller, batch, train_batch=None if together else len(batch))
     for name, teacher in distiller.teachers.items():
-        where = f"teachers.{name}" if name else "teacher"
-        remarks += label_space_remarks(teacher, batch.images, where)
+        remarks += label_space_remarks(teacher, batch.images, teacher_section(name))
     if config.distill.teacher_cache is not None:
         stored = open_teacher_cache(
             config, distiller, sets.train, augment, batch, unlabelled=sets.unlabelled

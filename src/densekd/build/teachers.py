@@ -57,16 +57,11 @@ def build_teacher(
     given: nn.Module | None = None,
 ) -> tuple[nn.Module, InputSpec]:
     """The bare network on its device; `freeze` makes a `Teacher` of it, once it is tapped."""
-    if given is None and config.weights is None and not config.allow_untrained:
-        keys = ("weights", "pretrained", PRETRAINED)
-        trained_by_builder = any(config.options.get(key) for key in keys) or (
-            config.name in SELF_TRAINED and config.options.get("weights", True)
+    if given is None and not config.allow_untrained and not is_trained(config):
+        raise UserError(
+            f"{where}.weights: a teacher needs trained weights; give --{where}.weights FILE "
+            f"(train one with `densekd train`), or set {where}.allow_untrained for a test"
         )
-        if not trained_by_builder:
-            raise UserError(
-                f"{where}.weights: a teacher needs trained weights; give --{where}.weights FILE "
-                f"(train one with `densekd train`), or set {where}.allow_untrained for a test"
-            )
     num_classes = None if space is None else space.inputs
     network, spec = build_network(config, task, where, num_classes=num_classes, given=given)
     trained = getattr(network, "trained_classes", None)
@@ -77,6 +72,16 @@ def build_teacher(
             f"{{{task.classes[0]}: [0, 3], ...}}"
         )
     return network.to(device), spec
+
+
+def is_trained(config: schema.Teacher) -> bool:
+    """Whether a teacher has weights: of a file, or such as its network comes with."""
+    keys = ("weights", "pretrained", PRETRAINED)
+    return (
+        config.weights is not None
+        or any(config.options.get(key) for key in keys)
+        or (config.name in SELF_TRAINED and bool(config.options.get("weights", True)))
+    )
 
 
 def build_label_space(
@@ -173,12 +178,10 @@ def freeze(config: schema.Config, settings: schema.Teacher, network: Taps) -> Te
     if settings.fold_norms:
         crop = config.data.crop or (WIDTHS_SIDE, WIDTHS_SIDE)
         size = (min(crop[0], WIDTHS_SIDE), min(crop[1], WIDTHS_SIDE))
-        images = torch.rand(
-            1, settings.in_channels, *size, device=next(network.parameters()).device
-        )
-        # One that takes no such image stays as it is; what else is wrong the dry run says.
-        with suppress(ValueError, TypeError, RuntimeError, AssertionError):
-            fold_norms(network, images)
+        # One that takes no such image, or has no parameters, stays as it is; what else is wrong the dry run says.
+        with suppress(ValueError, TypeError, RuntimeError, AssertionError, StopIteration):
+            device = next(network.parameters()).device
+            fold_norms(network, torch.rand(1, settings.in_channels, *size, device=device))
     channels_last = settings.channels_last
     if channels_last is None:
         channels_last = config.train.channels_last

@@ -6,6 +6,7 @@ Users write terms, a term's arguments and a task's settings without a section of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import PurePath
 from typing import Any
@@ -18,7 +19,7 @@ from densekd.errors import UserError
 _DISTILL_KEYS = {f.name for f in fields(Distill)}
 _TERM_KEYS = {f.name for f in fields(Term)}
 _TASK_KEYS = {f.name for f in fields(Task)}
-_PROGRAMS = (".onnx", ".xml")
+_PROGRAMS = (".onnx", ".xml", ".pt2")
 # Sections that earlier recipes had -> the task whose settings they held.
 _OLD_SECTIONS = {"loss": "segmentation", "detection": "detection", "depth": "depth"}
 
@@ -41,6 +42,14 @@ def to_tree(config: Config) -> dict[str, Any]:
     return plain(tree)
 
 
+def teachers_of(tree: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """`Config.every_teacher` of a tree: section -> its settings; empty where nothing teaches."""
+    several = tree.get("teachers")
+    if several:
+        return {f"teachers.{name}": section for name, section in several.items()}
+    return {"teacher": tree["teacher"]} if tree.get("teacher") else {}
+
+
 def plain(value: Any) -> Any:
     """With lists for tuples, as YAML and JSON give them back."""
     if isinstance(value, dict):
@@ -60,16 +69,24 @@ def paths_as_text(value: Any) -> Any:
 
 
 def _name_programs(tree: dict[str, Any]) -> dict[str, Any]:
-    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so does .xml (OpenVINO)."""
+    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so do all `_PROGRAMS`."""
     tree = dict(tree)
     for section in ("model", "teacher"):
-        given = tree.get(section)
-        whole = given if isinstance(given, dict) else {"name": given}
-        name = whole.get("name")
-        if isinstance(name, str) and name.lower().endswith(_PROGRAMS):
-            options = {**(whole.get("options") or {}), "path": name}
-            tree[section] = {**whole, "name": "exported", "options": options}
+        if section in tree:
+            tree[section] = _program(tree[section])
+    several = tree.get("teachers")
+    if isinstance(several, dict):
+        tree["teachers"] = {name: _program(section) for name, section in several.items()}
     return tree
+
+
+def _program(section: Any) -> Any:
+    """A network's section, or the name of a file in its place -> the section."""
+    whole = section if isinstance(section, dict) else {"name": section}
+    name = whole.get("name")
+    if not (isinstance(name, str) and name.lower().endswith(_PROGRAMS)):
+        return section
+    return {**whole, "name": "exported", "options": {**(whole.get("options") or {}), "path": name}}
 
 
 def _split_options(section: dict[str, Any], keys: set[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
 from densekd.models.finite import not_finite, said
 from densekd.ops import collectives
+from densekd.ops.names import teacher_section
 from densekd.types import Batch
 
 ADVICE = (
@@ -125,11 +126,11 @@ class Step:
             with self._autocast():
                 if all(teacher.answers(teacher(batch.images)) for batch in batches):
                     continue
-            wrong = not_finite(teacher)
+            wrong, section = not_finite(teacher), teacher_section(name)
             weights = (
                 f": of its weights, {said(wrong, len(teacher.state_dict()))}"
                 if wrong
-                else ", though its weights are finite: set teacher.precision fp32, or check teacher.input"
+                else f", though its weights are finite: set {section}.precision fp32, or check {section}.input"
             )
             who = f"{BLAMED}{f' {name}' if name else ''}"
             lines.append(f"{who} gives NaN or infinity for these images{weights}")

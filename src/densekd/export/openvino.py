@@ -13,8 +13,7 @@ import numpy as np
 
 from densekd.errors import UserError
 from densekd.export.onnx import Run
-
-SECTION = "densekd"  # of the file's runtime info
+from densekd.models.foreign._runtimes import SECTION, openvino_about
 
 
 def check_openvino() -> None:
@@ -57,9 +56,4 @@ def openvino_runner(xml: Path, threads: int | None = None) -> Run:
 def read_openvino_about(xml: Path) -> dict[str, str]:
     check_openvino()
     ov: Any = importlib.import_module("openvino")
-    model = ov.Core().read_model(str(xml))
-    if not model.has_rt_info([SECTION]):
-        return {}
-    return {
-        key: value.astype(str) for key, value in model.get_rt_info([SECTION]).astype(dict).items()
-    }
+    return openvino_about(ov.Core().read_model(str(xml)))

@@ -8,6 +8,11 @@ from collections.abc import Iterable, Sequence
 SHOWN = 5  # how many of many things a message lists
 
 
+def teacher_section(name: str | None) -> str:
+    """The section of a recipe that the teacher of this name stands in; without a name, that of the only one."""
+    return f"teachers.{name}" if name else "teacher"
+
+
 def nearest(given: object, possible: Iterable[str], count: int = 1) -> list[str]:
     """The names that `given` may have been meant for, the best first; empty where none resembles it.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from densekd.config.forms import teachers_of
+
 # Task -> what the hub calls it.
 PIPELINES = {
     "segmentation": "image-segmentation",
@@ -42,7 +44,7 @@ class Origin:
 
     @property
     def distilled(self) -> bool:
-        return bool(self.config and self.config.get("teacher"))
+        return bool(teachers_of(self.config or {}))
 
 
 def model_card(
@@ -56,7 +58,7 @@ def model_card(
         license: the licence of these weights, by its name on the hub (``"apache-2.0"``); None says that none is given.
     """
     network = short_name(about["model"]["name"])
-    teachers = [short_name(t["name"]) for t in teachers_of(origin.config or {})]
+    teachers = [short_name(t["name"]) for t in teachers_of(origin.config or {}).values()]
     teacher = " and ".join(teachers) or None
     title = f"{network} distilled from {teacher}" if teacher else network
     head = {
@@ -93,14 +95,6 @@ USES = {
     "detection": 'found = network.predict("{}")  # boxes (m, 4) XYXY in pixels, scores (m,), labels (m,)',
     "depth": 'metres = network.predict("{}")  # (H, W) float32',
 }
-
-
-def teachers_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The sections of the recipe's teachers; none where the network was trained alone."""
-    section = config.get("teacher")
-    if not section:
-        return []
-    return [section] if "name" in section else list(section.values())
 
 
 def short_name(name: str) -> str:
@@ -193,7 +187,7 @@ def making_section(about: Mapping[str, Any], origin: Origin) -> str:
         lines += [
             *(
                 f"- Teacher: `{t['name']}` {t['options'] or ''}".rstrip() + "."
-                for t in teachers_of(config)
+                for t in teachers_of(config).values()
             ),
             "- Distillation terms: "
             + ", ".join(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from densekd.config.forms import teachers_of
 from densekd.config.tree import parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
@@ -51,7 +52,7 @@ class RunRecord:
 
     @property
     def distilled(self) -> bool:
-        return bool(self.tree.get("teacher"))
+        return bool(teachers_of(self.tree))
 
     @property
     def steps(self) -> int:

@@ -102,7 +102,7 @@ class Headline:
 
 
 def headline(rows: Sequence[Row], column: Column, smaller: bool) -> Headline:
-    """Teacher, student alone, and the best distilled row by its mean.
+    """The best teacher, student alone, and the best distilled row by its mean.
 
     Args:
         column: the main score.
@@ -110,6 +110,8 @@ def headline(rows: Sequence[Row], column: Column, smaller: bool) -> Headline:
     """
     sign = -1.0 if smaller else 1.0
     teacher, alone = (_first(rows, role, column.key) for role in (TEACHER, ALONE))
+    taught = [r for r in rows if r.role == TEACHER and r.mean(column.key) is not None]
+    teacher = max(taught, key=lambda r: sign * (r.mean(column.key) or 0.0), default=teacher)
     scored = [r for r in rows if r.role == DISTILLED and r.mean(column.key) is not None]
     best = max(scored, key=lambda r: sign * (r.mean(column.key) or 0.0), default=None)
     if best is None:

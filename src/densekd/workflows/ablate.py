@@ -11,13 +11,14 @@ import torch
 import yaml
 
 from densekd.build import provenance
-from densekd.build.teachers import build_label_space, build_teacher
+from densekd.build.teachers import build_label_space, build_teacher, is_trained
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import available_cores, pick_device, started
 from densekd.errors import UserError
 from densekd.ops.files import write_text
+from densekd.ops.names import teacher_section
 from densekd.profiling import count_macs, count_parameters
 from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_table
 from densekd.workflows.baseline import constant_guess_scores
@@ -43,7 +44,7 @@ def ablate(
     The same command goes on where it was stopped. A folder that holds another ablation is refused.
 
     Args:
-        quiet: show no bars.
+        quiet: print nothing, and show no bars.
     """
     if not config.every_teacher and over is None:
         raise UserError("teacher: missing; the ablation compares a student with and without one")
@@ -51,7 +52,7 @@ def ablate(
     config = replace(config, note=config.note or provenance.teachers_note(config))
     variants = term_variants(config) if over is None else setting_variants(config, over, distil)
     for where, section in config.every_teacher.items():
-        if section.weights is None:
+        if not is_trained(section):
             raise UserError(
                 f"{where}.weights: missing; the ablation distils from a trained teacher and scores it; give "
                 f"--{where}.weights FILE"
@@ -66,9 +67,10 @@ def ablate(
     if not (folder / CONSTANT).exists():
         guess = constant_guess_scores(config)
         write_text(folder / CONSTANT, json.dumps(guess, indent=2) + "\n")
-    with started(device) as process:
-        for finding in setting_findings(config, process.device):
-            print(f"{finding.level}: {finding}")
+    if not quiet:
+        with started(device) as process:
+            for finding in setting_findings(config, process.device):
+                print(f"{finding.level}: {finding}")
     children = []
     for seed in range(config.seed, config.seed + seeds):
         for variant in variants:
@@ -152,20 +154,23 @@ def _teacher_rows(config: Config, folder: Path, device: str, quiet: bool) -> dic
                 "give another --name"
             )
         return found
-    if config.teachers is None:
+    if not config.teachers:
         return {"digest": digest, **_teacher_row(config, None, device, quiet)}
     rows = {name: _teacher_row(config, name, device, quiet) for name in config.teachers}
     return {"digest": digest, "rows": rows}
 
 
 def _teacher_row(config: Config, name: str | None, device: str, quiet: bool) -> dict[str, Any]:
-    where = "teacher" if name is None else f"teachers.{name}"
+    where = teacher_section(name)
     section = config.every_teacher[where]
     split = config.data.val_split
-    scores = evaluate_teacher(config, split, name=name, device=device, quiet=quiet)
     task, size = task_and_size(config)
     space = build_label_space(section, task, where)
     network, _ = build_teacher(section, task, torch.device("cpu"), space, where)
+    if getattr(network, "gives_depth", None) == "inverse":  # relative: it has no score in metres
+        scores: dict[str, Any] = {column.key: None for column in task.columns}
+    else:
+        scores = evaluate_teacher(config, split, name=name, device=device, quiet=quiet)
     return {
         "scores": scores,
         "parameters": count_parameters(network),

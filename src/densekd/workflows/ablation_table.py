@@ -102,18 +102,21 @@ def write_table(
 def _teacher_remark(rows: list[dict[str, Any]], task: Task, variants: list[Variant]) -> str:
     """That the teacher is not clearly above the student alone, which its row then says too; else empty.
 
-    Several rows may be students alone: the first is the one that the others are compared with.
+    Of several teachers the best counts. Several rows may be students alone: the first is the one that the others are
+    compared with.
     """
     column = task.columns[0]
     alone = [v.title for v in variants if not v.distil]
-    teacher = next((row for row in rows if "parameters" in row and "seconds" not in row), None)
+    smaller = column.key in task.smaller_is_better
+    teachers = [row for row in rows if "parameters" in row and "seconds" not in row]
+    scored = [row for row in teachers if row["scores"][column.key][0] is not None]
     lone = next((row for row in rows if alone and row["title"] == alone[0]), None)
-    if teacher is None or lone is None:
+    if not scored or lone is None:
         return ""
+    teacher = (min if smaller else max)(scored, key=lambda row: row["scores"][column.key][0])
     (score,) = teacher["scores"][column.key]
     known = [value for value in lone["scores"][column.key] if value is not None]
-    smaller = column.key in task.smaller_is_better
-    if score is None or not known or is_above(score, known, smaller_is_better=smaller):
+    if not known or is_above(score, known, smaller_is_better=smaller):
         return ""
     remark = (
         f"The teacher ({_mean_std([score], column)}) is not clearly above the student alone "

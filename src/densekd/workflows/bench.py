@@ -20,6 +20,7 @@ from densekd.build.data import (
     loader_processes,
 )
 from densekd.build.run import Run, Sets, assemble
+from densekd.build.teachers import is_trained
 from densekd.config.load import to_tree
 from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
@@ -105,7 +106,7 @@ def bench(
 def _with_random_teacher(config: Config) -> tuple[Config, list[str]]:
     """The recipe with a teacher that can be asked: random where it names no weights, which costs the same."""
     teacher, remarks = config.teacher, []
-    if teacher is not None and teacher.weights is None and not teacher.allow_untrained:
+    if teacher is not None and not is_trained(teacher) and not teacher.allow_untrained:
         config = replace(config, teacher=replace(teacher, allow_untrained=True))
         remarks.append(
             "the recipe names no teacher.weights: a random teacher, which costs the same"

@@ -28,7 +28,7 @@ from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
-from densekd.ops.names import did_you_mean
+from densekd.ops.names import did_you_mean, teacher_section
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -116,7 +116,12 @@ def evaluate_teacher(
 
     def built(task: Task) -> tuple[nn.Module, InputSpec]:
         space = build_label_space(section, task, where)
-        return build_teacher(section, task, torch.device("cpu"), space, where)
+        network, spec = build_teacher(section, task, torch.device("cpu"), space, where)
+        if getattr(network, "gives_depth", None) == "inverse":
+            raise UserError(
+                f"--teacher: {section.name} gives relative inverse depth, which has no score in metres"
+            )
+        return network, spec
 
     return evaluate_network(
         config,
@@ -146,7 +151,7 @@ def _section_of_teacher(config: Config, name: str | None) -> tuple[str, Teacher]
         raise UserError("--teacher-name: the recipe has one teacher; --teacher alone scores it")
     if name not in names:
         raise UserError(f"--teacher-name: {name!r} is unknown; {did_you_mean(name, names)}")
-    where = f"teachers.{name}"
+    where = teacher_section(name)
     return where, sections[where]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from densekd.types import InputSpec
 from densekd.workflows.evaluate import evaluate_network, evaluate_weights
 from densekd.workflows.load import LoadedModel, load, weights_file
 from densekd.workflows.one_line import Network, check_objects, make_recipe, setting_of
-from densekd.workflows.recipe import Recipe, read_recipe, run_folder
+from densekd.workflows.recipe import Recipe, is_first_process, read_recipe, run_folder
 from densekd.workflows.run import carry_out
 
 
@@ -133,7 +132,8 @@ def distill(
 
     Args:
         student: the network to train, as `model` of `train`.
-        teacher: the trained network, in the same forms. It is frozen and copied.
+        teacher: the trained network, in the same forms, or an exported file (FILE.onnx, .xml or .pt2). It is frozen
+            and copied, and stands in place of all teachers of a recipe.
         terms: name of a loss -> its weight, or its section ``{"weight": 3, "temperature": 4}``. By default those of
             the recipe, or pixel-wise and pair-wise with weight 10.
 
@@ -172,7 +172,7 @@ def _run(
         made = make_recipe(recipe, settings, trusted=trusted, distil=verb == "distill", **parts)
         source, config, networks = made.tree, read_recipe(made.tree, made.settings), made.networks
         check_objects(config, networks)
-        if not quiet and os.environ.get("RANK", "0") == "0":
+        if not quiet and is_first_process():
             print("\n".join([*made.remarks, "the recipe:", indent(made.to_yaml(), "  ")]), end="")
     words = [f"{key}={_word(value)}" for key, value in parts.items()]
     if recipe is None:

@@ -26,7 +26,7 @@ from densekd.types import InputSpec
 from densekd.workflows.evaluate import alone, evaluate_network
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.predict_inputs import find_inputs
-from densekd.workflows.recipe import read_recipe
+from densekd.workflows.recipe import read_recipe, say_code
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,11 @@ def of_task(model: LoadedModel, task: Task) -> tuple[nn.Module, InputSpec]:
 def _own_recipe(path: Path) -> Config | None:
     """That of the run whose checkpoint this is."""
     folder = RunFolder(path.parent.parent)
-    return read_recipe(folder.config) if folder.config.exists() else None
+    if not folder.config.exists():
+        return None
+    config = read_recipe(folder.config)
+    say_code(config, str(folder.config))
+    return config
 
 
 def _spread(items: Any, count: int) -> list[Any]:

@@ -14,12 +14,13 @@ from torch import nn
 
 from densekd.build.networks import GIVEN
 from densekd.build.saved import read_description, saved_model
-from densekd.config.forms import paths_as_text
+from densekd.config.forms import paths_as_text, teachers_of
 from densekd.config.load import find_config, list_configs, setting_names
 from densekd.config.names import DATASETS, LOSSES, MODELS
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides
 from densekd.errors import UserError
+from densekd.export import EXPORTED
 from densekd.models.taps import Taps
 from densekd.models.weights import read_metadata
 from densekd.ops.names import nearest_few
@@ -95,6 +96,7 @@ def make_recipe(
     if student is not None:
         _put_network(made, "model", side, student, trusted)
     if teacher is not None:
+        made.tree.pop("teachers", None)
         _put_network(made, "teacher", "teacher", teacher, trusted)
     section = dict(made.tree.get("distill") or {})
     if distil and terms is None and not any(isinstance(v, dict) for v in section.values()):
@@ -149,7 +151,8 @@ def _base(
         if found is None:
             return {}
         tree, name = tree_of(found), found.removesuffix(".yaml")
-    tree.pop("teacher", None)
+    for section in ("teacher", "teachers"):
+        tree.pop(section, None)
     own = tree.pop("model")
     if isinstance(student, str) and student == own["name"]:
         tree["model"] = {k: v for k, v in own.items() if k != "weights"}
@@ -173,7 +176,7 @@ def _recipe_of(dataset: Any, student: Network, distil: bool) -> str | None:
         tree = tree_of(name)
         if name.startswith("demo/") or tree["data"]["dataset"] != dataset:
             continue
-        rank = (tree["model"]["name"] == student, ("teacher" in tree) == distil)
+        rank = (tree["model"]["name"] == student, bool(teachers_of(tree)) == distil)
         if best is None or rank > best[0]:
             best = (rank, name)
     return None if best is None else best[1]
@@ -245,6 +248,8 @@ def _network_section(
     same = isinstance(base, dict) and base.get("name") == name
     if name in MODELS and isinstance(value, str):
         return dict(base) if same else {"name": name}
+    if path.is_file() and path.suffix in EXPORTED:
+        return {"name": name}
     if path.exists() and path.suffix not in (".yaml", ".yml"):
         file = weights_file(path)
         if "densekd" not in read_metadata(file):
@@ -255,12 +260,13 @@ def _network_section(
                 f"{side}={{'name': NETWORK, 'options': {{...}}, 'weights': {name!r}}}"
             )
         model = saved_model(file, read_description(file), trusted=trusted)
-        return {
+        section = {
             "name": model.name,
             "options": model.options,
             "in_channels": model.in_channels,
             "weights": str(file),
         }
+        return section if model.prediction is None else {**section, "prediction": model.prediction}
     if _is_recipe(name):
         return dict(tree_of(name)["model"])
     if _importable(name):

@@ -17,7 +17,7 @@ from densekd.errors import UserError, WeightsError
 from densekd.export import EXPORTED, ExportedFile, Program, open_exported
 from densekd.models.weights import read_metadata
 from densekd.workflows.load import LoadedModel, load, weights_file
-from densekd.workflows.recipe import read_recipe
+from densekd.workflows.recipe import read_recipe, say_code
 from densekd.workflows.validate import stand_in_reader
 
 
@@ -26,7 +26,10 @@ def split_name(text: str | Path, recipe: Config | None = None) -> tuple[Path, Co
     path = split_path(text)
     if path == Path(text):
         return path, recipe
-    return path, read_recipe(str(text).rpartition("@")[2])
+    name = str(text).rpartition("@")[2]
+    recipe = read_recipe(name)
+    say_code(recipe, name)
+    return path, recipe
 
 
 def open_models(

@@ -45,11 +45,16 @@ def read_recipe(recipe: Recipe, settings: Mapping[str, Any] | None = None) -> Co
 def say_code(config: Config, name: str) -> None:
     """Say which code a recipe names, before any of it is imported (rank 0, on stderr)."""
     code = code_named(config)
-    if code and os.environ.get("RANK", "0") == "0":
+    if code and is_first_process():
         print(
             f"densekd: {name} names code, which is imported and run: {', '.join(code)}",
             file=sys.stderr,
         )
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that torchrun or srun started; before any of them has joined the others."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def tree_of(recipe: Recipe) -> dict[str, Any]:

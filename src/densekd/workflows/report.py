@@ -15,7 +15,7 @@ from densekd.ops.files import write_text
 from densekd.report.page import MARK, render
 from densekd.report.rows import main_columns
 from densekd.workflows.report_look import look
-from densekd.workflows.report_runs import collect
+from densekd.workflows.report_runs import collect, say_codes
 
 BY_ITSELF = 100  # images that the networks are asked about where nobody asked for the page
 
@@ -66,6 +66,7 @@ def report(
     out = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     check_out(out)
     collected = collect(folders)
+    say_codes(collected)
     columns, errors = main_columns(collected.task, collected.rows)
     smaller = columns[0].key in errors
     looked, without = None, "not asked for (--no-pictures)"

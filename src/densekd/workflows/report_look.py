@@ -166,9 +166,11 @@ def _of_row(row: Row, settings: Mapping[str, Any]) -> Iterator[_Network]:
 
 
 def _teacher_of(run: RunRecord, row: Row | None, settings: Mapping[str, Any]) -> Iterator[_Network]:
-    """The teacher that a run names, where its file is at hand and it has the student's classes."""
+    """The teacher that a run names, where its file is at hand and it gives scores of the student's classes."""
     teacher = run_config(run, settings).teacher
-    if teacher is None or teacher.weights is None or teacher.classes is not None:
+    if teacher is None or teacher.weights is None:
+        return
+    if teacher.classes is not None or teacher.activation != "softmax":
         return
     file = find_from(run.path, teacher.weights)
     if file is not None:

@@ -11,17 +11,20 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from densekd.config.code import code_named
+from densekd.config.forms import teachers_of
 from densekd.config.load import load_config
 from densekd.errors import UserError
 from densekd.report.records import RunRecord, flat, is_run, read_run
 from densekd.report.rows import ALONE, DISTILLED, GUESS, REFERENCE, TEACHER, Row, row_of
 from densekd.workflows.ablation_table import CONSTANT
+from densekd.workflows.recipe import say_code
 from densekd.workflows.variants import ORDER, SHORT, term_variants
 
 # What two runs of one row may differ in.
 OF_A_SEED = ("seed", "note")
 # What the student alone differs in from the distilled one by its nature.
-OF_THE_TEACHER = ("teacher", "distill", "seed", "note")
+OF_THE_TEACHER = ("teacher", "teachers", "distill", "seed", "note")
 RECIPES = re.compile(r"(?P<key>.+)_seed(?P<seed>\d+)\.yaml")
 
 
@@ -75,6 +78,19 @@ def collect(folders: Sequence[Path]) -> Collected:
     return collected
 
 
+def say_codes(collected: Collected) -> None:
+    """Say which code the runs' settings name, before any of it is imported."""
+    said: list[list[str]] = []
+    for run in collected.runs:
+        try:
+            config = load_config(run.folder.config)
+        except UserError:  # settings of another version
+            continue
+        if (code := code_named(config)) and code not in said:
+            said.append(code)
+            say_code(config, str(run.folder.config))
+
+
 def _ablation_of(folder: Path) -> Path | None:
     """The ablation that a folder is or, a demo's, holds."""
     inside = folder / "ablation"
@@ -95,11 +111,13 @@ def _family(folder: Path) -> Collected:
     run = folder / "teacher"
     if ablation != folder and is_run(run):
         rows.append(row_of("teacher", TEACHER, [read_run(run)]))
-    elif lessons:
+    elif lessons and "rows" not in lessons:
         rows.append(Row("teacher", TEACHER))
-    if lessons and rows[-1].role == TEACHER:
-        rows[-1].scores, rows[-1].seeds = [lessons["scores"]], [0]
-        rows[-1].parameters, rows[-1].macs = lessons.get("parameters"), lessons.get("macs")
+    if "scores" in lessons:
+        _put_lessons(rows[-1], lessons)
+    for name, own in lessons.get("rows", {}).items():  # of several teachers
+        rows.append(Row(f"teacher {name}", TEACHER))
+        _put_lessons(rows[-1], own)
     titles = _titles(ablation)
     runs: dict[str, list[RunRecord]] = {key: [] for key in titles}
     for recipe in sorted((ablation / "configs").glob("*.yaml"), key=_natural):
@@ -119,6 +137,12 @@ def _family(folder: Path) -> Collected:
     if not any(row.runs for row in rows):
         raise UserError(f"{folder}: none of its runs has begun yet; try again in a moment")
     return Collected(next(row.runs[0].task for row in rows if row.runs), rows)
+
+
+def _put_lessons(row: Row, measured: dict[str, Any]) -> None:
+    """What `ablate` measured of a teacher."""
+    row.scores, row.seeds = [measured["scores"]], [0]
+    row.parameters, row.macs = measured.get("parameters"), measured.get("macs")
 
 
 def _titles(ablation: Path) -> dict[str, tuple[str, str]]:
@@ -149,7 +173,7 @@ def _plain(folders: Sequence[Path]) -> Collected:
         )
     known = {record.path.resolve() for record in records}
     distilled = [record for record in records if record.distilled]
-    teachers = {path for record in distilled if (path := teacher_run(record)) is not None}
+    teachers = {path for record in distilled for path in teacher_runs(record)}
     for path in sorted(teachers - known):
         records.insert(0, read_run(path))
     groups: dict[str, list[RunRecord]] = {}
@@ -208,16 +232,13 @@ def terms_title(record: RunRecord) -> str:
     return " ".join(f"+{SHORT.get(name, name)}" for name in names) or "distilled"
 
 
-def teacher_run(record: RunRecord) -> Path | None:
-    """The run folder that made the teacher's weights, where it is at hand."""
-    weights = (record.tree.get("teacher") or {}).get("weights")
-    if not weights:
-        return None
-    file = find_from(record.path, weights)
-    folder = None if file is None else file.resolve().parent.parent
-    if folder is None or file is None or file.parent.name != "checkpoints" or not is_run(folder):
-        return None
-    return folder
+def teacher_runs(record: RunRecord) -> list[Path]:
+    """The run folders that made the teachers' weights, where they are at hand."""
+    given = [section.get("weights") for section in teachers_of(record.tree).values()]
+    files = [find_from(record.path, weights) for weights in given if weights]
+    inside = [file for file in files if file is not None and file.parent.name == "checkpoints"]
+    folders = [file.resolve().parent.parent for file in inside]
+    return [folder for folder in folders if is_run(folder)]
 
 
 def find_from(run: Path, name: str | os.PathLike[str]) -> Path | None:

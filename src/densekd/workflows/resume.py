@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from densekd.config.load import dump_config
+from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
 from densekd.config.tree import parse_yaml
 from densekd.engine.folder import RunFolder
@@ -27,7 +27,12 @@ def changed_settings(folder: RunFolder, config: Config) -> list[str]:
     """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
     if not folder.config.exists():
         return []
-    old = flatten(_settings(folder))
+    tree = _settings(folder)
+    try:
+        # A run of an older version says nothing of settings that are newer; they had their default.
+        old = flatten(to_tree(make_config(tree, str(folder.config))))
+    except UserError:
+        old = flatten(tree)
     new = flatten(yaml.safe_load(dump_config(config)))
     # From the host's cache samples come as from their files; the device's are equal up to rounding only.
     for settings in (old, new):

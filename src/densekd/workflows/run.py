@@ -30,6 +30,7 @@ from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError, UserError
 from densekd.ops.collectives import merge_ranks
 from densekd.ops.files import write_text
+from densekd.ops.names import teacher_section
 from densekd.ops.tiling import Views
 from densekd.profiling import count_macs, count_parameters
 from densekd.tasks import Task
@@ -254,7 +255,8 @@ def opening_lines(run: Run) -> list[str]:
     terms = [f"{name} x {weight_text(term.weight)}" for name, term in config.distill.terms.items()]
     if config.distill.holistic is not None:
         terms.append(f"holistic x {config.distill.holistic.weight:g}")
-    whose = " and ".join(f"{t.name}{teacher_text(t.weights)}" for t in teachers)
+    files = [(t.name, t.weights or t.options.get("path")) for t in teachers]
+    whose = " and ".join(f"{name}{teacher_text(file)}" for name, file in files)
     return [
         f"distil {config.model.name} from {whose} for {steps}",
         f"terms: the task's own, {', '.join(terms)}",
@@ -266,7 +268,7 @@ def weight_text(weight: object) -> str:
 
 
 def teacher_text(weights: str | None) -> str:
-    """Where the teacher's weights are and what their run scored, where it is there to say."""
+    """Where the teacher's weights or its program are, and what their run scored, where it is there to say."""
     if weights is None:
         return ""
     folder = RunFolder(Path(weights).parent.parent)
@@ -333,10 +335,11 @@ def say_teacher_knows(log: Log, run: Run, teacher: Teacher, name: str = "") -> N
         return
     log.say(f"{line} (a constant guess: {guess:.3f})")
     if gained(known, guess, smaller_is_better=quick in task.smaller_is_better) < NOTHING:
+        section = teacher_section(name)
         log.say(
             "warning: on this batch the teacher is no better than an answer that looks at no image. Look at "
-            "teacher.weights, teacher.input.mean, std, order and range, and teacher.classes; `densekd doctor RECIPE` "
-            "looks closer"
+            f"{section}.weights, {section}.input.mean, std, order and range, and {section}.classes; "
+            "`densekd doctor RECIPE` looks closer"
         )
 
 

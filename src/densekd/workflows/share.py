@@ -15,11 +15,12 @@ import yaml
 from torch import nn
 
 from densekd.build.provenance import about_weights
+from densekd.config.forms import teachers_of
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import save_weights
 from densekd.ops.files import write_text
-from densekd.report.card import Origin, model_card, teachers_of
+from densekd.report.card import Origin, model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -45,13 +46,18 @@ def save_folder(
         name: what the card says to load; None: the folder's own name.
 
     Raises:
-        UserError: one of the three files exists.
+        UserError: one of the three files exists, or the network is an exported file.
     """
     folder = Path(folder)
     old = [file for file in (WEIGHTS, CONFIG, CARD) if (folder / file).exists()]
     if old:
         raise UserError(
             f"{folder} holds {', '.join(old)}; nothing is overwritten: give another folder"
+        )
+    if not network.state_dict():
+        raise UserError(
+            f"{source}: an exported file cannot be saved as a network; save the run or the weights file that it was "
+            "made of"
         )
     card = model_card(about, origin_of(source), name=name or folder.name, license=license)
     text = json.dumps(about)
@@ -73,7 +79,7 @@ def origin_of(file: Path) -> Origin:
     if result is not None and file.resolve() == folder.best.resolve():
         best = {k.removeprefix("best_"): v for k, v in result.items() if k.startswith("best_")}
         result = {**result, "scores": best}  # the other scores are those of the last weights
-    teachers = teachers_of(config)
+    teachers = list(teachers_of(config).values())
     weights = teachers[0].get("weights") if len(teachers) == 1 else None
     teacher = None if weights is None else run_around(Path(weights))
     return Origin(
@@ -107,7 +113,7 @@ def student_alone(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[s
     cousins = [path / folder.path.name for path in around.parent.iterdir() if path.is_dir()]
     for other in sorted([*around.iterdir(), *cousins]):
         found = read_result(RunFolder(other)) if other.is_dir() else None
-        if found is None or found["config"].get("teacher"):
+        if found is None or teachers_of(found["config"]):
             continue
         if all(_comparable(found["config"], k) == _comparable(result["config"], k) for k in SAME):
             return found

@@ -11,7 +11,7 @@ from densekd.report.live import HOST, State, body, make_server
 from densekd.report.page import common
 from densekd.report.records import RunRecord, is_number
 from densekd.report.rows import main_columns
-from densekd.workflows.report_runs import collect
+from densekd.workflows.report_runs import collect, say_codes
 
 QUIET = 90.0  # seconds without a new row after which a run is said to be still, or stopped
 
@@ -25,6 +25,8 @@ def watch(folder: Path, *, port: int, started: Callable[[str], None]) -> None:
     Raises:
         UserError: the folder is no run, or the port is taken.
     """
+    if folder.is_dir():
+        say_codes(collect([folder]))
     read_state(folder)  # says now what is wrong with the folder
     server = make_server(lambda: read_state(folder), port)
     try:

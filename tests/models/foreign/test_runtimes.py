@@ -12,10 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
+from densekd.build.provenance import identity
+from densekd.config import schema
 from densekd.errors import UserError
 from densekd.models import Taps, list_taps
-from densekd.models.foreign.exported import exported
+from densekd.models.foreign.exported import exported, parts_of
+from densekd.tasks import Segmentation
+from densekd.types import InputSpec
+from densekd.workflows.export import export
+from densekd.workflows.load import LoadedModel
 
 WEIGHTS = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
 IMAGES = torch.rand(4, 3, 9, 11, generator=torch.Generator().manual_seed(0))
@@ -133,3 +140,46 @@ def test_files_that_do_not_load(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=rf"{module} is not installed.*densekd\[{extra}\]"):
             exported(path=file, runtime=module)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_a_teacher_from_an_export_is_the_network_it_was_made_of(suffix, tmp_path):
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    task = Segmentation(["a", "b", "c"], [(0, 0, 0)] * 3)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    about = {"model": {"name": "x"}, "input": InputSpec().as_dict()}
+    model = LoadedModel(network, task, InputSpec(), about, tmp_path)
+    file = tmp_path / f"net{suffix}"
+    export(model, file, end="none", size=(64, 96))
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.eval()(images).prediction
+        for more in [{}, {"runtime": "openvino"}] if suffix == ".onnx" else [{}]:
+            teacher = exported(path=str(file), **more)
+            spec = teacher.input_spec or InputSpec()  # as `build_input_spec` has it
+            found = Taps(teacher, {}, spec)(images).prediction
+            assert torch.allclose(found, expected, atol=1e-4)
+    decided = tmp_path / f"classes{suffix}"
+    export(model, decided, size=(64, 96))
+    with pytest.raises(UserError, match="class of each pixel alone"):
+        exported(path=str(decided))
+
+
+def test_weights_that_lie_beside_a_program_are_part_of_it(tmp_path):
+    assert parts_of(tmp_path / "a.xml") == [tmp_path / "a.xml"]
+    for name in ("a.bin", "a.onnx.data"):
+        (tmp_path / name).write_bytes(b"1")
+    assert parts_of(tmp_path / "a.xml")[1:] == [tmp_path / "a.bin"]
+    assert parts_of(tmp_path / "a.onnx")[1:] == [tmp_path / "a.onnx.data"]
+    config = schema.Config(
+        schema.Model("espnet"),
+        schema.Data("scenes"),
+        teacher=schema.Teacher("exported", {"path": str(tmp_path / "a.xml")}),
+    )
+    (tmp_path / "a.xml").write_text("a program")
+    before = identity(config)
+    (tmp_path / "a.bin").write_bytes(b"2")
+    assert list(before) == list(identity(config)) == ["teacher program"]
+    assert before != identity(config)

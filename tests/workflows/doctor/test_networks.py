@@ -115,6 +115,7 @@ def test_other_inputs_leave_out_the_own_one():
 
 def test_what_is_left_over():
     assert [f.level for f in left_over_findings(CLASSES, [[0], [1], [2]], 0.05)] == ["ok"]
+    assert left_over_findings(CLASSES, [[0], [1], [2]], None) == []  # of a detector
     unknown, left = left_over_findings(CLASSES, [[0], [], [2]], 0.4)
     assert (unknown.level, "knows no sky" in unknown.what) == ("note", True)
     assert (left.level, "40.0%" in left.what) == ("warning", True)

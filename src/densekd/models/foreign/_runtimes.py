@@ -20,6 +20,7 @@ ONNX_TYPES = {
     "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
 }
+SECTION = "densekd"  # of an OpenVINO file's runtime info
 OPENVINO_TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "u8": "uint8"}
 
 
@@ -92,7 +93,17 @@ def openvino(file: Path) -> Runtime:
         [None if size.is_dynamic else size.get_length() for size in shape],
         known_type(file, given.get_element_type().get_type_name(), OPENVINO_TYPES),
         run,
+        openvino_about(model),
     )
+
+
+def openvino_about(model: Any) -> dict[str, str]:
+    """What `densekd export` wrote into a model of OpenVINO; empty for files of others."""
+    for section in (SECTION, "framework"):  # the second: of an ONNX file that OpenVINO reads
+        found = model.get_rt_info([section]).astype(dict) if model.has_rt_info([section]) else {}
+        if (section == SECTION and found) or SECTION in found:
+            return {key: value.astype(str) for key, value in found.items()}
+    return {}
 
 
 def unreadable(file: Path, error: Exception) -> UserError:

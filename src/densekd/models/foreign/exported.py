@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +22,18 @@ RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 class Exported(nn.Module):
-    """A loaded program; its mode is the one it was exported in, and nothing inside of it can be tapped."""
+    """A loaded program; its mode is the one it was exported in, and nothing inside of it can be tapped.
+
+    Args:
+        input_spec: what it wants to see, where the file says so.
+    """
 
     no_taps = "an exported program has no modules to be tapped; compare its predictions"
 
-    def __init__(self, program: nn.Module) -> None:
+    def __init__(self, program: nn.Module, input_spec: InputSpec | None = None) -> None:
         super().__init__()
         self.program = program
+        self.input_spec = input_spec
 
     def train(self, mode: bool = True) -> Exported:
         self.training = mode  # a program of torch.export refuses to change its mode
@@ -61,18 +68,13 @@ class RuntimeNetwork(nn.Module):
             self.add_module(name, nn.Identity())
             self.names.append(name)
         self.prediction_path = self.names[0]
-        if runtime.metadata.get("output", "").startswith("classes"):
-            raise UserError(
-                f"path {file}: gives the class of each pixel alone, and a student learns from scores; write it again "
-                "with `densekd export --with none`"
-            )
-        if "densekd" in runtime.metadata:
-            channels = runtime.shape[1] or 3
-            self.input_spec = InputSpec(mean=(0.0,) * channels, std=(1.0,) * channels)
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "blake2b").digest()
+        self.input_spec = deployed_input(runtime.metadata, runtime.shape[1] or 3, file)
+        content = hashlib.blake2b()
+        for part in parts_of(file):
+            with part.open("rb") as opened:
+                content.update(hashlib.file_digest(opened, "blake2b").digest())
         # A stored teacher is known by its state.
-        digest = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+        digest = torch.from_numpy(np.frombuffer(content.digest(), np.uint8).copy())
         self.digest = nn.Parameter(digest, requires_grad=False)
 
     @torch.compiler.disable
@@ -135,10 +137,39 @@ def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = 
         raise UserError(
             f"runtime is {runtime} and path {path} ends with neither {' nor '.join(SUFFIXES)}; leave the runtime out"
         )
-    return Exported(torch_program(file, path))
+    return torch_program(file, path)
 
 
-def torch_program(file: Path, path: str) -> nn.Module:
+def parts_of(file: Path) -> list[Path]:
+    """A program's file and, where they lie apart, its weights: OpenVINO's .bin, or the ``.data`` of an ONNX file."""
+    beside = [file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else []
+    if file.suffix.lower() == ".onnx":
+        beside = [file.with_name(file.name + ".data")]
+    return [file, *(path for path in beside if path.is_file())]
+
+
+def deployed_input(about: Mapping[str, Any], channels: int, file: Path) -> InputSpec | None:
+    """What a file that `densekd export` wrote wants to see: images in [0, 1]; None for files of others.
+
+    Raises:
+        UserError: its answers are decided already, and no student can learn from them.
+    """
+    if str(about.get("output", "")).startswith("classes"):
+        raise UserError(
+            f"path {file}: gives the class of each pixel alone, and a student learns from scores; write it again "
+            "with `densekd export --with none`"
+        )
+    if str(about.get("output", "")).startswith("boxes"):
+        raise UserError(
+            f"path {file}: gives decoded boxes, and a student learns from a detector's maps; take the run or the "
+            "weights file that it was made of as the teacher"
+        )
+    if "densekd" not in about:
+        return None
+    return InputSpec(mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def torch_program(file: Path, path: str) -> Exported:
     """A TorchScript file (``torch.jit.save``) or a program of ``torch.export.save``."""
     what = f"path {path}: neither a TorchScript file nor a program of torch.export"
     if not zipfile.is_zipfile(file):
@@ -148,7 +179,13 @@ def torch_program(file: Path, path: str) -> nn.Module:
     is_script = any(name == "constants.pkl" for name in inside)
     try:
         if is_script:
-            return torch.jit.load(file, map_location="cpu").eval()
-        return torch.export.load(file).module()
+            return Exported(torch.jit.load(file, map_location="cpu").eval())
+        extra = {"densekd.json": ""}
+        program = torch.export.load(file, extra_files=extra).module()
+        about = json.loads(extra["densekd.json"] or "{}")
+        seen = about.get("model", {}).get("input", {}).get("mean", (0.0,) * 3)
+        return Exported(program, deployed_input(about, len(seen), file))
+    except UserError:
+        raise
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise UserError(f"{what} ({error})") from error

@@ -16,7 +16,7 @@ from densekd.build.data import build_train_loader
 from densekd.build.run import Run
 from densekd.config.schema import Config
 from densekd.data.cache.fill import Filling
-from densekd.distill.source import LiveTeacher
+from densekd.distill.source import LiveTeacher, SeveralTeachers
 from densekd.distill.stored.plan import make_plan
 from densekd.engine.launch import available_cores
 from densekd.engine.optim import set_lr
@@ -215,7 +215,7 @@ def _teacher_store(run: Run, config: Config) -> list[Finding]:
     settings, epochs = config.distill.teacher_cache, config.data.augment_epochs
     assert settings is not None
     assert epochs is not None  # checked with the settings
-    assert isinstance(run.distiller.source, LiveTeacher)
+    assert isinstance(run.distiller.source, (LiveTeacher, SeveralTeachers))
     adversary = run.distiller.adversary
     plan = make_plan(
         run.distiller.student,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from densekd.build.data import in_small_batches
 from densekd.build.networks import build_network
@@ -19,11 +20,12 @@ from densekd.engine.launch import Process, started
 from densekd.engine.step import AMP
 from densekd.errors import DataError, UserError
 from densekd.models.taps import Taps
+from densekd.ops.names import teacher_section
 from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.doctor import cost, data, machine, networks, scores, terms
 from densekd.workflows.doctor.finding import Finding, failed
-from densekd.workflows.run import settled
+from densekd.workflows.run import has_score, settled
 
 # What a run would end with, whatever it is: the doctor says it and goes on with what can still be looked at.
 FAULTS = (UserError, ValueError, TypeError, RuntimeError, OSError)
@@ -47,7 +49,7 @@ def examine(
         out: where run folders would be made.
         say: called with what is looked at next, which may take minutes on a CPU.
     """
-    distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
+    distil = bool(config.every_teacher or config.distill.terms or config.distill.holistic)
     config = settled(config, distil)
     if alone is not None and not RunFolder(alone).student.exists():
         raise UserError(
@@ -106,16 +108,18 @@ class Examination:
 
     def built(self, distil: bool, sets: Sets) -> Run:
         """As `train` and `distill` build it, but with the live teacher, and its norms as they were loaded."""
-        config, teacher = self.config, self.config.teacher
+        config, teacher, teachers = self.config, self.config.teacher, self.config.teachers
         config = replace(
             config,
             distill=replace(config.distill, teacher_cache=None),
             teacher=teacher and replace(teacher, fold_norms=False),
+            teachers=teachers and {k: replace(t, fold_norms=False) for k, t in teachers.items()},
         )
+        put_together = tuple(f"{section}.classes:" for section in config.every_teacher)
         run = assemble(config, self.process, distil=distil, sets=sets)
         for remark in run.remarks[len(sets.remarks) :]:
             # What is said of classes put together is looked at on its own.
-            if not remark.startswith("teacher.classes"):
+            if not remark.startswith(put_together):
                 self.findings.append(Finding("warning", networks.AREA, remark))
         return run
 
@@ -168,9 +172,8 @@ class Examination:
 
     def look_at_teacher(self, run: Run, name: str, tapped: Taps, batch: Batch) -> None:
         """The weights, the input and the classes of the teacher, or of the one of this name."""
-        who = f"teachers.{name}" if name else "teacher"
-        settings = (run.config.teachers or {}).get(name, run.config.teacher)
-        assert settings is not None
+        who = teacher_section(name)
+        settings = run.config.every_teacher[who]
         space = tapped.label_space
         count = None if space is None else space.inputs
         self.findings.append(
@@ -185,7 +188,7 @@ class Examination:
             self.findings.append(networks.input_finding(who, tapped.input_spec, batch.images))
         if space is not None:
             left = left_over(tapped, batch)
-            self.findings += networks.left_over_findings(run.task.classes, space.groups, left)
+            self.findings += networks.left_over_findings(run.task.classes, space.groups, left, who)
 
     def look_at_scores(self, run: Run) -> None:
         """The teachers, and a student with weights, beside a constant guess and each other."""
@@ -201,20 +204,21 @@ class Examination:
         main = task.metric_names[0]
         tops = []
         for name, teacher in run.distiller.teachers.items():
+            if not has_score(teacher, task):
+                continue
             scored = scores.score(teacher, run, batches)
             tops.append(scores.value_of(scored.scores, main))
-            who = f"teacher {name}" if name else "teacher"
+            who = teacher_section(name)
             self.findings.append(scores.score_finding(who, task, scored.scores, constant, count))
-            self.findings += scores.class_order_findings(task.classes, scored.confusion)
-            self.findings += scores.try_inputs(
-                teacher, run, batches, scored.seconds, scores.value_of(constant, task.quick_metric)
-            )
+            self.findings += scores.class_order_findings(task.classes, scored.confusion, who)
+            guess = scores.value_of(constant, task.quick_metric)
+            self.findings += scores.try_inputs(teacher, run, batches, scored.seconds, guess, who)
         best = min if main in task.smaller_is_better else max
         top = best(tops) if tops else None
         if run.config.model.weights is not None:
             scored = scores.score(Taps(run.network, {}, run.spec), run, batches)
             self.findings.append(
-                scores.score_finding("student", task, scored.scores, constant, count)
+                scores.score_finding("model", task, scored.scores, constant, count)
             )
             own = scores.value_of(scored.scores, main)
             if top is not None:
@@ -262,12 +266,13 @@ class Examination:
 
 
 @torch.no_grad()
-def left_over(tapped: Taps, batch: Batch) -> float:
-    """The share of the teacher's probability that `teacher.classes` leaves out."""
+def left_over(tapped: Taps, batch: Batch) -> float | None:
+    """The share of the teacher's probability that `teacher.classes` leaves out; None of a detector."""
     space = tapped.label_space
     assert space is not None
     tapped.label_space = None
     try:
-        return space.left_over(tapped.forward(batch.images).prediction)
+        prediction = tapped.forward(batch.images).prediction
+        return space.left_over(prediction) if isinstance(prediction, Tensor) else None
     finally:
         tapped.label_space = space

@@ -292,10 +292,10 @@ def setting_findings(
         found.append(Finding("note", AREA, what, setting="data.workers"))
     if device.type == "cpu" and torch.get_num_threads() > cores:
         found.append(too_many_threads(torch.get_num_threads(), cores))
-    teacher = config.teacher
+    teachers = config.every_teacher
     asked: dict[str, str] = {"train.amp": config.train.amp}
-    if teacher is not None and config.distill.teacher_cache is None:
-        asked["teacher.precision"] = teacher.precision
+    if config.distill.teacher_cache is None:
+        asked |= {f"{section}.precision": t.precision for section, t in teachers.items()}
     measured: dict[str, Finding] = {}
     for setting, name in asked.items():
         if device.type != "cpu" or name not in HALF or name in measured:
@@ -305,7 +305,7 @@ def setting_findings(
             found.append(measured[name])
     for setting, wanted in (
         ("train.compile", config.train.compile),
-        ("teacher.compile", teacher is not None and teacher.compile),
+        *((f"{section}.compile", teacher.compile) for section, teacher in teachers.items()),
     ):
         reason = no_compiler(device) if wanted else ""
         if reason:

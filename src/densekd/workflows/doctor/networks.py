@@ -37,7 +37,7 @@ def weights_finding(
     what is the same in both and is no constant was brought by the builder (a pretrained backbone).
 
     Args:
-        where: ``"model"`` or ``"teacher"``.
+        where: ``"model"``, ``"teacher"`` or ``"teachers.NAME"``.
         network: as it was built, before norms are folded.
         rebuilt: builds it again.
     """
@@ -80,7 +80,7 @@ def weights_finding(
         )
     if where == "model" or not count:
         return Finding("ok", AREA, what, setting=setting, numbers=numbers)
-    advice = "A random part teaches noise: give the teacher's own --teacher.weights FILE"
+    advice = f"A random part teaches noise: give the teacher's own --{where}.weights FILE"
     return Finding("error" if nothing else "warning", AREA, what, advice, setting, numbers)
 
 
@@ -154,21 +154,27 @@ def _same(a: InputSpec, b: InputSpec) -> bool:
 
 
 def left_over_findings(
-    classes: Sequence[str], groups: Sequence[Sequence[int]], left: float
+    classes: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    left: float | None,
+    section: str = "teacher",
 ) -> list[Finding]:
     """What `teacher.classes` leaves out.
 
     Args:
         groups: the teacher's indices of each class.
-        left: mean probability of the teacher's classes that belong to none.
+        left: mean probability of the teacher's classes that belong to none; None of a detector, whose classes are
+            no distribution.
     """
-    setting, findings = "teacher.classes", []
+    setting, findings = f"{section}.classes", []
     empty = [name for name, group in zip(classes, groups, strict=True) if not group]
     if empty:
         what = f"the teacher knows no {first_few(empty)}: for these the labels alone speak, and the terms against them"
         findings.append(
             Finding("note", AREA, what, "distill.mask label leaves nothing out of them", setting)
         )
+    if left is None:
+        return findings
     what = f"{left:.1%} of the teacher's probability is on classes that belong to none of the student's"
     numbers = {"left_over": left}
     if left > MUCH_LEFT:

@@ -29,10 +29,6 @@ LITTLE = 0.2  # the part of the way from a constant guess to a perfect score bel
 KNOWS = 0.4  # and from which its classes have a meaning, under whatever names
 CLEARLY = 0.05  # another input that scores by so much more is what the weights were trained with
 BUDGET = 30.0  # seconds for trying other inputs
-HEARSAY = (
-    "Look at teacher.weights, teacher.input (mean, std, order, range) and teacher.classes, and whether it was trained "
-    "on images of this kind and size"
-)
 
 
 class Few:
@@ -116,13 +112,27 @@ def value_of(scores: Mapping[str, Any], key: str) -> float:
     return float("nan") if value is None else float(value)
 
 
+def called(section: str) -> str:
+    """``"student"``, ``"teacher"`` or ``"teacher NAME"``: what the network of a section is called."""
+    return "student" if section == "model" else section.replace("teachers.", "teacher ")
+
+
+def hearsay(section: str) -> str:
+    """What to look at where a network knows little."""
+    classes = "" if section == "model" else f" and {section}.classes"
+    return (
+        f"Look at {section}.weights, {section}.input (mean, std, order, range){classes}, and whether it was trained on "
+        "images of this kind and size"
+    )
+
+
 def score_finding(
-    who: str, task: Task, scores: Mapping[str, Any], constant: Mapping[str, Any], images: int
+    section: str, task: Task, scores: Mapping[str, Any], constant: Mapping[str, Any], images: int
 ) -> Finding:
     """A trained network's score beside that of a constant guess on the same images.
 
     Args:
-        who: ``"teacher"`` or ``"student"``.
+        section: ``"teacher"``, ``"teachers.NAME"`` or ``"model"``.
     """
     quick, main = task.quick_metric, task.metric_names[0]
     smaller = quick in task.smaller_is_better
@@ -132,7 +142,7 @@ def score_finding(
         f"{name} {value_of(scores, name):.3f} (constant guess {value_of(constant, name):.3f})"
         for name in names
     )
-    what = f"{who} on {images} validation images: {shown}"
+    what = f"{called(section)} on {images} validation images: {shown}"
     numbers = {
         name: {"score": value_of(scores, name), "constant": value_of(constant, name)}
         for name in names
@@ -140,8 +150,7 @@ def score_finding(
     if value != value:
         return Finding("note", AREA, f"{what}: no label among them counts", numbers=numbers)
     part = gained(value, guess, smaller_is_better=smaller)
-    setting = "teacher.weights" if who == "teacher" else "model.weights"
-    advice = HEARSAY if who == "teacher" else HEARSAY.replace("teacher", "model")
+    setting, advice = f"{section}.weights", hearsay(section)
     if part < NOTHING:
         what += ": no better than an answer that looks at no image"
         return Finding("error", AREA, what, advice, setting, numbers)
@@ -152,7 +161,12 @@ def score_finding(
 
 
 def try_inputs(
-    teacher: Teacher, run: Run, batches: Sequence[Batch], seconds: float, guess: float
+    teacher: Teacher,
+    run: Run,
+    batches: Sequence[Batch],
+    seconds: float,
+    guess: float,
+    section: str = "teacher",
 ) -> list[Finding]:
     """Whether the teacher scores clearly better with another normalisation than the recipe's.
 
@@ -161,7 +175,7 @@ def try_inputs(
         guess: what a constant guess scores; an input that is no better than that is none.
     """
     network, task = teacher.network, run.task
-    if network.input_spec is None or (run.config.teacher and run.config.teacher.compile):
+    if network.input_spec is None or run.config.every_teacher[section].compile:
         return []
     inputs = other_inputs(network.input_spec)
     few = max(1, min(len(batches), int(BUDGET / max(1e-9, (len(inputs) + 1) * seconds))))
@@ -181,16 +195,18 @@ def try_inputs(
     part = gained(known[best], guess, smaller_is_better=sign < 0)
     if sign * (known[best] - own) > CLEARLY and part > LITTLE:
         what = (
-            f"the teacher scores {quick} {known[best]:.3f} with {best}, and {own:.3f} as the recipe has it: it was "
-            "probably trained with the other input"
+            f"the {called(section)} scores {quick} {known[best]:.3f} with {best}, and {own:.3f} as the recipe has it: "
+            "it was probably trained with the other input"
         )
-        advice = "Set teacher.input.order, range, mean and std so, where they do not say so yet"
-        return [Finding("warning", AREA, what, advice, "teacher.input", numbers)]
-    what = f"teacher: none of {len(inputs)} other normalisations scores better ({quick})"
-    return [Finding("ok", AREA, what, setting="teacher.input", numbers=numbers)]
+        advice = f"Set {section}.input.order, range, mean and std so, where they do not say so yet"
+        return [Finding("warning", AREA, what, advice, f"{section}.input", numbers)]
+    what = f"{called(section)}: none of {len(inputs)} other normalisations scores better ({quick})"
+    return [Finding("ok", AREA, what, setting=f"{section}.input", numbers=numbers)]
 
 
-def class_order_findings(classes: Sequence[str], confusion: Tensor | None) -> list[Finding]:
+def class_order_findings(
+    classes: Sequence[str], confusion: Tensor | None, section: str = "teacher"
+) -> list[Finding]:
     """Whether the teacher is right under other names: its classes stand in another order than the data's.
 
     Args:
@@ -215,12 +231,12 @@ def class_order_findings(classes: Sequence[str], confusion: Tensor | None) -> li
     if not wrong:
         return []
     what = (
-        f"the teacher's classes seem to stand in another order: {right:.0%} of the pixels are right, and {renamed:.0%} "
-        f"would be under other names (what it calls {first_few(wrong, 4)})"
+        f"the classes of the {called(section)} seem to stand in another order: {right:.0%} of the pixels are right, "
+        f"and {renamed:.0%} would be under other names (what it calls {first_few(wrong, 4)})"
     )
-    advice = "Say which of its indices is which class in teacher.classes, or mend the class list of the data"
+    advice = f"Say which of its indices is which class in {section}.classes, or mend the class list of the data"
     numbers = {"right": right, "renamed": renamed}
-    return [Finding("error", AREA, what, advice, "teacher.classes", numbers)]
+    return [Finding("error", AREA, what, advice, f"{section}.classes", numbers)]
 
 
 def lead_finding(

@@ -162,7 +162,7 @@ def gradient_findings(
 
     Args:
         found: of `gradients`.
-        weights: term's name -> its weight.
+        weights: of `weights_of`; what is not in it is not judged.
     """
     value, task = found[TASK]
     findings = [Finding("ok", AREA, f"task: loss {value:.4g}, gradient norm {task:.4g}")]
@@ -176,9 +176,9 @@ def gradient_findings(
         what = f"task: loss {value:.4g} and no gradient: the labels of this batch teach nothing"
         findings = [Finding("warning", AREA, what, "Are the labels those of the recipe's classes?")]
     for name, (value, norm) in found.items():
-        if name != TASK:
-            short = name.removeprefix("distill/")
-            findings.append(_pull(short, value, norm, task, weights.get(short, 1.0)))
+        short = name.removeprefix("distill/")
+        if short in weights:
+            findings.append(_pull(short, value, norm, task, weights[short]))
     return findings
 
 
@@ -213,8 +213,12 @@ def _pull(name: str, value: float, norm: float, task: float, weight: float) -> F
 
 
 def weights_of(run: Run) -> dict[str, float]:
-    """Term's name -> its weight, with the discriminator's."""
-    found = {term.name: term.weight_at(0) for term in run.distiller.terms}
+    """Term's name -> its weight in the steps that `gradients` takes, the last ones; with the discriminator's.
+
+    A schedule that ends at 0 stands out of the list: nothing can be said of its weight there.
+    """
+    at_end = {term.name: (term, term.weight_at(LATE)) for term in run.distiller.terms}
+    found = {name: w for name, (term, w) in at_end.items() if w or not callable(term.weight)}
     if run.distiller.adversary is not None:
         found[HOLISTIC] = run.distiller.adversary.weight
     return found
