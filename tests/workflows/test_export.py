@@ -171,8 +171,9 @@ def test_several_networks_stand_in_one_table_and_one_picture(runs, program_file,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize(
+    ("suffix", "task"), [*((".onnx", task) for task in TASKS), (".xml", "segmentation")]
+)
 def test_an_exported_file_scores_and_predicts_as_its_network(runs, tmp_path, capsys, task, suffix):
     pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
     file = tmp_path / f"a{suffix}"
