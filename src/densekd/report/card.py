@@ -119,9 +119,10 @@ def scores_section(origin: Origin) -> str:
     rows = [("teacher", origin.teacher), ("student alone", origin.alone)]
     rows = [(label, result) for label, result in rows if result and result.get("scores")]
     rows.append(("**this network**", own))
-    names = [k for k, v in own["scores"].items() if isinstance(v, (int, float)) and k != "images"][
-        :4
-    ]
+    counts = ("images", "pixels")
+    names = [
+        k for k, v in own["scores"].items() if isinstance(v, (int, float)) and k not in counts
+    ][:4]
     lines = [
         f"| network | {' | '.join(metric_name(n) for n in names)} | parameters (M) | MACs (G) |",
         f"| --- | {' | '.join('---:' for _ in names)} | ---: | ---: |",
