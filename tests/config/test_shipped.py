@@ -149,6 +149,8 @@ def reduced(name: str, root: Path) -> dict:
     if dataset in TREES:
         TREES[dataset](root, tree["data"])
         overrides["data.root"] = str(root)
+        if tree["data"].get("unlabelled"):
+            overrides["data.unlabelled.root"] = str(root)
     else:
         overrides.update({"data.train_options.length": 4, "data.val_options.length": 2})
     if "teacher" in tree:

@@ -20,7 +20,7 @@ from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
 from densekd.errors import WeightsError
-from densekd.models.foreign.exported import parts_of
+from densekd.models.foreign._runtimes import parts_of
 from densekd.models.weight_files import weights_file
 from densekd.models.weights import read_metadata
 from densekd.ops.names import printable

@@ -18,7 +18,8 @@ from densekd.build.provenance import identity
 from densekd.config import schema
 from densekd.errors import UserError
 from densekd.models import Taps, list_taps
-from densekd.models.foreign.exported import exported, parts_of
+from densekd.models.foreign._runtimes import parts_of
+from densekd.models.foreign.exported import exported
 from densekd.tasks import Segmentation
 from densekd.types import InputSpec
 from densekd.workflows.export import export

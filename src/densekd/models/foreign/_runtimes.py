@@ -125,3 +125,11 @@ def known_type(file: Path, name: str, types: dict[str, str]) -> str:
             f"path {file}: its input is of {name}; expected images of one of {', '.join(types)}"
         )
     return types[name]
+
+
+def parts_of(file: Path) -> list[Path]:
+    """A program's file and, where they lie apart, its weights: OpenVINO's .bin, or the ``.data`` of an ONNX file."""
+    beside = [file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else []
+    if file.suffix.lower() == ".onnx":
+        beside = [file.with_name(file.name + ".data")]
+    return [file, *(path for path in beside if path.is_file())]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.errors import UserError
-from densekd.models.foreign._runtimes import Runtime, onnxruntime, openvino
+from densekd.models.foreign._runtimes import Runtime, onnxruntime, openvino, parts_of
 from densekd.types import InputSpec
 
 SUFFIXES = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -138,14 +138,6 @@ def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = 
             f"runtime is {runtime} and path {path} ends with neither {' nor '.join(SUFFIXES)}; leave the runtime out"
         )
     return torch_program(file, path)
-
-
-def parts_of(file: Path) -> list[Path]:
-    """A program's file and, where they lie apart, its weights: OpenVINO's .bin, or the ``.data`` of an ONNX file."""
-    beside = [file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else []
-    if file.suffix.lower() == ".onnx":
-        beside = [file.with_name(file.name + ".data")]
-    return [file, *(path for path in beside if path.is_file())]
 
 
 def deployed_input(about: Mapping[str, Any], channels: int, file: Path) -> InputSpec | None:
