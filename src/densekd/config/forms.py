@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
+from densekd.config.names import PROGRAMS
 from densekd.config.schema import Config, Distill, Task, Term
 from densekd.errors import UserError
 
 _DISTILL_KEYS = {f.name for f in fields(Distill)}
 _TERM_KEYS = {f.name for f in fields(Term)}
 _TASK_KEYS = {f.name for f in fields(Task)}
-_PROGRAMS = (".onnx", ".xml", ".pt2")
 # Sections that earlier recipes had -> the task whose settings they held.
 _OLD_SECTIONS = {"loss": "segmentation", "detection": "detection", "depth": "depth"}
 
@@ -69,7 +69,7 @@ def paths_as_text(value: Any) -> Any:
 
 
 def _name_programs(tree: dict[str, Any]) -> dict[str, Any]:
-    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so do all `_PROGRAMS`."""
+    """``teacher: FILE.onnx`` and ``teacher.name: FILE.onnx`` mean the program in that file; so do all `PROGRAMS`."""
     tree = dict(tree)
     for section in ("model", "teacher"):
         if section in tree:
@@ -84,7 +84,7 @@ def _program(section: Any) -> Any:
     """A network's section, or the name of a file in its place -> the section."""
     whole = section if isinstance(section, dict) else {"name": section}
     name = whole.get("name")
-    if not (isinstance(name, str) and name.lower().endswith(_PROGRAMS)):
+    if not (isinstance(name, str) and name.lower().endswith(PROGRAMS)):
         return section
     return {**whole, "name": "exported", "options": {**(whole.get("options") or {}), "path": name}}
 

@@ -36,6 +36,7 @@ MODEL_TASKS = {
     "depth_timm": "depth",
     "vnl": "depth",
 }
+PROGRAMS = (".onnx", ".pt2", ".xml")  # how the names of exported files end
 # The weights that are to be had for the networks of `MODELS`, besides those that a run of one's own writes: the paper's
 # authors' files, ImageNet's for the backbone, another library's. docs/models.md says where from.
 MODEL_WEIGHTS = {

@@ -125,3 +125,14 @@ def apply_overrides(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
                 raise UserError(f"--{dotted}: {section!r} is {node[section]!r}, not a section")
             node = node[section]
         node[last] = value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -199,9 +199,8 @@ class Distiller:
     def weights_at(self, step: int) -> dict[str, float]:
         """``weight/NAME`` of each term whose weight changes over the steps, as it multiplies the loss."""
         weights = {}
-        for term in self.terms[
-            :
-        ]:  # a plain list: `densekd bench` times the rounds of a loop over the terms themselves
+        # A plain list, since `densekd bench` times the rounds of a loop over the terms themselves.
+        for term in self.terms[:]:
             if not term.is_weight_fixed:
                 factor = 1.0 if term.balance is None else float(term.balance.factor())
                 weights[f"weight/{term.name}"] = term.weight_at(step) * factor

@@ -37,13 +37,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is missing, is no checkpoint, or its bytes are not those that were written.
     """
     try:
-        return _read(path)
-    except UserError as error:
-        raise UserError(f"{error}. {ADVICE}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
         is_sealed = sealed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -73,7 +66,7 @@ def newest_checkpoint(
         if not path.exists():
             continue
         try:
-            return _read(path), path, wrong
+            return load_checkpoint(path), path, wrong
         except UserError as error:
             wrong.append(str(error))
     if wrong:
@@ -88,7 +81,6 @@ def keep_as(path: Path, previous: Path) -> None:
         link.unlink(missing_ok=True)
         os.link(path, link)
         os.replace(link, previous)
-    except (
-        OSError
-    ):  # no second names on this file system: for a moment there is the previous one alone
+    except OSError:
+        # No second names on this file system: for a moment there is the previous one alone.
         os.replace(path, previous)

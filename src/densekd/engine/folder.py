@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from densekd.errors import UserError
-from densekd.ops.files import PARTIAL, write_text, writing
+from densekd.ops.files import PARTIAL, read_object, write_text, writing
 
 VERSIONS = (
     "densekd",
@@ -145,3 +145,14 @@ def describe_environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if device else None,
         "versions": versions,
     }
+
+
+def result_beside(weights: Path) -> dict[str, Any]:
+    """result.json of the run whose checkpoint a file is; empty where it is of none, or the result cannot be read."""
+    folder = RunFolder(weights.parent.parent)
+    if weights.resolve().parent != folder.checkpoints.resolve() or not folder.result.is_file():
+        return {}
+    try:
+        return read_object(folder.result)
+    except UserError:
+        return {}

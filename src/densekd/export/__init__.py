@@ -2,7 +2,7 @@
 
 from densekd.export.graph import Deployed, Graph, trace
 from densekd.export.onnx import check_packages, onnx_bytes, onnx_runner
-from densekd.export.openvino import check_openvino, openvino_runner, save_openvino
+from densekd.export.openvino import check_openvino, save_openvino
 from densekd.export.program import EXPORTED, ExportedFile, Program, open_exported
 from densekd.export.quantise import quantise
 from densekd.export.verify import Gap, compare
@@ -20,7 +20,6 @@ __all__ = [
     "onnx_bytes",
     "onnx_runner",
     "open_exported",
-    "openvino_runner",
     "quantise",
     "save_openvino",
     "trace",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import json
@@ -17,6 +16,7 @@ import torch
 
 from densekd.errors import UserError
 from densekd.export.graph import Graph
+from densekd.models.foreign._runtimes import onnx_session
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # (N, C, H, W) float32 -> the output, or a tuple of several
@@ -84,12 +84,10 @@ def onnx_runner(content: bytes | str, threads: int | None = None) -> Run:
         threads: of one operator; None takes all cores.
     """
     check_packages()
-    ort: Any = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised too
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return session_runner(onnx_session(content, threads))
+
+
+def session_runner(session: Any) -> Run:
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:

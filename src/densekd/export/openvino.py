@@ -13,7 +13,7 @@ import numpy as np
 
 from densekd.errors import UserError
 from densekd.export.onnx import Run
-from densekd.models.foreign._runtimes import SECTION, openvino_about
+from densekd.models.foreign._runtimes import SECTION
 
 
 def check_openvino() -> None:
@@ -36,24 +36,10 @@ def save_openvino(onnx: Path, xml: Path, about: Mapping[str, Any]) -> None:
     ov.save_model(model, str(xml), compress_to_fp16=False)
 
 
-def openvino_runner(xml: Path, threads: int | None = None) -> Run:
-    """A function that runs the file on the CPU in float32, whatever the CPU would choose."""
-    check_openvino()
-    ov: Any = importlib.import_module("openvino")
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if threads is not None:
-        options["INFERENCE_NUM_THREADS"] = threads
-    compiled = ov.Core().compile_model(str(xml), "CPU", options)
-
+def compiled_runner(compiled: Any) -> Run:
     def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         found = compiled(np.ascontiguousarray(images))
         outputs = [np.array(found[port]) for port in compiled.outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
-
-
-def read_openvino_about(xml: Path) -> dict[str, str]:
-    check_openvino()
-    ov: Any = importlib.import_module("openvino")
-    return openvino_about(ov.Core().read_model(str(xml)))

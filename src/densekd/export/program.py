@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from densekd.config.names import PROGRAMS
 from densekd.errors import UserError, WeightsError
-from densekd.export.onnx import Run, check_packages, onnx_runner
-from densekd.export.openvino import openvino_runner, read_openvino_about
+from densekd.export.onnx import Run, check_packages, session_runner
+from densekd.export.openvino import check_openvino, compiled_runner
+from densekd.models.foreign._runtimes import onnx_session, openvino_about, openvino_program
 from densekd.types import DecodedBoxes, InputSpec
 
-EXPORTED = (".onnx", ".pt2", ".xml")
+EXPORTED = PROGRAMS
 RUNTIMES = {".onnx": "ONNX Runtime", ".pt2": "torch.export", ".xml": "OpenVINO"}
 NEEDED = ("model", "end", "multiple_of")  # entries that files of older versions lack
 
@@ -71,9 +72,13 @@ def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
         raise WeightsError(f"{path} does not exist")
     try:
         if path.suffix == ".onnx":
-            texts, run = _onnx_about(path), onnx_runner(str(path), threads)
+            check_packages()
+            session = onnx_session(str(path), threads)
+            texts, run = session.get_modelmeta().custom_metadata_map, session_runner(session)
         elif path.suffix == ".xml":
-            texts, run = read_openvino_about(path), openvino_runner(path, threads)
+            check_openvino()
+            model, compiled = openvino_program(path, threads)
+            texts, run = openvino_about(model), compiled_runner(compiled)
         else:
             texts, run = read_pt2(path)
     except UserError:
@@ -100,16 +105,6 @@ def _value(text: Any) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _onnx_about(path: Path) -> dict[str, str]:
-    check_packages()
-    ort: Any = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:

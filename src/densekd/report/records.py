@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from densekd.config.tree import parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.engine.log import read_metrics
 from densekd.errors import UserError
+from densekd.ops.files import read_object
 
 
 @dataclass(frozen=True)
@@ -120,27 +120,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any] | None:
     """The file's content; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no object; copy the file again")
-    return content
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name; an empty section stands for itself."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = value
-    return found
+    return read_object(path) if path.is_file() else None
 
 
 def is_number(value: Any) -> TypeGuard[float]:

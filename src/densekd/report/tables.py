@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from densekd.config.tree import flatten
 from densekd.report import curves
-from densekd.report.records import RunRecord, flat, is_number
+from densekd.report.records import RunRecord, is_number
 from densekd.report.rows import GUESS, Headline, Row, class_key, mean_std, number
 from densekd.tasks import Column
 
@@ -182,7 +183,7 @@ def score_table(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, Any
 
 def settings_table(rows: Sequence[Row]) -> dict[str, Any]:
     """The settings in which rows differ, and all others once."""
-    firsts = [(row.title, flat(row.runs[0].tree)) for row in rows]
+    firsts = [(row.title, flatten(row.runs[0].tree)) for row in rows]
     keys = list(dict.fromkeys(key for _, settings in firsts for key in settings))
     sections = {key.rpartition(".")[0] for key in keys}
     different, same = [], []
@@ -220,7 +221,7 @@ def environments(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 continue
             pairs = [
                 (k.removeprefix("versions."), _value(v))
-                for k, v in flat(run.environment).items()
+                for k, v in flatten(run.environment).items()
                 if v is not None
             ]
             entry = found.setdefault(str(pairs), {"pairs": pairs, "runs": []})

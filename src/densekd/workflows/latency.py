@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.engine.folder import RunFolder
+from densekd.engine.folder import RunFolder, result_beside
 from densekd.errors import UserError
 from densekd.export import ExportedFile, Program, onnx_runner, open_exported
 from densekd.ops.files import write_text
@@ -132,13 +131,9 @@ def describe(model: LoadedModel, name: str, size: tuple[int, int]) -> dict[str, 
 
 def score_of(model: LoadedModel) -> float | None:
     """The main score of a run's last weights, as its result.json has it; None where there is none."""
-    folder = RunFolder(model.path.parent.parent)
-    if model.path != folder.student or not folder.result.is_file():
+    if model.path != RunFolder(model.path.parent.parent).student:
         return None
-    try:
-        scores = json.loads(folder.result.read_text(encoding="utf-8")).get("scores") or {}
-    except ValueError:
-        return None
+    scores = result_beside(model.path).get("scores") or {}
     return scores.get(model.task.columns[0].key)
 
 

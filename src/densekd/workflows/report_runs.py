@@ -14,8 +14,10 @@ from typing import Any
 from densekd.config.code import code_named
 from densekd.config.forms import teachers_of
 from densekd.config.load import load_config
+from densekd.config.tree import flatten
 from densekd.errors import UserError
-from densekd.report.records import RunRecord, flat, is_run, read_run
+from densekd.ops.files import read_object
+from densekd.report.records import RunRecord, is_run, read_run
 from densekd.report.rows import ALONE, DISTILLED, GUESS, REFERENCE, TEACHER, Row, row_of
 from densekd.workflows.ablation_table import CONSTANT
 from densekd.workflows.recipe import say_code
@@ -106,8 +108,8 @@ def _family(folder: Path) -> Collected:
     rows: list[Row] = []
     constant, teacher = ablation / CONSTANT, ablation / "teacher.json"
     if constant.is_file():
-        rows.append(Row("constant guess", GUESS, scores=[_object(constant)], seeds=[0]))
-    lessons = _object(teacher) if teacher.is_file() else {}
+        rows.append(Row("constant guess", GUESS, scores=[read_object(constant)], seeds=[0]))
+    lessons = read_object(teacher) if teacher.is_file() else {}
     run = folder / "teacher"
     if ablation != folder and is_run(run):
         rows.append(row_of("teacher", TEACHER, [read_run(run)]))
@@ -211,7 +213,7 @@ def _alone(records: Sequence[RunRecord], distilled: Sequence[RunRecord]) -> RunR
 
 def _differences(one: RunRecord, other: RunRecord) -> list[str]:
     first, second = (
-        {k: v for k, v in flat(r.tree).items() if k.partition(".")[0] not in OF_THE_TEACHER}
+        {k: v for k, v in flatten(r.tree).items() if k.partition(".")[0] not in OF_THE_TEACHER}
         for r in (one, other)
     )
     return [k for k in first.keys() | second.keys() if first.get(k) != second.get(k)]
@@ -272,13 +274,3 @@ def _natural(path: Path) -> list[Any]:
         (1, int(part), "") if part.isdigit() else (0, 0, part)
         for part in re.split(r"(\d+)", path.name)
     ]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no object; copy the file again")
-    return content

@@ -8,7 +8,7 @@ import yaml
 
 from densekd.config.load import dump_config, make_config, to_tree
 from densekd.config.schema import Config
-from densekd.config.tree import parse_yaml
+from densekd.config.tree import flatten, parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 
@@ -61,14 +61,3 @@ def _settings(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{folder.config} is damaged: it holds no settings; {RESTORE}")
     return settings
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

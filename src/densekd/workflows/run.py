@@ -22,7 +22,7 @@ from densekd.build.task import best_metric
 from densekd.config.load import dump_config, to_tree
 from densekd.config.schema import Config, Distill
 from densekd.distill.teacher import Teacher
-from densekd.engine.folder import RunFolder
+from densekd.engine.folder import RunFolder, result_beside
 from densekd.engine.launch import StopRequest, started, stop_on_signals
 from densekd.engine.log import Log
 from densekd.engine.optim import lr_factor
@@ -271,10 +271,7 @@ def teacher_text(weights: str | None) -> str:
     """Where the teacher's weights or its program are, and what their run scored, where it is there to say."""
     if weights is None:
         return ""
-    folder = RunFolder(Path(weights).parent.parent)
-    if Path(weights).resolve().parent != folder.checkpoints.resolve() or not folder.result.exists():
-        return f" ({weights})"
-    result = json.loads(folder.result.read_text(encoding="utf-8"))
+    result = result_beside(Path(weights))
     scores = {k: v for k, v in (result.get("scores") or {}).items() if isinstance(v, float)}
     shown = "".join(
         f", {name} {value:.4f} on {result.get('split')}" for name, value in list(scores.items())[:1]

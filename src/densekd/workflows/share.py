@@ -19,7 +19,7 @@ from densekd.config.forms import teachers_of
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import save_weights
-from densekd.ops.files import write_text
+from densekd.ops.files import read_object, write_text
 from densekd.report.card import Origin, model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -101,7 +101,7 @@ def read_result(folder: RunFolder) -> dict[str, Any] | None:
     """result.json; None before the run has finished."""
     if not folder.result.exists():
         return None
-    return json.loads(folder.result.read_text(encoding="utf-8"))
+    return read_object(folder.result)
 
 
 def student_alone(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ ONNX_TYPES = {
     "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
 }
+CPU = "CPUExecutionProvider"
 SECTION = "densekd"  # of an OpenVINO file's runtime info
 OPENVINO_TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "u8": "uint8"}
 
@@ -46,13 +47,10 @@ class Runtime:
 def onnxruntime(file: Path) -> Runtime:
     """An ONNX file in ONNX Runtime, on a GPU where the installed package has one."""
     library: Any = package("onnxruntime", "onnxruntime", "export")
-    options = library.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised too
-    options.intra_op_num_threads = torch.get_num_threads()
     there = library.get_available_providers()
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+    providers = [p for p in ("CUDAExecutionProvider", CPU) if p in there]
     try:
-        session = library.InferenceSession(str(file), options, providers=providers)
+        session = onnx_session(str(file), torch.get_num_threads(), providers)
     except Exception as error:  # the runtime's errors have no common base class
         raise unreadable(file, error) from error
     given = one_input(file, session.get_inputs())
@@ -66,17 +64,27 @@ def onnxruntime(file: Path) -> Runtime:
     )
 
 
+def onnx_session(
+    content: str | bytes, threads: int | None = None, providers: Sequence[str] = (CPU,)
+) -> Any:
+    """ONNX Runtime's session of a file, by its path or its bytes. It raises what the runtime raises.
+
+    Args:
+        threads: of one operator; None takes all cores.
+    """
+    library: Any = package("onnxruntime", "onnxruntime", "export")
+    options = library.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised too
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return library.InferenceSession(content, options, providers=list(providers))
+
+
 def openvino(file: Path) -> Runtime:
     """An ONNX file, or OpenVINO's own .xml with its .bin beside it, on the CPU."""
-    library: Any = package("openvino", "openvino", "openvino")
-    core = library.Core()
+    package("openvino", "openvino", "openvino")
     try:
-        model = core.read_model(str(file))
-        compiled = core.compile_model(
-            model,
-            "CPU",
-            {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"},
-        )
+        model, compiled = openvino_program(file, torch.get_num_threads())
     except Exception as error:  # the runtime's errors have no common base class
         raise unreadable(file, error) from error
     given = one_input(file, compiled.inputs)
@@ -95,6 +103,23 @@ def openvino(file: Path) -> Runtime:
         run,
         openvino_about(model),
     )
+
+
+def openvino_program(file: Path, threads: int | None = None) -> tuple[Any, Any]:
+    """A file's model, and the same compiled for the CPU in float32, whatever the CPU would choose.
+
+    It raises what the runtime raises.
+
+    Args:
+        threads: None takes all cores.
+    """
+    library: Any = package("openvino", "openvino", "openvino")
+    core = library.Core()
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    model = core.read_model(str(file))
+    return model, core.compile_model(model, "CPU", options)
 
 
 def openvino_about(model: Any) -> dict[str, str]:
