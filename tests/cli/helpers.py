@@ -29,11 +29,14 @@ def densekd(*arguments: object, timeout: float = 120) -> subprocess.CompletedPro
     )
 
 
-def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """`densekd ARGUMENTS` as two processes that work together."""
+def torchrun(
+    *arguments: object, timeout: float = 240, command: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`densekd ARGUMENTS`, or a Python text in densekd's place, as two processes that work together."""
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "densekd",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+        *(["-m", "densekd"] if command is None else ["--no-python", sys.executable, "-c", command]),
     ]  # fmt: skip
     return subprocess.run(
         [*launcher, *map(str, arguments)],

@@ -22,8 +22,7 @@ RANK = """
     from tests.distill.helpers import make_batch, make_distiller
     from tests.engine.test_ddp import gradients
 
-    torch.set_num_threads(1)
-    with started("cpu") as process:
+    def save_gradients(process):  # a function, so that no variable holds the group when it ends
         distiller = make_distiller()
         wrap_ddp(distiller, process)
         whole = make_batch(4)
@@ -32,6 +31,10 @@ RANK = """
                       whole.inside[part], whole.names[part])
         alpha = torch.linspace(0.1, 0.9, 4).view(4, 1, 1, 1)[part]
         torch.save(gradients(distiller, batch, alpha), f"{sys.argv[1]}/rank{process.rank}.pt")
+
+    torch.set_num_threads(1)
+    with started("cpu") as process:
+        save_gradients(process)
 """
 
 

@@ -137,6 +137,18 @@ def test_evaluate_writes_the_tasks_scores(trees, kind, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+# densekd, which names its threads when it is done.
+NAMING_THREADS = """
+import sys
+from pathlib import Path
+from densekd.cli.main import main
+status = main(sys.argv[1:])
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print("threads at the end:", *sorted(names), file=sys.stderr)
+sys.exit(status)
+"""
+
+
 @pytest.mark.slow  # two processes with torch in each
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", ["detection", "depth"])
@@ -144,8 +156,14 @@ def test_two_processes_distil_and_give_the_scores_of_one(trees, kind, tmp_path):
     tree = trees[kind]
     tree["train"]["steps"] = 2
     recipe = write_recipe(tmp_path / "recipe.yaml", tree)
-    result = torchrun("distill", recipe, "--out", tmp_path, "--name", "run", "--device", "cpu")
+    result = torchrun(
+        "distill", recipe, "--out", tmp_path, "--name", "run", "--device", "cpu", command=NAMING_THREADS
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert result.stderr.count("threads at the end") == 2, result.stderr
+    assert "gloo" not in result.stderr, (
+        "a thread of the group outlives it, and may abort the process"
+    )
     weights, output = RunFolder(tmp_path / "run").student, tmp_path / "scores.json"
     result = torchrun(
         "evaluate", recipe, "--weights", weights, "--output", output, "--device", "cpu"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import importlib
 import math
 import os
 import re
@@ -165,6 +167,9 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         elif place.type == "cuda":
             torch.backends.cudnn.benchmark = True
         if own_group:
+            # What torch imports after the group is made keeps it as default arguments, and its threads then outlive the
+            # group: one that meets the end of the interpreter aborts the process (SIGABRT after the last result).
+            importlib.import_module("torch._dynamo")
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         rank = dist.get_rank() if dist.is_initialized() else 0
         size = dist.get_world_size() if dist.is_initialized() else 1
@@ -176,6 +181,7 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
         torch.backends.cudnn.benchmark = benchmark_before
         if own_group and dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()  # the group ends with its last holder, and a module in a cycle is one
 
 
 # Ctrl-C; a job's end; Slurm's warning before it (--signal=USR1@120); a terminal that has gone.
