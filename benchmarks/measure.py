@@ -7,7 +7,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from densekd.engine.folder import describe_environment
+from densekd.profiling.machine import processor
 from densekd.profiling.measure import (  # noqa: F401 (the scripts call them by this module's name)
     interleave,
     peak_memory,
@@ -81,7 +81,7 @@ def record(name: str, device: torch.device, **fields: Any) -> dict[str, Any]:
         "command": command_line(),
         "commit": _commit(),
         "device": str(device),
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "load_average": [round(v, 2) for v in os.getloadavg()]
         if hasattr(os, "getloadavg")
         else None,
@@ -109,16 +109,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def output_path(given: Path | None, name: str) -> Path:

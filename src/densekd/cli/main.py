@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("report", "write one page of runs: scores, curves, images, costs, settings"),
     "watch": ("watch", "show a run in the browser while it trains"),
     "bench": ("bench", "show where a training step spends its time"),
+    "tune": ("tune", "find the fastest form of a recipe's step on this machine, by measuring"),
     "taps": ("taps", "list the tensors of a network that terms can compare"),
     "data": ("data", "check a data set; write the built-in scenes to disk"),
     "list": ("list", "models, losses, datasets, tasks or configs that have a name"),

@@ -101,3 +101,14 @@ TASKS = {
     "detection": "densekd.tasks.detection.Detection",
     "depth": "densekd.tasks.depth.Depth",
 }
+
+# Settings that make the same step in another way: `densekd tune` tries them, and `train.auto` takes what is fastest.
+STEP_FORMS = (
+    "teacher.channels_last",
+    "teacher.batch_size",
+    "teacher.precision",
+    "teacher.compile",
+    "train.channels_last",
+    "train.amp",
+    "train.compile",
+)

@@ -400,6 +400,13 @@ class Train:
     __pydantic_config__ = STRICT
     steps: Annotated[Count, Doc("steps of the optimizer")] = 1000
     accumulate: Annotated[Count, Doc("batches in a step of the optimizer")] = 1
+    auto: Annotated[
+        bool,
+        Doc(
+            "time the step on this machine first, and take memory formats and the teacher's batch by it; equal up to "
+            "rounding (densekd tune shows what it finds)"
+        ),
+    ] = False
     amp: Annotated[Literal["none", "bf16", "fp16"], Doc("autocast; fp16 with loss scaling")] = (
         "none"
     )

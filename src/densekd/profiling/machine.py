@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -37,6 +38,17 @@ def reduced_precision_ratio(
             spent += values[-1]
     # The first call of each chooses its kernel.
     return min(seconds[True][1:]) / min(seconds[False][1:])
+
+
+def processor() -> str:
+    """The processor's name, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def free_memory(device: torch.device | None = None) -> int | None:

@@ -116,6 +116,8 @@ def _child(variant: Variant, seed: int, folder: Path, device: str) -> Child:
     config = variant.config
     if not variant.distil:
         config = replace(config, data=replace(config.data, unlabelled=None))
+    # Rows side by side would time one another, and must differ in nothing else.
+    config = replace(config, train=replace(config.train, auto=False))
     tree = {**to_tree(config), "seed": seed}
     if not variant.distil:
         # As `train` writes it; and "teacher saw val" says nothing of a student that has no teacher.

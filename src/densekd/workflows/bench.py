@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,9 @@ from rich.progress import Progress
 
 from densekd.build.data import (
     build_reader,
-    build_unlabelled,
-    check_reader,
     loader_processes,
 )
-from densekd.build.run import Run, Sets, assemble
-from densekd.build.teachers import is_trained
+from densekd.build.run import Run, assemble
 from densekd.config.load import to_tree
 from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
@@ -28,14 +24,13 @@ from densekd.engine.folder import describe_environment
 from densekd.engine.launch import started
 from densekd.engine.optim import set_lr
 from densekd.engine.step import Step
-from densekd.errors import DataError, UserError
+from densekd.errors import UserError
 from densekd.profiling.measure import peak_memory, spread, total
 from densekd.profiling.step_time import in_blocks, time_loop, time_step
 from densekd.types import Batch
 from densekd.workflows.bench_text import MOVE, WAIT, advice
 from densekd.workflows.cache import cached_readers
-from densekd.workflows.run import settled
-from densekd.workflows.validate import stand_in_reader
+from densekd.workflows.forms import settled, training_set, with_random_teacher, without_store
 
 WARMUP = 3
 # torch's loader keeps so many batches a worker ready.
@@ -64,14 +59,21 @@ def bench(
     distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
     if not distil:
         config = settled(config, distil)
-    config, remarks = _with_random_teacher(config)
+    config, remarks = with_random_teacher(config)
+    if config.distill.teacher_cache is not None:
+        remarks.append("distill.teacher_cache is left out: the live teacher is measured")
     if made_up:
         remarks.append("images and targets are made up: the data's own cost is not measured")
     with ExitStack() as stack:
         process = stack.enter_context(started(device, deterministic=config.train.deterministic))
         if process.world_size > 1:
             raise UserError("bench measures one process; start it without torchrun or srun")
-        run = assemble(_without_store(config), process, distil=distil, sets=_sets(config, made_up))
+        run = assemble(
+            without_store(config),
+            process,
+            distil=distil,
+            sets=training_set(config, made_up=made_up),
+        )
         step = run.step
         for optimizer in (step.optimizer, step.discriminator_optimizer):
             if optimizer is not None:
@@ -101,42 +103,6 @@ def bench(
     raw = {**result.pop("raw_seconds"), **at_hand.pop("raw_seconds")}
     result = {**result, **at_hand, "remarks": remarks}
     return {**result, "advice": advice(config, result), "config": to_tree(config), "raw_seconds": raw}  # fmt: skip
-
-
-def _with_random_teacher(config: Config) -> tuple[Config, list[str]]:
-    """The recipe with a teacher that can be asked: random where it names no weights, which costs the same."""
-    teacher, remarks = config.teacher, []
-    if teacher is not None and not is_trained(teacher) and not teacher.allow_untrained:
-        config = replace(config, teacher=replace(teacher, allow_untrained=True))
-        remarks.append(
-            "the recipe names no teacher.weights: a random teacher, which costs the same"
-        )
-    if config.distill.teacher_cache is not None:
-        remarks.append("distill.teacher_cache is left out: the live teacher is measured")
-    return config, remarks
-
-
-def _without_store(config: Config) -> Config:
-    """The recipe with the live teacher in place of what it said before."""
-    return replace(config, distill=replace(config.distill, teacher_cache=None))
-
-
-def _sets(config: Config, made_up: bool) -> Sets:
-    """The training set, or what stands in for it; nothing is scored."""
-    if made_up:
-        if config.data.crop is None:
-            raise UserError(
-                "--made-up makes images of the crop's size, and the recipe has no data.crop; give --data.crop '[H, W]'"
-            )
-        return Sets(stand_in_reader(config), made_up=True)
-    try:
-        reader = build_reader(config.data, config.data.train_split, training=True)
-    except UserError as error:
-        if config.data.root is None or isinstance(error, DataError):
-            raise type(error)(f"{error}\nWithout the data, --made-up takes random images.") from error  # fmt: skip
-        raise
-    check_reader(reader, config, config.data.train_split, training=True)
-    return Sets(reader, unlabelled=build_unlabelled(config.data, reader))
 
 
 def _loader(run: Run) -> Any:

@@ -86,7 +86,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"{pair}, {batch}, {result['classes']} classes, {result['device']}, threads "
         f"{result['environment']['threads']}; medians of {result['steps']} [95 % interval]",
         "",
-        *_table(["part", "ms", "95 % interval", "share"], cells),
+        *table(["part", "ms", "95 % interval", "share"], cells),
         "",
         f"{speed['median']:.2f} images/s {_interval(speed, '{:.2f}'.format)}; {_memory(result)}",
     ]
@@ -112,7 +112,7 @@ def _memory(result: dict[str, Any]) -> str:
     return f"{_gib(peak)} GiB of memory at the peak, for the whole process without its loaders"
 
 
-def _table(head: list[str], cells: list[list[str]]) -> list[str]:
+def table(head: list[str], cells: list[list[str]]) -> list[str]:
     """Markdown whose columns line up in a terminal too: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
 

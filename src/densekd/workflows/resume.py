@@ -27,7 +27,7 @@ def changed_settings(folder: RunFolder, config: Config) -> list[str]:
     """Settings in which `config` differs from the one the folder was started with, as ``key: old -> new``."""
     if not folder.config.exists():
         return []
-    tree = _settings(folder)
+    tree = settings_of(folder)
     try:
         # A run of an older version says nothing of settings that are newer; they had their default.
         old = flatten(to_tree(make_config(tree, str(folder.config))))
@@ -47,11 +47,11 @@ def more_steps(folder: RunFolder, config: Config) -> int | None:
     """The number of steps that the folder's run was to have, where `config` wants more; else None."""
     if not folder.config.exists():
         return None
-    old = flatten(_settings(folder)).get(STEPS)
+    old = flatten(settings_of(folder)).get(STEPS)
     return old if isinstance(old, int) and config.train.steps > old else None
 
 
-def _settings(folder: RunFolder) -> dict[str, Any]:
+def settings_of(folder: RunFolder) -> dict[str, Any]:
     """What the folder's config.yaml says."""
     try:
         text = folder.config.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from densekd.build import provenance
 from densekd.build.run import Run, assemble
 from densekd.build.task import best_metric
 from densekd.config.load import dump_config, to_tree
-from densekd.config.schema import Config, Distill
+from densekd.config.schema import Config
 from densekd.distill.teacher import Teacher
 from densekd.engine.folder import RunFolder, result_beside
 from densekd.engine.launch import StopRequest, started, stop_on_signals
@@ -38,7 +38,9 @@ from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.cache import cached_readers
 from densekd.workflows.doctor.machine import setting_findings
+from densekd.workflows.forms import settled
 from densekd.workflows.resume import changed_settings, more_steps
+from densekd.workflows.tune import tuned
 from densekd.workflows.verdict import NOTHING, gained
 
 
@@ -110,6 +112,11 @@ def carry_out(
         stop = stack.enter_context(stop_on_signals())
         run_folder = RunFolder(folder)
         main = process.rank == 0
+        said: list[str] = []
+        if config.train.auto:
+            config, said = tuned(
+                config, run_folder if resume else None, process, distil=distil, networks=networks
+            )
         changed = changed_settings(run_folder, config) if resume else []
         run_folder.check(resume=resume, changed=changed)
         fewer = more_steps(run_folder, config) if resume else None
@@ -119,6 +126,7 @@ def carry_out(
             return finished_before(run_folder)
         marks = object_marks(networks or {})  # before anything is changed in them
         run = assemble(config, process, distil=distil, networks=networks)
+        run = replace(run, remarks=[*said, *run.remarks])
         training = run.training(run_folder)
         training.identity.update(marks)
         # An evaluation that cannot work fails now, not after all steps.
@@ -154,15 +162,6 @@ def carry_out(
             raise
         conclude(log, run, training, finished=finished)
         return Outcome(0 if finished else stop.exit_status, training.done, training.scores)
-
-
-def settled(config: Config, distil: bool) -> Config:
-    """The settings that the run folder keeps: they say what was done."""
-    if distil:
-        return replace(config, note=config.note or provenance.teachers_note(config))
-    # So a distillation cannot be resumed as a training or back. Alone, a student learns nothing from images alone.
-    data = replace(config.data, unlabelled=None)
-    return replace(config, data=data, teacher=None, teachers=None, distill=Distill())
 
 
 def finished_before(folder: RunFolder) -> Outcome:

@@ -16,6 +16,7 @@ from torch import nn
 
 from densekd.build.provenance import about_weights
 from densekd.config.forms import teachers_of
+from densekd.config.names import STEP_FORMS
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
 from densekd.models.weights import save_weights
@@ -125,6 +126,9 @@ def _comparable(config: Mapping[str, Any], section: str) -> Any:
     if section == "data" and isinstance(value, Mapping):
         # `densekd train` leaves the second stream out; where data lies changes nothing.
         return {k: v for k, v in value.items() if k not in ("unlabelled", "root", "workers")}
+    if section == "train" and isinstance(value, Mapping):
+        # Forms of the same step, which `train.auto` may choose otherwise for each of the two.
+        return {k: v for k, v in value.items() if f"train.{k}" not in (*STEP_FORMS, "train.auto")}
     return value
 
 

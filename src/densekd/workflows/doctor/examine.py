@@ -25,7 +25,8 @@ from densekd.types import Batch
 from densekd.workflows.baseline import guess_scores
 from densekd.workflows.doctor import cost, data, machine, networks, scores, terms
 from densekd.workflows.doctor.finding import Finding, failed
-from densekd.workflows.run import has_score, settled
+from densekd.workflows.forms import settled
+from densekd.workflows.run import has_score
 
 # What a run would end with, whatever it is: the doctor says it and goes on with what can still be looked at.
 FAULTS = (UserError, ValueError, TypeError, RuntimeError, OSError)

@@ -1,0 +1,398 @@
+"""`tune`: the fastest form of a recipe's step on this machine, found by timing real steps, and remembered.
+
+One lever after another is tried on top of those that were kept. The recipe as it is and the recipe with the lever take
+steps in turns, on the same batch and from the same weights, so the ratio of their times says what the lever gives here.
+A lever is kept where the step is surely shorter, and its losses and gradients agree with the recipe's within a
+tolerance: float rounding passes, another number format does not, unless the tolerance is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densekd.build.run import Run, Sets, assemble
+from densekd.config.load import make_config, to_tree
+from densekd.config.names import STEP_FORMS
+from densekd.config.schema import Config
+from densekd.config.tree import apply_overrides, flatten
+from densekd.engine.folder import RunFolder, describe_environment
+from densekd.engine.launch import Process, started
+from densekd.engine.optim import set_lr
+from densekd.errors import UserError
+from densekd.ops.collectives import gather_objects
+from densekd.ops.files import cache_folder, read_object, write_text
+from densekd.profiling.machine import processor, reduced_precision_ratio
+from densekd.profiling.measure import interleave, ratio, spread, timed
+from densekd.workflows.forms import settled, training_set, with_random_teacher
+from densekd.workflows.resume import settings_of
+from densekd.workflows.tune_text import settings_text
+
+# What the losses and the student's gradients of a kept lever may differ by, relative; rounding of float32 stays below.
+TOLERANCE = 1e-3
+# A lever must save so much of the step, since a setting more is a setting more.
+WORTH = 0.97
+# Seconds that one lever may take, and the rounds in it, when a run tunes itself.
+SECONDS, FEWEST, MOST = 6.0, 3, 10
+# The same for `tune`, which was asked to measure.
+PATIENCE = 90.0
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Settings that make the same step in another way.
+
+    Attributes:
+        changes: dotted settings.
+        applies: whether this recipe, on this device, can take it and does not have it.
+        compiles: takes a minute before the first step.
+        exact: equal up to rounding in its format, so that a run may take it by itself.
+    """
+
+    changes: dict[str, Any]
+    applies: Callable[[Config, torch.device], bool]
+    compiles: bool = False
+    exact: bool = True
+
+
+def _live(config: Config, device: torch.device) -> bool:
+    return config.teacher is not None and config.distill.teacher_cache is None
+
+
+def _teacher_layout(config: Config, device: torch.device) -> bool:
+    return (
+        _live(config, device)
+        and config.teacher is not None
+        and config.teacher.channels_last is None
+        and not config.train.channels_last
+    )
+
+
+def _teacher_split(config: Config, device: torch.device) -> bool:
+    # On a processor one image at a time may stay in its cache; a GPU wants the whole batch.
+    return (
+        device.type == "cpu"
+        and _live(config, device)
+        and config.teacher is not None
+        and config.teacher.batch_size is None
+        and _images(config) > 1
+    )
+
+
+def _half(config: Config, device: torch.device) -> bool:
+    return config.train.amp == "none" and _fast_bf16(device)
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    """Not where it is emulated: a single step might take minutes."""
+    return reduced_precision_ratio(torch.bfloat16, device) < 1
+
+
+LEVERS = (
+    Lever({"teacher.channels_last": True}, _teacher_layout),
+    Lever({"train.channels_last": True}, lambda config, _: not config.train.channels_last),
+    Lever({"teacher.batch_size": 1}, _teacher_split),
+    Lever(
+        {"teacher.precision": "bf16"},
+        lambda config, device: (
+            _live(config, device)
+            and config.teacher is not None
+            and config.teacher.precision == "same"
+            and _half(config, device)
+        ),
+        exact=False,
+    ),
+    Lever({"train.amp": "bf16"}, _half, exact=False),
+    Lever(
+        {"teacher.compile": True},
+        lambda config, device: (
+            _live(config, device) and config.teacher is not None and not config.teacher.compile
+        ),
+        compiles=True,
+    ),
+    Lever({"train.compile": True}, lambda config, _: not config.train.compile, compiles=True),
+)
+
+
+def tune(
+    config: Config,
+    *,
+    rounds: int = MOST,
+    device: str = "auto",
+    made_up: bool = False,
+    compiles: bool = False,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Try every lever on the step of `config`, and remember what was kept for runs with ``train.auto``.
+
+    Nothing is trained: the learning rates are 0. A teacher without weights is a random one here, which costs the same.
+
+    Args:
+        rounds: steps of each of the two forms that are timed in turns; fewer where a step takes many seconds.
+        made_up: random images of the crop's size in place of the data.
+        compiles: try torch.compile too, which takes a minute a network.
+        tolerance: what a kept lever's losses and gradients may differ by, relative.
+        progress: gets a line before each lever.
+
+    Returns:
+        ``"settings"`` (dotted settings that were kept), ``"ratio"`` (the step with them over the step as it was),
+        ``"levers"`` (what was measured of each), and the machine, versions and date.
+    """
+    if config.teachers:
+        raise UserError(
+            "teachers: tune works with one teacher; name one as teacher, and set teachers to null"
+        )
+    distil = bool(config.teacher or config.distill.terms or config.distill.holistic)
+    config = settled(config, distil)
+    config, remarks = with_random_teacher(config)
+    with started(device, deterministic=config.train.deterministic) as process:
+        if process.world_size > 1:
+            raise UserError("tune measures one process; start it without torchrun or srun")
+        sets = training_set(config, made_up=made_up)
+        levers = [lever for lever in LEVERS if compiles or not lever.compiles]
+        result = _try_levers(
+            config, process, sets, levers, rounds=rounds, seconds=PATIENCE, tolerance=tolerance, progress=progress
+        )  # fmt: skip
+    # A run never takes by itself what changes its numbers.
+    result = {
+        **result,
+        "remarks": remarks,
+        "made_up": made_up,
+        "remembered": tolerance == TOLERANCE,
+    }
+    if result["remembered"]:
+        _remember(config, process.device, result)
+    return result
+
+
+def tuned(
+    config: Config,
+    folder: RunFolder | None,
+    process: Process,
+    *,
+    distil: bool,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> tuple[Config, list[str]]:
+    """The recipe of a run with ``train.auto``, with the fastest settings for this machine, and what to say of them.
+
+    Args:
+        folder: of a run that goes on: it keeps the settings that it began with.
+        networks: given objects cannot be built twice, so a recipe with some stays as it is.
+    """
+    if folder is not None and folder.config.exists():
+        before = flatten(to_tree(make_config(settings_of(folder), str(folder.config))))
+        return _with(config, {k: before[k] for k in STEP_FORMS if k in before}), []
+    if networks:
+        return config, ["train.auto: networks that are given as objects are left as they are"]
+    if process.world_size > 1:
+        found = gather_objects(_remembered(config, process.device))[0]
+        if found is None:
+            remark = "train.auto: several processes do not tune themselves; run densekd tune first"
+            return config, [remark]
+        return _with(config, found["settings"]), [_line(found, "remembered")]
+    found = _remembered(config, process.device)
+    how = "remembered"
+    if found is None:
+        how = "measured now"
+        levers = [lever for lever in LEVERS if lever.exact and not lever.compiles]
+        sets = training_set(config, made_up=False)
+        found = _try_levers(
+            config, process, sets, levers, rounds=MOST, seconds=SECONDS, tolerance=TOLERANCE, distil=distil
+        )  # fmt: skip
+        _remember(config, process.device, found)
+    return _with(config, found["settings"]), [_line(found, how)]
+
+
+def _line(found: Mapping[str, Any], how: str) -> str:
+    if not found["settings"]:
+        return f"train.auto ({how}): no other form of the step is faster on this machine"
+    kept = settings_text(found["settings"])
+    low, high = found["ratio"]["interval"]
+    time = f"{found['ratio']['median']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"train.auto ({how}): {kept}; a step takes {time} of its time"
+
+
+def _try_levers(
+    config: Config,
+    process: Process,
+    sets: Sets,
+    levers: Sequence[Lever],
+    *,
+    rounds: int,
+    seconds: float,
+    tolerance: float,
+    distil: bool | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Each lever on top of those that were kept; `seconds` bounds the time of one, down to `FEWEST` rounds."""
+    if config.distill.teacher_cache is not None:  # a stored teacher is no part of the step
+        distil, config = False, settled(config, False)
+    if distil is None:
+        distil = config.teacher is not None
+    make = partial(_Arm, process=process, sets=sets, distil=distil)
+    first = best = make(config)
+    kept: dict[str, Any] = {}
+    tried = []
+    for lever in levers:
+        if not lever.applies(best.config, process.device):
+            continue
+        progress(settings_text(lever.changes))
+        try:
+            arm = make(_with(best.config, lever.changes))
+            found = _compare(best, arm, first, process, rounds=rounds, seconds=seconds)
+        except (UserError, RuntimeError, ValueError, NotImplementedError) as error:
+            reason = str(error).splitlines() or [type(error).__name__]
+            tried.append({"changes": lever.changes, "kept": False, "why": f"does not run: {reason[0]}"})  # fmt: skip
+            continue
+        why = _reason_against(found, tolerance)
+        tried.append({"changes": lever.changes, "kept": why is None, "why": why or "", **found})
+        if why is None:
+            kept, best = {**kept, **lever.changes}, arm
+    overall = None
+    if best is not first:
+        overall = _compare(first, best, first, process, rounds=rounds, seconds=seconds)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(process.device),
+        "processor": processor(),
+        "environment": describe_environment(),
+        "batch": list(first.batch.images.shape),
+        "tolerance": tolerance,
+        "levers": tried,
+        "settings": kept,
+        "ratio": spread([1.0]) if overall is None else overall["ratio"],
+        "seconds": first.seconds if overall is None else overall["seconds"],
+    }
+
+
+class _Arm:
+    """One form of the step, on the recipe's first batch; its weights stay as they begin."""
+
+    def __init__(self, config: Config, *, process: Process, sets: Sets, distil: bool) -> None:
+        self.config = config
+        self.run: Run = assemble(config, process, distil=distil, sets=sets)
+        self.step = self.run.step
+        for optimizer in (self.step.optimizer, self.step.discriminator_optimizer):
+            if optimizer is not None:
+                set_lr(optimizer, 0.0)
+        torch.manual_seed(config.seed)  # of the augmentation, where it draws from torch
+        self.batch = self.run.first_batch().to(process.device, config.train.channels_last)
+        begin = time.perf_counter()
+        torch.manual_seed(config.seed)  # for dropout
+        self.losses = self.step([self.batch] * config.train.accumulate, 1)
+        self.seconds: dict[str, Any] = spread([time.perf_counter() - begin])
+        self.gradient = _gradient(self.step.parameters)
+
+    def __call__(self) -> None:
+        self.step([self.batch] * self.config.train.accumulate, 1)
+
+
+def _gradient(parameters: Sequence[Tensor]) -> Tensor:
+    """All gradients of the step in one row, in float64, contiguous as a parameter of the other layout has them."""
+    flat = [p.grad.double().contiguous().flatten() for p in parameters if p.grad is not None]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+def _compare(
+    base: _Arm, arm: _Arm, first: _Arm, process: Process, *, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """The time of `arm` over that of `base`, and how far its numbers are from those of the recipe as it was."""
+    device = process.device
+    # Of one thread, the process's own time leaves out what else the machine does.
+    clock = "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+    begin = time.perf_counter()
+    base(), arm()  # each has stepped once before; now the allocator has what it needs
+    pairs = max(FEWEST, min(rounds, int(seconds / (time.perf_counter() - begin))))
+    arms = {"base": base, "lever": arm}
+    found = interleave(
+        {name: partial(timed, call, device, clock) for name, call in arms.items()}, pairs=pairs, warmup=0
+    )  # fmt: skip
+    scale = max(1e-12, abs(first.losses["loss"]))
+    loss_error = max(
+        (abs(arm.losses[k] - v) / scale for k, v in first.losses.items() if k != "grad_norm"),
+        default=0.0,
+    )
+    size = float(first.gradient.norm())
+    same = arm.gradient.shape == first.gradient.shape
+    gradient_error = float((arm.gradient - first.gradient).norm()) / max(size, 1e-12) if same else 1.0  # fmt: skip
+    return {
+        "ratio": ratio(found["lever"], found["base"]),
+        "seconds": spread(found["lever"]),
+        "loss_error": loss_error,
+        "gradient_error": gradient_error,
+    }
+
+
+def _reason_against(found: Mapping[str, Any], tolerance: float) -> str | None:
+    error = max(found["loss_error"], found["gradient_error"])
+    if not error <= tolerance:
+        return f"changes losses or gradients by {error:.0e}"
+    if found["ratio"]["interval"][1] >= 1 or found["ratio"]["median"] > WORTH:
+        return "saves nothing here"
+    return None
+
+
+def _with(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The recipe with dotted settings changed; those of a section that it lacks are left out."""
+    tree = to_tree(config)
+    there = {k: v for k, v in changes.items() if tree.get(k.split(".")[0]) is not None}
+    apply_overrides(tree, there)
+    return make_config(tree, "the tuned recipe")
+
+
+def _images(config: Config) -> int:
+    second = config.data.unlabelled
+    return config.data.batch_size + (0 if second is None else second.batch_size)
+
+
+# Sections and settings on which the time of a step does not depend, or which name files.
+_OF_NO_MATTER = ("optim.", "evaluate.", "seed", "note", "data.root", "data.workers", "data.cache")
+
+
+def _key(config: Config, device: torch.device) -> str:
+    """Of the recipe's step, the machine and the versions."""
+    settings = {
+        k: v
+        for k, v in flatten(to_tree(config)).items()
+        if not k.startswith(_OF_NO_MATTER) and not k.endswith((".weights", ".allow_untrained"))
+        and (not k.startswith("train.") or k in (*STEP_FORMS, "train.accumulate", "train.recompute_norms"))
+    }  # fmt: skip
+    environment = describe_environment()
+    versions = {k: environment["versions"].get(k) for k in ("torch", "densekd")}
+    where = (str(device.type), processor(), environment["cuda_device"], environment["threads"])
+    text = json.dumps([settings, where, versions], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def memory_of(config: Config, device: torch.device) -> Path:
+    """The file in which the choice for this recipe, machine and versions is remembered."""
+    return cache_folder("tune") / f"{_key(config, device)}.json"
+
+
+def _remembered(config: Config, device: torch.device) -> dict[str, Any] | None:
+    path = memory_of(config, device)
+    if not path.is_file():
+        return None
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        found = read_object(path)
+        settings = {k: v for k, v in found["settings"].items() if k in STEP_FORMS}
+        found["ratio"]["median"], found["ratio"]["interval"][1]
+        return {**found, "settings": settings}
+    return None  # a damaged note costs a measurement, not a run
+
+
+def _remember(config: Config, device: torch.device, result: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a machine without a home is tuned again
+        write_text(memory_of(config, device), json.dumps(result, indent=2) + "\n")
