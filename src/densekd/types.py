@@ -51,8 +51,19 @@ class InputSpec:
     def channels(self) -> int:
         return len(self.mean)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) float RGB in [0, 1] -> the network's own input."""
+    def constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, (1, C, 1, 1), as `like` in dtype and device."""
+        return (
+            like.new_tensor(self.mean).view(1, -1, 1, 1),
+            like.new_tensor(self.std).view(1, -1, 1, 1),
+        )
+
+    def normalize(self, images: Tensor, constants: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N, C, H, W) float RGB in [0, 1] -> the network's own input.
+
+        Args:
+            constants: what `constants` gave, kept on the device: made anew, they are two copies to it that wait.
+        """
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; this network takes (N, {self.channels}, H, W). "
@@ -60,8 +71,7 @@ class InputSpec:
             )
         if self.order == "bgr":
             images = images.flip(1)
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        mean, std = self.constants(images) if constants is None else constants
         return (images * self.range - mean) / std
 
     def fill(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import gpu, levers, pack_camvid, pair_wise, step
+from benchmarks import gpu, levers, pack_camvid, pair_wise, peers, step
 from densekd.data import CamVid
 from densekd.engine.folder import RunFolder
 from tests.benchmarks.conftest import PAIR
@@ -104,3 +104,14 @@ def test_gpu_dry(tmp_path):
     assert found["result"]["step"] == 2
     assert found["seconds_to_miou"] == {"0.614": None, "0.651": None}
     assert (tmp_path / "out" / "student.safetensors").exists()
+
+
+@pytest.mark.slow  # six arms, and levers timed before
+def test_peers(dry, monkeypatch, tmp_path):
+    monkeypatch.setenv("DENSEKD_CACHE", str(tmp_path))
+    found, printed = dry(peers)
+    pair = found["pairs_of_networks"]["dry"]
+    assert {"plain", "densekd pi", "densekd pi_pa"} <= set(pair["seconds"])
+    assert found["torchdistill"] is None
+    assert "torchdistill" not in pair["seconds"], "it is no package of densekd's"
+    assert "| dry | plain |" in printed

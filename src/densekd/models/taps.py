@@ -93,6 +93,8 @@ class Taps(nn.Module):
     """
 
     model: nn.Module
+    input_mean: Tensor
+    input_std: Tensor
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class Taps(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.input_spec = input_spec or getattr(model, "input_spec", None)
+        self.set_input(input_spec or getattr(model, "input_spec", None))
         self.prediction = prediction or getattr(model, "prediction_path", None)
         self.label_space = label_space
         self.patch = patch_size(model)
@@ -119,6 +121,16 @@ class Taps(nn.Module):
             module.register_forward_hook(self.recorders[name])
         self.answer = answer_recorder(model, self.prediction)
 
+    def set_input(self, spec: InputSpec | None) -> None:
+        """The input that the network expects; its mean and std become buffers, so that no forward copies them."""
+        self.input_spec = spec
+        mean = std = None
+        if spec is not None:
+            device = next((p.device for p in self.model.parameters()), None)
+            mean, std = spec.constants(torch.empty(0, device=device))
+        self.register_buffer("input_mean", mean, persistent=False)
+        self.register_buffer("input_std", std, persistent=False)
+
     def forward(self, images: Tensor, prediction: bool = True) -> DenseOutput:
         """(N, C, H, W) RGB in [0, 1] -> prediction, auxiliary prediction and tapped tensors.
 
@@ -128,7 +140,8 @@ class Taps(nn.Module):
                 module that runs twice gives its last result. A compiled network always runs to its end.)
         """
         if self.input_spec is not None:
-            images = self.input_spec.normalize(images)
+            constants = self.input_mean.to(images), self.input_std.to(images)
+            images = self.input_spec.normalize(images, constants)
         recorders = [*self.recorders.values(), *([] if self.answer is None else [self.answer])]
         for recorder in recorders:
             recorder.on = True

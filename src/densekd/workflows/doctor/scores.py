@@ -56,11 +56,11 @@ class Few:
 def seeing(network: Taps, spec: InputSpec) -> Iterator[None]:
     """Within it the tapped network normalises its images otherwise."""
     before = network.input_spec
-    network.input_spec = spec
+    network.set_input(spec)
     try:
         yield
     finally:
-        network.input_spec = before
+        network.set_input(before)
 
 
 @dataclass(frozen=True)
