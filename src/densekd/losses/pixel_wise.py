@@ -17,6 +17,7 @@ from densekd.losses._checks import (
 )
 from densekd.losses._upsampled import bands_pay, divergence_sum
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import is_joined, mean_over_ranks, world_size
 from densekd.ops.resize import resize_map
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
@@ -112,10 +113,10 @@ def pixel_wise(
         if mask is not None:
             per_pixel = per_pixel.masked_fill(~mask, 0.0)
         total = per_pixel.sum()
-    mean = total / (n * h * w if mask is None else mask.sum().clamp(min=1))
+    mean = mean_over_ranks(total, n * h * w if mask is None else mask.sum())
     scale = {
         "paper": temperature**2,
-        "authors": n,
+        "authors": n * world_size() if is_joined() else n,  # of the batch; ranks have equal parts of it
         "ifvd": 1 / c,
         "cirkd": temperature**2,
         "mmrazor": temperature**2 * h * w,
