@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from densekd.build.step import build_optimizer, wrap_ddp
 from densekd.config.schema import Optim
@@ -179,6 +180,23 @@ def of_memory() -> Distiller:
     return _dense(segmentation(), CLASSES, terms, holistic=False, stride=1)
 
 
+def of_sharded_teacher() -> Distiller:
+    """Each rank holds a part of the teacher's weights; of its prediction nothing is asked."""
+    terms = [
+        Term("pair_wise", PairWise(), 10.0, "feature", "feature"),
+        Term("fitnet", FitNet(), 0.1, "feature", "feature", adapter=nn.Conv2d(4, 6, 1)),
+    ]
+    distiller = _dense(segmentation(), CLASSES, terms, holistic=False)
+    assert distiller.teacher is not None
+    network = distiller.teacher.network.model
+    if torch.distributed.is_initialized():
+        whole = sum(p.numel() for p in network.parameters())
+        for module in (*network.children(), network):  # children first, as fully_shard asks
+            fully_shard(module)
+        assert sum(p.to_local().numel() for p in network.parameters()) < whole
+    return distiller
+
+
 def of_balance() -> Distiller:
     terms = [
         Term("pixel_wise", PixelWise(), 0.5, balance=Balance(every=2)),
@@ -216,6 +234,7 @@ CASES: dict[str, Callable[[], Distiller]] = {
     "ohem": lambda: of_segmentation(loss="ohem", threshold=0.2, min_kept=0.5),
     "class weights": lambda: of_segmentation(class_weights=[0.2, 1.0, 3.0]),
     "memory": of_memory,
+    "sharded teacher": of_sharded_teacher,
     "balance": of_balance,
     "depth": of_depth,
     "depth bins": of_bins,
@@ -254,7 +273,11 @@ def train(name: str, process: Process) -> dict[str, Any]:
     weights = dict(student.state_dict())
     if adversary is not None:
         weights |= {f"adversary.{k}": v for k, v in adversary.discriminator.state_dict().items()}
-    return {"weights": weights, "values": values}
+    everything = make_batch(distiller.task, 0, slice(0, IMAGES))
+    assert distiller.teacher is not None
+    answer = distiller.teacher(everything.images).prediction
+    outputs = answer.logits[0] if isinstance(answer, DetectorOutput) else answer
+    return {"weights": weights | {"the teacher's output": outputs}, "values": values}
 
 
 def _share_draws(distiller: Distiller, of_rank: slice) -> None:
