@@ -16,7 +16,7 @@ ROWS = dict(
         licences["PAGE"].read_text(encoding="utf-8"),
         re.M,
     )
-    if name != "package"
+    if name not in ("package", "---")
 )
 LOCKED = [package for lock in licences["LOCKS"] for package in licences["locked"](lock)]
 

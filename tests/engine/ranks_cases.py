@@ -26,7 +26,6 @@ from densekd.engine.step import Step, bare
 from densekd.losses import (
     CrossImageMemory,
     Dist,
-    FeatureMimic,
     FitNet,
     PairWise,
     PearsonFeatures,
@@ -174,7 +173,8 @@ def of_segmentation(**options: Any) -> Distiller:
 
 
 def of_memory() -> Distiller:
-    memory = CrossImageMemory(6, CLASSES, pixel_memory=1, region_memory=1)
+    small = {"pixel_memory": 1, "region_memory": 1, "pixel_contrast": 6, "region_contrast": 6}
+    memory = CrossImageMemory(6, CLASSES, **small)
     adapter = nn.Conv2d(4, 6, 1)
     terms = [Term("memory", memory, 1.0, "feature", "feature", adapter=adapter)]
     return _dense(segmentation(), CLASSES, terms, holistic=False, stride=1)
@@ -224,7 +224,7 @@ def of_detection(kind: str) -> Distiller:
     task = Detection(["a", "b"], [(0, 0, 0), (9, 9, 9)])
     terms = [
         Term("pixel_wise", PixelWise(form="sigmoid"), 1.0),
-        Term("mimic", FeatureMimic(), 0.1, "feature", "feature", adapter=nn.Conv2d(4, 6, 1)),
+        Term("fitnet", FitNet(), 0.1, "feature", "feature", adapter=nn.Conv2d(4, 6, 1)),
     ]
     return _distiller(task, Detector(4, kind), Detector(6, kind), terms, kind != "ssd")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,6 +105,9 @@ def pixel_wise(
         total = divergence_sum(s, t, (h, w), mask, entropy=convention != "authors")
     else:
         s, t = resize_map(s, (h, w)), resize_map(t, (h, w))
+        if mask is not None:
+            # What is masked may hold anything: it must reach no softmax. (`where` keeps the memory format.)
+            s, t = (torch.where(mask[:, None], x, 0.0) for x in (s, t))
         if form == "softmax":
             per_pixel = _softmax_form(s / temperature, t / temperature, convention)
         elif form == "sigmoid":
