@@ -2,9 +2,9 @@
 
     python -m benchmarks.scale --device cpu [--dry]
 
-Of each pair of networks: the bytes of gradients and buffers that a step sends, of a checkpoint and of the weights alone,
-and the seconds that writing and reading them takes. Of a set: seconds and bytes for a million samples' order, and for
-each pair of files that is listed. Of a process: the memory that its imports take. Everything is one process on the CPU.
+Of each pair of networks: the bytes of gradients and buffers that a step sends, of a checkpoint and of the weights
+alone, and the seconds that writing and reading them takes. Of a set: seconds and bytes for a million samples' order,
+and for each pair of files that is listed. Everything is one process on the CPU.
 """
 
 from __future__ import annotations

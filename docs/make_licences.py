@@ -87,8 +87,8 @@ def page() -> tuple[str, list[str]]:
         "",
         "All licences here are permissive, but MPL-2.0, which is copyleft by file: it asks something only of who "
         "changes those packages' own files and passes them on. Where a licence is joined by AND, parts of the package "
-        "have each; where by OR, one may choose. On Linux, torch's wheels for GPUs bring NVIDIA's CUDA libraries with them, "
-        "which are NVIDIA's own and not free software; the CPU's wheels do not.",
+        "have each; where by OR, one may choose. On Linux, torch for GPUs brings NVIDIA's CUDA libraries, "
+        "which are proprietary; torch for CPUs does not.",
     ]
     unknown = []
     for lock, title in LOCKS.items():

@@ -9,15 +9,15 @@ import pytest
 from tests.test_project import ROOT
 
 licences = runpy.run_path(str(ROOT / "docs" / "make_licences.py"))
-ROWS = dict(
-    (name, (version, licence))
+ROWS = {
+    name: (version, licence)
     for name, version, licence in re.findall(
         r"^\| ([\w.\-]+) \| ([\w.\-]+) \| ([^|]+) \|$",
         licences["PAGE"].read_text(encoding="utf-8"),
         re.M,
     )
     if name not in ("package", "---")
-)
+}
 LOCKED = [package for lock in licences["LOCKS"] for package in licences["locked"](lock)]
 
 

@@ -264,9 +264,7 @@ def train(name: str, process: Process) -> dict[str, Any]:
     for number in range(STEPS):
         torch.manual_seed(100 * number + process.rank)
         batches = [
-            make_batch(
-                distiller.task, ACCUMULATE * number + i, of_rank, sparse=name == "memory"
-            )
+            make_batch(distiller.task, ACCUMULATE * number + i, of_rank, sparse=name == "memory")
             for i in range(ACCUMULATE)
         ]
         values = step(batches, number)
@@ -290,9 +288,7 @@ def _share_draws(distiller: Distiller, of_rank: slice) -> None:
     counted = iter(range(10**6))
 
     def phase(maps: Any) -> dict[str, Tensor]:
-        alpha = torch.rand(
-            IMAGES, 1, 1, 1, generator=torch.Generator().manual_seed(next(counted))
-        )
+        alpha = torch.rand(IMAGES, 1, 1, 1, generator=torch.Generator().manual_seed(next(counted)))
         return original(maps, alpha[of_rank].double())
 
     distiller.discriminator_phase = phase

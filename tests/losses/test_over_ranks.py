@@ -1,4 +1,4 @@
-"""Within `over_ranks` every loss has the value and gradient of the whole batch, however unequal the ranks' parts are."""
+"""Within `over_ranks` losses have the value and gradient of the whole batch, however unequal the ranks' parts are."""
 
 import sys
 
@@ -93,9 +93,7 @@ def check(whole, of_part, ranks: int, monkeypatch) -> int:
     """`whole()` gives value and gradient (N, ...); `of_part(images)` those of some images. Returns the calls a rank."""
     value, gradient = whole()
     each = N // ranks
-    parts, calls = on_ranks(
-        ranks, lambda r: of_part(slice(r * each, (r + 1) * each)), monkeypatch
-    )
+    parts, calls = on_ranks(ranks, lambda r: of_part(slice(r * each, (r + 1) * each)), monkeypatch)
     for part, _ in parts:
         torch.testing.assert_close(part, value, rtol=1e-10, atol=1e-12)
     # DistributedDataParallel takes the mean over ranks, of which each has the gradient of its own images alone.

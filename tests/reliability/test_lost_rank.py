@@ -1,4 +1,4 @@
-"""A process of several that dies ends the run in seconds, with the cause; torchrun starts it again from a checkpoint."""
+"""One process of several that dies ends the run in seconds, and says so; torchrun goes on from a checkpoint."""
 
 import os
 import signal
@@ -52,9 +52,7 @@ def start_ranks(words, name):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    return [
-        start(words, name, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
-    ]
+    return [start(words, name, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
 
 
 def folder_of(words, name):

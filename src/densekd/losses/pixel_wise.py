@@ -120,7 +120,9 @@ def pixel_wise(
     mean = mean_over_ranks(total, n * h * w if mask is None else mask.sum())
     scale = {
         "paper": temperature**2,
-        "authors": n * world_size() if is_joined() else n,  # of the batch; ranks have equal parts of it
+        "authors": n * world_size()
+        if is_joined()
+        else n,  # of the batch; ranks have equal parts of it
         "ifvd": 1 / c,
         "cirkd": temperature**2,
         "mmrazor": temperature**2 * h * w,

@@ -70,7 +70,9 @@ def ssi(
     check_mask(mask, student)
     d, target = full_precision(student)[:, 0], full_precision(teacher.detach())[:, 0]
     valid = target.isfinite() if mask is None else target.isfinite() & mask
-    values = [d[valid & ~valid].sum()]  # the sum of nothing keeps a graph, and NaN of what does not count out of it
+    values = [
+        d[valid & ~valid].sum()
+    ]  # the sum of nothing keeps a graph, and NaN of what does not count out of it
     for own, other, used in zip(d, target, valid, strict=True):
         x, y = own[used], other[used]
         if len(x) < 2:

@@ -30,7 +30,7 @@ _depth = 0  # of `over_ranks` blocks that are entered
 def over_ranks(enabled: bool = True) -> Iterator[None]:
     """Within it the means of losses run over the batches of all ranks, and not over this rank's alone.
 
-    Losses then make collective calls, as many on every rank: each rank must call the same losses in the same order, also
+    Losses then make collective calls, as many on every rank: each must call the same losses in the same order, also
     where nothing counts. Their values are those of the whole batch, equal on all ranks, and their gradients are such
     that the mean over ranks, which DistributedDataParallel takes, is the whole batch's. `Distiller` enters it where
     gradients are recorded; a loop that calls losses by itself may.

@@ -71,9 +71,7 @@ def compute_losses(
     """
     anchors = [torch.cat(raw.anchors)] * len(targets)
     if raw.kind == "fcos":
-        losses = rules.compute_loss(
-            targets, flat, anchors, [len(level) for level in raw.anchors]
-        )
+        losses = rules.compute_loss(targets, flat, anchors, [len(level) for level in raw.anchors])
         return losses, losses.pop("matched")
     if raw.kind == "ssd":
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]
