@@ -110,7 +110,7 @@ def ohem_cross_entropy(
     valid = target != ignore_index
     # The true class's probability; ignored pixels sort behind all others.
     probability = (-loss.detach()).exp().masked_fill(~valid, 2.0)
-    hardest = (count_over_ranks(valid.sum(), valid) * min_kept).ceil().long()
+    hardest = (count_over_ranks(valid.sum()) * min_kept).ceil().long()
     if is_joined():
         kth = smallest_over_ranks(probability.flatten(), hardest.clamp(min=1))
     else:

@@ -81,7 +81,7 @@ def dist(
         intra = (1 - _correlation(s, t, dim=1, valid=valid)).mean()
     value = inter_weight * mean_of_pixels(inter, valid) + intra_weight * intra
     if valid is not None:
-        value = value * (count_over_ranks(valid.sum(), value) > 0)
+        value = value * (count_over_ranks(valid.sum()) > 0)
     return temperature**2 * value
 
 

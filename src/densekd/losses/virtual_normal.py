@@ -117,13 +117,13 @@ def _draw(n: int, each: int, device: torch.device, generator: torch.Generator | 
 
 def _mean_of_largest(losses: Tensor, drop: float) -> Tensor:
     """The mean of (M,) losses of all ranks without the smallest of them."""
-    total = int(count_over_ranks(len(losses), losses))
+    total = int(count_over_ranks(torch.ones_like(losses, dtype=torch.int64).sum()))
     dropped = int(total * drop)
     if dropped == 0:
         return mean_or_zero(losses)
     limit = smallest_over_ranks(losses, dropped)
     above, ties = losses > limit, losses == limit
-    everyone = count_over_ranks(torch.stack([above.sum(), ties.sum()]), losses)
+    everyone = count_over_ranks(torch.stack([above.sum(), ties.sum()]))
     share = (total - dropped - everyone[0]) / everyone[1]  # of those at the limit, that count
     part = losses[above].sum() + share * losses[ties].sum()
     return mean_over_ranks(part, above.sum() + share * ties.sum())

@@ -77,7 +77,7 @@ def means_over_ranks(totals: Sequence[Tensor], count: Tensor | float) -> list[Te
     counted = torch.as_tensor(count, dtype=torch.float64, device=totals[0].device)
     packed = torch.stack([*(total.detach().double() for total in totals), counted])
     everyone = all_reduce_sum(packed)
-    divisor = _not_zero(everyone[-1])
+    divisor = everyone[-1].where(everyone[-1] > 0, everyone.new_ones(()))
     means = []
     for total, whole in zip(totals, everyone[:-1], strict=True):
         share = total * (world_size() / divisor).to(total.dtype)
@@ -97,11 +97,9 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return _WithValue.apply(x * world_size(), all_reduce_sum(x.detach().clone()))
 
 
-def count_over_ranks(count: Tensor | int, like: Tensor) -> Tensor | int:
-    """A count summed over all ranks within `over_ranks`; elsewhere itself."""
-    if not is_joined():
-        return count
-    return all_reduce_sum(torch.as_tensor(count, device=like.device).clone())
+def count_over_ranks(count: Tensor) -> Tensor:
+    """Counts summed over all ranks within `over_ranks`; elsewhere themselves."""
+    return all_reduce_sum(count.clone()) if is_joined() else count
 
 
 def max_over_ranks(x: Tensor) -> Tensor:
