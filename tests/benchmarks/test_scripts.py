@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import gpu, levers, pack_camvid, pair_wise, peers, step
+from benchmarks import gpu, levers, pack_camvid, pair_wise, peers, scale, step
 from densekd.data import CamVid
 from densekd.engine.folder import RunFolder
 from tests.benchmarks.conftest import PAIR
@@ -24,6 +24,17 @@ def test_step(dry):
     assert set(case["seconds"]) == {"teacher", "student", "discriminator", "pi_pa", "pi_pa_ho"}
     assert case["ratio"]["pi_pa"]["count"] == 2
     assert "| espnet_c_from_espnet | 2×3×64×64 |" in printed
+
+
+def test_scale(dry):
+    found, printed = dry(scale, *PAIR)
+    pair = found["cases"]["espnet_c_from_espnet"]
+    # SGD with momentum: the weights, their momenta, and the discriminator's weights.
+    assert pair["checkpoint"] > 2 * pair["gradients"] + pair["discriminator"]
+    assert pair["weights"] > pair["gradients"] > 0 < pair["buffers"]
+    assert found["order"]["bytes"] == 8 * found["order"]["samples"]
+    assert found["listing"]["pairs"] == 50
+    assert "| files listed | 50 |" in printed
 
 
 @pytest.mark.slow  # a process for each arm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return fail(str(disk_error(error)), 2, every_rank=True)
     except RuntimeError as error:
+        if lost := lost_process(error):
+            return fail(lost, 1, every_rank=True)
         if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
             raise
         return fail(
@@ -91,6 +94,23 @@ def main(argv: list[str] | None = None) -> int:
             1,
             every_rank=True,  # one process of several may be the only one that meets it
         )
+
+
+# What gloo, NCCL and the store in which processes meet say when one of them has gone.
+GONE = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Timed out|timed out|remote process exited"
+)
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """The message where an exchange failed because another process of the run has ended; None of another error."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not GONE.search(str(error)):
+        return None
+    rank = os.environ.get("RANK", "?")
+    return (
+        f"process {rank}: another process of this run has ended or cannot be reached "
+        f"({str(error).splitlines()[0][:200]}). Its own output says why; --resume goes on from the last checkpoint"
+    )
 
 
 # Libraries whose notes on their own future a user of densekd cannot act on.

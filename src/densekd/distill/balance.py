@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from densekd.losses._checks import full_precision
 from densekd.ops import collectives
 
 
@@ -46,6 +47,7 @@ class Balance(nn.Module):
 
     def update(self, norms: Tensor) -> None:
         """Take (2,) measured norms, the task's and the term's, in; where one is 0 or not finite, nothing changes."""
+        norms = norms.to(self.norms.dtype)
         if bool((norms.isfinite() & (norms > 0)).all()):
             first = bool((self.norms == 0).all())
             self.norms.copy_(norms if first else torch.lerp(norms, self.norms, self.decay))
@@ -57,7 +59,7 @@ class Balance(nn.Module):
 
 
 def gradient_norms(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The norm of each loss's gradient with respect to all `parameters` together; the mean over ranks.
+    """The norm of each loss's gradient with respect to all `parameters` together, of the mean of all ranks' gradients.
 
     The graph stays, for the step's own backward pass, and no ``.grad`` changes.
 
@@ -65,15 +67,29 @@ def gradient_norms(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter])
         losses: n scalars; one without a gradient (nothing in the batch counts) has norm 0.
 
     Returns:
-        (n,) float32.
+        (n,), float32 for half precision.
     """
-    norms = [_norm(loss, parameters) for loss in losses]
-    return collectives.all_reduce_sum(torch.stack(norms)) / collectives.world_size()
+    return torch.stack([_norm(loss, parameters) for loss in losses])
 
 
 def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    if collectives.world_size() > 1:
+        return _norm_over_ranks(loss, parameters)
     if not loss.requires_grad:
         return torch.zeros((), device=loss.device)
     grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    squares = [g.float().square().sum() for g in grads if g is not None]
+    squares = [full_precision(g).square().sum() for g in grads if g is not None]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=loss.device)
+
+
+def _norm_over_ranks(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Every rank makes one call, of one size, whether its loss has a gradient or not."""
+    grads: Sequence[Tensor | None] = [None] * len(parameters)
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    flat = [
+        torch.zeros_like(p).flatten() if g is None else g.flatten()
+        for p, g in zip(parameters, grads, strict=True)
+    ]
+    mean = collectives.all_reduce_sum(full_precision(torch.cat(flat))) / collectives.world_size()
+    return mean.square().sum().sqrt()

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from densekd.layers.attention import SelfAttention2d
+from densekd.losses._checks import full_precision
 from densekd.losses.holistic import MODES, discriminator_loss, gradient_penalty
 from densekd.ops.resize import resize_map
 
@@ -90,8 +91,8 @@ class Discriminator(nn.Module):
         self.min_side = 64 if authors else 16
 
     def maps(self, logits: Tensor) -> Tensor:
-        """What is seen of logits (N, K, h, w): their softmax or sigmoid, or themselves; float32."""
-        logits = logits.float()
+        """What is seen of logits (N, K, h, w): their softmax or sigmoid, or themselves; float32 for half precision."""
+        logits = full_precision(logits)
         if self.activation == "none":
             return logits
         return logits.softmax(dim=1) if self.activation == "softmax" else logits.sigmoid()

@@ -22,6 +22,7 @@ from densekd.distill.teacher import Teacher
 from densekd.distill.term import Term
 from densekd.losses import holistic
 from densekd.models.taps import Taps
+from densekd.ops.collectives import over_ranks
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput
@@ -159,6 +160,9 @@ class Distiller:
     ) -> tuple[dict[str, Tensor], HolisticMaps | None]:
         """Teacher, then student, then every weighted term.
 
+        In a process group the terms' means run over the batches of all ranks (`densekd.ops.collectives.over_ranks`)
+        while gradients are recorded: then every rank must call this, as DDP asks too.
+
         Args:
             step: optimizer steps done, for schedules of weights and `Adversary.start_step`.
 
@@ -171,15 +175,16 @@ class Distiller:
             mask = self.task.mask(batch, self.mask)
             teacher_maps = self.source.maps(batch, mask)
         output: DenseOutput = self.student(batch.images)
-        losses = self.task.loss(output, batch)
-        if teacher_maps is None:
-            return losses, None
-        weighted = {
-            f"distill/{term.name}": term(
-                output, teacher_maps, mask, self.task, targets=batch.targets, step=step
-            )
-            for term in self.terms
-        }
+        with over_ranks(torch.is_grad_enabled()):
+            losses = self.task.loss(output, batch)
+            if teacher_maps is None:
+                return losses, None
+            weighted = {
+                f"distill/{term.name}": term(
+                    output, teacher_maps, mask, self.task, targets=batch.targets, step=step
+                )
+                for term in self.terms
+            }
         self._balance(losses, weighted, step)
         losses.update(weighted)
         if self.adversary is None:

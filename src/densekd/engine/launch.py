@@ -141,6 +141,20 @@ def share_cores() -> int:
     return torch.get_num_threads()
 
 
+def _join(backend: str) -> None:
+    """Join the group; after a restart by torchrun, under names of its own.
+
+    torchrun keeps one store over its restarts, in which a process of the last attempt is still found (PyTorch 2.14).
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        dist.init_process_group(backend)
+        return
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
 @contextmanager
 def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Process]:
     """Join the process group that torchrun or Slurm describes (none: a single process), and leave it again."""
@@ -170,7 +184,7 @@ def started(device: str = "auto", *, deterministic: bool = False) -> Iterator[Pr
             # What torch imports after the group is made keeps it as default arguments, and its threads then outlive the
             # group: one that meets the end of the interpreter aborts the process (SIGABRT after the last result).
             importlib.import_module("torch._dynamo")
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+            _join("nccl" if place.type == "cuda" else "gloo")
         rank = dist.get_rank() if dist.is_initialized() else 0
         size = dist.get_world_size() if dist.is_initialized() else 1
         yield Process(rank, size, place)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densekd.losses._checks import check_map, check_mask, full_precision
+from densekd.ops.collectives import mean_over_ranks
 
 
 def valid_pixels(target: Tensor, mask: Tensor | None) -> Tensor:
@@ -51,8 +52,8 @@ def valid_values(
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """The mean of a flat tensor; 0 with a graph where it is empty."""
-    return values.sum() / max(1, values.numel())
+    """The mean of a flat tensor (within `over_ranks`, of all ranks' ones); 0 with a graph where it is empty."""
+    return mean_over_ranks(values.sum(), values.numel())
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densekd.losses._checks import check_map, check_pair
+from densekd.ops.collectives import all_reduce_sum, is_joined, mean_over_ranks, sum_over_ranks
 from densekd.ops.resize import resize_labels
 
 # What a softmax gets in place of a masked logit: its probability is exactly 0, and differences of two stay finite.
@@ -38,18 +39,50 @@ def fill(x: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
 
 
 def mean_of_pixels(per_pixel: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (N, h, w) over the valid pixels of the batch; 0 with a graph where there is none."""
+    """Mean of (N, h, w) over the valid pixels of the batch; 0 with a graph where there is none.
+
+    Within `densekd.ops.collectives.over_ranks` the batch is that of all ranks, as with `mean_of_images`.
+    """
     if mask is None:
-        return per_pixel.mean()
-    return per_pixel.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+        if not is_joined():
+            return per_pixel.mean()
+        return mean_over_ranks(per_pixel.sum(), per_pixel.numel())
+    return mean_over_ranks(per_pixel.masked_fill(~mask, 0.0).sum(), mask.sum())
 
 
 def mean_of_images(per_image: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (N,) over the images that have a valid pixel; 0 with a graph where there is none."""
     if mask is None:
-        return per_image.mean()
-    seen = mask.flatten(1).any(dim=1)
-    return per_image.masked_fill(~seen, 0.0).sum() / seen.sum().clamp(min=1)
+        return mean_of_pixels(per_image, None)
+    return mean_of_pixels(per_image, mask.flatten(1).any(dim=1))
+
+
+def moments_over_ranks(
+    a: Tensor, b: Tensor, valid: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Sums about the means of all ranks, for losses that correlate over a batch within `over_ranks`.
+
+    They are float64, since what is made of them is a difference of near numbers.
+
+    Args:
+        a, b: (C, P); where `valid` is False they are 0.
+        valid: (P,) bool, None for all.
+
+    Returns:
+        the number of valid places of all ranks, at least 1; and (C,) each, the sums of a², b² and a · b.
+    """
+    a, b = a.double(), b.double()
+    count = a.new_tensor(a.shape[1]) if valid is None else valid.sum().double()
+    sums = torch.stack([a.detach().sum(1), b.detach().sum(1), count.expand(len(a))])
+    of_a, of_b, counts = all_reduce_sum(sums)
+    count = counts[0].clamp(min=1)
+    # The means have no gradient: over all ranks their part in these sums is 0.
+    a, b = a - (of_a / count)[:, None], b - (of_b / count)[:, None]
+    if valid is not None:
+        a, b = a.masked_fill(~valid, 0.0), b.masked_fill(~valid, 0.0)
+    moments = torch.stack([a.square().sum(1), b.square().sum(1), (a * b).sum(1)])
+    squares_a, squares_b, products = sum_over_ranks(moments)
+    return count, (squares_a, squares_b, products)
 
 
 def unit(x: Tensor, dim: int, eps: float = 1e-12) -> Tensor:

@@ -106,10 +106,12 @@ def divergence_sum(
         s, t = _Rows(student, size), _Rows(teacher, size)
         losses = student.new_empty(student.shape[0], *size)
         for at in s.bands():
-            z = s.upsample(at)
-            losses[at] = _divergence(
-                z, t.upsample(at), None if mask is None else mask[at][:, None], entropy
-            )
+            z, other = s.upsample(at), t.upsample(at)
+            valid = None if mask is None else mask[at][:, None]
+            if valid is not None:  # what is masked may hold anything
+                z.masked_fill_(~valid, 0.0)
+                other.masked_fill_(~valid, 0.0)
+            losses[at] = _divergence(z, other, valid, entropy)
             if gradient is not None:
                 s.add_transposed(z, at, gradient)
     return _KnownGradient.apply(student, losses.sum(), gradient)

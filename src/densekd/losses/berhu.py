@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from densekd.losses._checks import check_positive
 from densekd.losses._depth_checks import mean_or_zero, valid_values
+from densekd.ops.collectives import max_over_ranks
 
 
 def berhu(
@@ -29,10 +30,9 @@ def berhu(
     check_positive("threshold", threshold)
     p, t = valid_values(prediction, target, mask, positive=False)
     error = (p - t).abs()
-    if error.numel() == 0:
-        return mean_or_zero(error)
+    largest = error.detach().max() if error.numel() else error.detach().sum()
     # At no error at all c is 0, and 0 / 0 must not reach the gradient.
-    c = (threshold * error.detach().max()).clamp(min=torch.finfo(error.dtype).tiny ** 0.5)
+    c = (threshold * max_over_ranks(largest)).clamp(min=torch.finfo(error.dtype).tiny ** 0.5)
     return mean_or_zero(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)))
 
 

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, full_precision
 from densekd.losses._upsampled import bands_pay, cross_entropy_map, cross_entropy_sum
+from densekd.ops.collectives import (
+    count_over_ranks,
+    is_joined,
+    mean_over_ranks,
+    smallest_over_ranks,
+)
 from densekd.ops.resize import resize_map
 
 
@@ -64,9 +70,9 @@ def cross_entropy(
         )
     valid = target != ignore_index
     if class_weights is None:
-        return total / valid.sum().clamp(min=1)
+        return mean_over_ranks(total, valid.sum())
     weight = class_weights[target.where(valid, 0)].masked_fill(~valid, 0.0).sum()
-    return total / torch.where(weight > 0, weight, 1.0)
+    return mean_over_ranks(total, weight)
 
 
 def ohem_cross_entropy(
@@ -104,16 +110,19 @@ def ohem_cross_entropy(
     valid = target != ignore_index
     # The true class's probability; ignored pixels sort behind all others.
     probability = (-loss.detach()).exp().masked_fill(~valid, 2.0)
-    hardest = (valid.sum() * min_kept).ceil().long()
-    # A sort, and a gather whose index stays on the device: kthvalue would need the count on the host.
-    kth = probability.flatten().sort().values.gather(0, (hardest - 1).clamp(min=0).view(1))
+    hardest = (count_over_ranks(valid.sum()) * min_kept).ceil().long()
+    if is_joined():
+        kth = smallest_over_ranks(probability.flatten(), hardest.clamp(min=1))
+    else:
+        # A sort, and a gather whose index stays on the device: kthvalue would need the count on the host.
+        kth = probability.flatten().sort().values.gather(0, (hardest - 1).clamp(min=0).view(1))
     kept = valid & ((probability < threshold) | ((probability <= kth) & (hardest > 0)))
     if in_bands:
         hard = target.masked_fill(~kept, ignore_index)
         total = cross_entropy_sum(logits, hard, ignore_index=ignore_index)
     else:
         total = loss.masked_fill(~kept, 0.0).sum()
-    return total / kept.sum().clamp(min=1)
+    return mean_over_ranks(total, kept.sum())
 
 
 def segmentation_loss(

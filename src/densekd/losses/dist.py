@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_mask, check_pair, check_positive, full_precision
-from densekd.losses._masked import fill, mean_of_pixels
+from densekd.losses._masked import fill, mean_of_pixels, moments_over_ranks
+from densekd.ops.collectives import count_over_ranks, is_joined
 
 # Added to each variance inside the root. At a pixel where all classes are equally likely the correlation has no
 # direction, and this bounds its gradient there; variances of probabilities that say something are far larger.
@@ -34,7 +35,8 @@ def dist(
     The second sum runs over **all valid pixels of the batch**, as in the published code for segmentation, which
     flattens to (N · h · w, C) first. Libraries that leave the flattening out correlate over the batch alone, and give
     no gradient at batch 1; this function gives one. Neither the batch's size nor the map's changes the value, and
-    memory is linear in pixels. Over several ranks each correlates its own pixels.
+    memory is linear in pixels. Within `densekd.ops.collectives.over_ranks` the batch is that of
+    all ranks.
 
     Args:
         student: logits (N, C, h, w) with C > 1.
@@ -73,10 +75,13 @@ def dist(
     if valid is not None:
         s, t = s.masked_fill(~valid, 0.0), t.masked_fill(~valid, 0.0)
     inter = 1 - _correlation(s, t, dim=0)  # (N·h·w,)
-    intra = (1 - _correlation(s, t, dim=1, valid=valid)).mean()
+    if is_joined():
+        intra = (1 - _correlation_over_ranks(s, t, valid)).mean()
+    else:
+        intra = (1 - _correlation(s, t, dim=1, valid=valid)).mean()
     value = inter_weight * mean_of_pixels(inter, valid) + intra_weight * intra
     if valid is not None:
-        value = value * valid.any()
+        value = value * (count_over_ranks(valid.sum()) > 0)
     return temperature**2 * value
 
 
@@ -89,6 +94,12 @@ def _correlation(a: Tensor, b: Tensor, *, dim: int, valid: Tensor | None = None)
     covariance = (a * b).sum(dim=dim) / count
     variances = (a.square().sum(dim=dim) / count + EPS) * (b.square().sum(dim=dim) / count + EPS)
     return covariance * torch.rsqrt(variances)
+
+
+def _correlation_over_ranks(a: Tensor, b: Tensor, valid: Tensor | None) -> Tensor:
+    """`_correlation` along dim 1 of the entries of all ranks."""
+    count, (of_a, of_b, covariance) = moments_over_ranks(a, b, valid)
+    return covariance / count * torch.rsqrt((of_a / count + EPS) * (of_b / count + EPS))
 
 
 def _check_arguments(inter_weight: float, intra_weight: float, temperature: float) -> None:

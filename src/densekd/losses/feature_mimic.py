@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, check_mask, check_pair, full_precision
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import mean_over_ranks
 
 
 def feature_mimic(
@@ -66,8 +67,7 @@ def feature_mimic(
     weights = weight.detach()[:, 0].to(per_place.dtype)
     if mask is not None:
         weights = weights.masked_fill(~mask, 0.0)
-    total = weights.sum()
-    return (weights * per_place).sum() / total.where(total > 0, total.new_ones(()))
+    return mean_over_ranks((weights * per_place).sum(), weights.sum())
 
 
 class FeatureMimic(nn.Module):

@@ -17,6 +17,7 @@ from densekd.losses._checks import (
 )
 from densekd.losses._masked import check_labels, fill, labels_at, unit
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import mean_over_ranks
 
 CONVENTIONS = ("paper", "cirkd")
 
@@ -92,8 +93,8 @@ def intra_class(
         t = _cosines(full_precision(teacher.detach()), classes, counted, num_classes)
     total = (s - t.to(s.dtype)).square().masked_fill(~counted, 0.0).sum()
     if convention == "paper":
-        return total / counted.sum().clamp(min=1)
-    return total / (counted.numel() if mask is None else mask.sum().clamp(min=1))
+        return mean_over_ranks(total, counted.sum())
+    return mean_over_ranks(total, counted.numel() if mask is None else mask.sum())
 
 
 def _cosines(x: Tensor, classes: Tensor, counted: Tensor, num_classes: int) -> Tensor:

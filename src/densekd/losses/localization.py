@@ -14,6 +14,7 @@ from densekd.losses._checks import (
 )
 from densekd.losses._masked import fill
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import mean_over_ranks
 
 CONVENTIONS = ("paper", "mmdet")
 
@@ -98,9 +99,7 @@ def localization(
         weights = weight.detach()[:, 0].to(divergence.dtype)
     if mask is not None:
         weights = weights.masked_fill(~mask, 0.0)
-    total = weights.sum()
-    mean = (weights * divergence).sum() / total.where(total > 0, total.new_ones(()))
-    return temperature**2 * mean
+    return temperature**2 * mean_over_ranks((weights * divergence).sum(), weights.sum())
 
 
 def _check_arguments(bins: int, edges: int, temperature: float, convention: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from densekd.losses._checks import check_choice, check_mask, full_precision
 from densekd.losses._masked import check_widths, fill, mean_of_pixels
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import mean_over_ranks
 
 CONVENTIONS = ("mean", "paper")
 
@@ -83,7 +84,7 @@ def masked_generative(
     difference = fill(full_precision(made), mask) - fill(full_precision(teacher.detach()), mask)
     squares = difference.square()
     if convention == "paper":
-        return 2e-5 * squares.sum() / student.shape[0]
+        return mean_over_ranks(2e-5 * squares.sum(), student.shape[0])
     return mean_of_pixels(squares.mean(dim=1), mask)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_choice, check_mask, full_precision
-from densekd.losses._masked import check_widths, fill, mean_of_pixels
+from densekd.losses._masked import check_widths, fill, mean_of_pixels, moments_over_ranks
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import is_joined
 
 CONVENTIONS = ("paper", "mmrazor")
 
@@ -34,7 +35,8 @@ def pearson_features(
     ========= ==================================================================== ====================
 
     A channel that is constant in both contributes 0, in one of them ½. ``"paper"`` depends neither on the batch's
-    size nor on the map's. Memory is linear in pixels. Over several ranks each standardises its own places.
+    size nor on the map's. Memory is linear in pixels. Within
+    `densekd.ops.collectives.over_ranks` the batch is that of all ranks.
 
     Args:
         student: (N, C, h, w), after a 1x1 convolution where the widths differ.
@@ -56,9 +58,32 @@ def pearson_features(
     check_choice("convention", convention, CONVENTIONS)
     check_widths(student, teacher)
     check_mask(mask, student)
-    s = _standardised(full_precision(student), mask, convention)
-    t = _standardised(full_precision(teacher.detach()), mask, convention)
+    s, t = full_precision(student), full_precision(teacher.detach())
+    if is_joined():
+        return _over_ranks(s, t, mask, convention)
+    s, t = _standardised(s, mask, convention), _standardised(t, mask, convention)
     return mean_of_pixels((s - t).square().mean(dim=1), mask) / 2
+
+
+def _over_ranks(s: Tensor, t: Tensor, mask: Tensor | None, convention: str) -> Tensor:
+    """The same of the places of all ranks, as a function of sums alone."""
+    a, b = (fill(x, mask).movedim(1, 0).flatten(1) for x in (s, t))
+    valid = None if mask is None else mask.flatten()
+    places, (of_a, of_b, products) = moments_over_ranks(a, b, valid)
+    one, other = (_per_deviation(squares, places, convention) for squares in (of_a, of_b))
+    squares = of_a * one.square() + of_b * other.square() - 2 * products * one * other
+    return (squares.mean() / places / 2).to(s.dtype)
+
+
+def _per_deviation(squares: Tensor, places: Tensor | int, convention: str) -> Tensor:
+    """One over the deviation of a channel, whose squares about its mean sum to this."""
+    if convention == "paper":
+        return (squares / places + EPS).rsqrt()
+    degrees: Tensor | int = (
+        max(places - 1, 1) if isinstance(places, int) else (places - 1).clamp(min=1)
+    )
+    # Differs from mmrazor's code: 1e-12 inside the root, where its gradient at a constant channel is NaN.
+    return 1 / ((squares / degrees + 1e-12).sqrt() + 1e-6)
 
 
 def _standardised(x: Tensor, mask: Tensor | None, convention: str) -> Tensor:
@@ -68,13 +93,7 @@ def _standardised(x: Tensor, mask: Tensor | None, convention: str) -> Tensor:
     places: Tensor | int = n * h * w if mask is None else mask.sum().clamp(min=1)
     x = fill(x - x.sum(dim=(0, 2, 3), keepdim=True) / places, mask)
     squares = x.square().sum(dim=(0, 2, 3), keepdim=True)
-    if convention == "paper":
-        return x * (squares / places + EPS).rsqrt()
-    degrees: Tensor | int = (
-        max(places - 1, 1) if isinstance(places, int) else (places - 1).clamp(min=1)
-    )
-    # Differs from mmrazor's code: 1e-12 inside the root, where its gradient at a constant channel is NaN.
-    return x / ((squares / degrees + 1e-12).sqrt() + 1e-6)
+    return x * _per_deviation(squares, places, convention)
 
 
 class PearsonFeatures(nn.Module):

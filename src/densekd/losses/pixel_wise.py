@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from densekd.losses._checks import (
 )
 from densekd.losses._upsampled import bands_pay, divergence_sum
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import is_joined, mean_over_ranks, world_size
 from densekd.ops.resize import resize_map
 
 CONVENTIONS = ("paper", "authors", "ifvd", "cirkd", "mmrazor")
@@ -103,6 +105,9 @@ def pixel_wise(
         total = divergence_sum(s, t, (h, w), mask, entropy=convention != "authors")
     else:
         s, t = resize_map(s, (h, w)), resize_map(t, (h, w))
+        if mask is not None:
+            # What is masked may hold anything: it must reach no softmax. (`where` keeps the memory format.)
+            s, t = (torch.where(mask[:, None], x, 0.0) for x in (s, t))
         if form == "softmax":
             per_pixel = _softmax_form(s / temperature, t / temperature, convention)
         elif form == "sigmoid":
@@ -112,10 +117,12 @@ def pixel_wise(
         if mask is not None:
             per_pixel = per_pixel.masked_fill(~mask, 0.0)
         total = per_pixel.sum()
-    mean = total / (n * h * w if mask is None else mask.sum().clamp(min=1))
+    mean = mean_over_ranks(total, n * h * w if mask is None else mask.sum())
     scale = {
         "paper": temperature**2,
-        "authors": n,
+        "authors": n * world_size()
+        if is_joined()
+        else n,  # of the batch; ranks have equal parts of it
         "ifvd": 1 / c,
         "cirkd": temperature**2,
         "mmrazor": temperature**2 * h * w,

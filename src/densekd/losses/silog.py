@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from densekd.losses._depth_checks import mean_or_zero, valid_values
+from densekd.ops.collectives import is_joined
 
 # Inside the root, where the derivative is infinite at 0; small against any error that matters.
 _EPS = 1e-6
@@ -53,7 +54,9 @@ def silog(
     d = p.log() - t.log()
     mean = mean_or_zero(d)
     # As variance plus the rest of the squared mean, a sum of two squares: a difference of near numbers loses digits.
-    value = mean_or_zero((d - mean).square()) + (1 - variance_focus) * mean.square()
+    # Over several ranks the centre has no gradient: over all of them its part in the variance is 0.
+    centre = mean.detach() if is_joined() else mean
+    value = mean_or_zero((d - centre).square()) + (1 - variance_focus) * mean.square()
     return scale * ((value + _EPS**2).sqrt() - _EPS)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_choice, check_map, check_mask, full_precision
+from densekd.ops.collectives import mean_over_ranks
 
 FORMS = ("inverse", "depth")
 ALIGNMENTS = ("median", "least_squares")
@@ -69,7 +70,9 @@ def ssi(
     check_mask(mask, student)
     d, target = full_precision(student)[:, 0], full_precision(teacher.detach())[:, 0]
     valid = target.isfinite() if mask is None else target.isfinite() & mask
-    values = []
+    values = [
+        d[valid & ~valid].sum()
+    ]  # the sum of nothing keeps a graph, and NaN of what does not count out of it
     for own, other, used in zip(d, target, valid, strict=True):
         x, y = own[used], other[used]
         if len(x) < 2:
@@ -77,8 +80,7 @@ def ssi(
         if form == "inverse":
             x = 1 / x.clamp(min=NEAREST)
         values.append(_trimmed(x, y, trim) if alignment == "median" else _squared(x, y))
-    # The sum of nothing keeps a graph, and NaN of what does not count stays out of it.
-    return torch.stack(values).mean() if values else d[valid & ~valid].sum()
+    return mean_over_ranks(torch.stack(values).sum(), len(values) - 1)
 
 
 def _trimmed(x: Tensor, y: Tensor, trim: float) -> Tensor:

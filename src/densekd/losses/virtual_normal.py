@@ -16,6 +16,12 @@ from densekd.losses._depth_checks import (
     mean_or_zero,
     valid_pixels,
 )
+from densekd.ops.collectives import (
+    count_over_ranks,
+    is_joined,
+    mean_over_ranks,
+    smallest_over_ranks,
+)
 
 # Under a root and in m⁴, the square of an area: keeps the gradient of a degenerate predicted triangle finite. Triangles
 # that are kept have areas well above its root.
@@ -83,7 +89,7 @@ def virtual_normal(
     n, _, height, width = target.shape
     fraction = isinstance(samples, float) and samples <= 1
     each = max(1, round(samples * height * width)) if fraction else int(samples)
-    drawn = torch.rand(n, each, 3, device=target.device, generator=generator)
+    drawn = _draw(n, each, target.device, generator)
     # In integers, exact: not every device has float64 (Apple's MPS), and float32 rounds some products up. Draws are
     # multiples of 2^-24 below 1.
     within = (drawn * 2**24).long() * counts[:, None, None] >> 24
@@ -97,9 +103,30 @@ def virtual_normal(
     triples = triples[kept]
     difference = _normals(points_p[triples]) - _normals(points_t[triples])
     losses = difference.abs().sum(-1)  # (M,)
+    if drop > 0 and is_joined():
+        return _mean_of_largest(losses, drop)
     if drop > 0:
         losses = losses.sort().values[int(len(losses) * drop) :]
     return mean_or_zero(losses)
+
+
+def _draw(n: int, each: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(N, each, 3) in [0, 1)."""
+    return torch.rand(n, each, 3, device=device, generator=generator)
+
+
+def _mean_of_largest(losses: Tensor, drop: float) -> Tensor:
+    """The mean of (M,) losses of all ranks without the smallest of them."""
+    total = int(count_over_ranks(torch.ones_like(losses, dtype=torch.int64).sum()))
+    dropped = int(total * drop)
+    if dropped == 0:
+        return mean_or_zero(losses)
+    limit = smallest_over_ranks(losses, dropped)
+    above, ties = losses > limit, losses == limit
+    everyone = count_over_ranks(torch.stack([above.sum(), ties.sum()]))
+    share = (total - dropped - everyone[0]) / everyone[1]  # of those at the limit, that count
+    part = losses[above].sum() + share * losses[ties].sum()
+    return mean_over_ranks(part, above.sum() + share * ties.sum())
 
 
 def _rays(intrinsics: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:

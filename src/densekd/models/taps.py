@@ -137,7 +137,8 @@ class Taps(nn.Module):
         Args:
             prediction: False where only the features are wanted: the prediction is None, and from the second forward in
                 eval mode on, the network is left when its last tap has fired. (The first shows how often taps fire: a
-                module that runs twice gives its last result. A compiled network always runs to its end.)
+                module that runs twice gives its last result. A network that is compiled, or sharded by FSDP2, always
+                runs to its end.)
         """
         if self.input_spec is not None:
             constants = self.input_mean.to(images), self.input_std.to(images)
@@ -175,6 +176,8 @@ class Taps(nn.Module):
         if torch.compiler.is_compiling():
             return self.model(images)
         early = not prediction and not self.training and self.firings > 0
+        # FSDP2 gives a module's weights back when its forward has ended. (Its class takes long to import.)
+        early = early and not any(hasattr(m, "unshard") for m in self.model.modules())
         self.tally.fired, self.tally.last = 0, self.firings if early else None
         try:
             raw = self.model(images)

@@ -56,9 +56,12 @@ def depth_to_bins(depth: Tensor, bins: int, depth_range: DepthRange) -> Tensor:
 
 
 def bins_to_depth(logits: Tensor, depth_range: DepthRange) -> Tensor:
-    """Bin logits (N, B, h, w) -> float32 metres (N, 1, h, w): exp of the mean log centre under the softmax (VNL).
+    """Bin logits (N, B, h, w) -> metres (N, 1, h, w): exp of the mean log centre under the softmax (VNL).
+
+    float32 for half precision.
 
     Never quite reaches the ends of the range: the outermost centres are half a bin inside.
     """
     centres = log_centres(logits.shape[1], depth_range, logits.device)
-    return (logits.float().softmax(1) * centres[:, None, None]).sum(1, keepdim=True).exp()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return (logits.softmax(1) * centres[:, None, None]).sum(1, keepdim=True).exp()

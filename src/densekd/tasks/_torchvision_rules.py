@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms, box_iou
 
 from densekd.errors import UserError
+from densekd.losses._checks import full_precision
 from densekd.types import DecodedBoxes, Detections, DetectorOutput
 
 
@@ -19,6 +20,20 @@ class NoNetwork(nn.Module):
     """Stands where torchvision's detectors want a network, of whose rules alone we make use."""
 
     out_channels = 32
+
+
+class CountingHead(FCOSHead):
+    """torchvision's, whose losses say beside them how many locations are matched."""
+
+    def compute_loss(  # pyrefly: ignore[bad-override]
+        self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: list[Tensor]
+    ) -> dict[str, Any]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return {**losses, "matched": _matched(matched_idxs)}
+
+
+def _matched(indices: list[Tensor]) -> Tensor:
+    return torch.stack([(of_image >= 0).sum() for of_image in indices]).sum()
 
 
 def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
@@ -36,14 +51,19 @@ def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
                 "head": nn.Identity(),
             }
             return SSD(NoNetwork(), num_classes=num_classes + 1, **head, **settings)
-        build = FCOS if kind == "fcos" else RetinaNet
-        return build(NoNetwork(), num_classes, **settings)
+        if kind == "fcos":
+            counting = CountingHead(NoNetwork.out_channels, 1, num_classes)
+            return FCOS(NoNetwork(), num_classes, head=counting, **settings)
+        return RetinaNet(NoNetwork(), num_classes, **settings)
 
 
 def compute_losses(
     rules: Any, raw: DetectorOutput, flat: dict[str, Tensor], targets: list[dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """torchvision's losses under its names.
+) -> tuple[dict[str, Tensor], Tensor | int]:
+    """torchvision's losses under its names, and of how many things each is the mean.
+
+    These are the matched locations of the batch (FCOS, SSD), at least 1, or its images (RetinaNet, whose losses are
+    means over an image's own).
 
     Args:
         flat: `flatten`'s outputs with the levels joined, of the images that have targets.
@@ -51,12 +71,13 @@ def compute_losses(
     """
     anchors = [torch.cat(raw.anchors)] * len(targets)
     if raw.kind == "fcos":
-        return rules.compute_loss(targets, flat, anchors, [len(level) for level in raw.anchors])
+        losses = rules.compute_loss(targets, flat, anchors, [len(level) for level in raw.anchors])
+        return losses, losses.pop("matched")
     if raw.kind == "ssd":
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         matched = [match(rules, target["boxes"], anchors[0]) for target in targets]
-        return rules.compute_loss(targets, flat, anchors, matched)
-    return rules.compute_loss(targets, flat, anchors)
+        return rules.compute_loss(targets, flat, anchors, matched), _matched(matched)
+    return rules.compute_loss(targets, flat, anchors), len(targets)
 
 
 def match(rules: Any, boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -104,13 +125,13 @@ def odds(logits: Tensor) -> Tensor:
 
 
 def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
-    """Levels (N, A * C, h, w) -> torchvision's (N, h * w * A, C) under its names, float32."""
+    """Levels (N, A * C, h, w) -> torchvision's (N, h * w * A, C) under its names, float32 (float64 as it is)."""
     given = {"cls_logits": raw.logits, "bbox_regression": raw.boxes}
     if raw.centerness is not None:
         given["bbox_ctrness"] = raw.centerness
     return {
         name: [
-            x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
+            full_precision(x.unflatten(1, (a, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3))
             for x, a in zip(levels, anchors_by_level(raw), strict=True)
         ]
         for name, levels in given.items()

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from densekd.losses._checks import full_precision
 from densekd.losses.berhu import BerHu
 from densekd.losses.depth_cross_entropy import DepthCrossEntropy
 from densekd.losses.depth_l1 import DepthL1
@@ -189,7 +190,7 @@ class Depth:
 
     def holistic_map(self, output: DenseOutput) -> Tensor:
         """(N, 1, h, w): log depth, 0 at min_depth and 1 at max_depth."""
-        return self.place(self.decode(output.prediction).float())
+        return self.place(full_precision(self.decode(output.prediction)))
 
     def place(self, depth: Tensor) -> Tensor:
         """Metres -> [0, 1] in log depth; beyond the range, the end of it."""

@@ -17,6 +17,7 @@ from typing_extensions import Doc
 
 from densekd.errors import UserError
 from densekd.metrics.average_precision import AveragePrecision
+from densekd.ops.collectives import is_joined, means_over_ranks
 from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.targets import BoxTarget
@@ -59,9 +60,8 @@ class Detection:
     Assignment, losses, box coding and non-maximum suppression are torchvision's own, of its FCOS (focal loss, GIoU,
     centre-ness; centre sampling with radius 1.5), RetinaNet (focal loss, L1; IoU 0.5 and 0.4) and SSD (softmax with
     the hardest background, smooth L1; IoU 0.5): its classes are driven on our networks' outputs, so numbers agree with
-    torchvision's on equal weights. Each loss is divided by the
-    number of matched locations in the batch (FCOS) or the image (RetinaNet) of this process; FCOS's paper counts over
-    all processes.
+    torchvision's on equal weights. Each loss is divided by the number of matched locations in the batch (FCOS, SSD;
+    over several processes, in all their batches, as in FCOS's paper) or in the image (RetinaNet).
 
     Args:
         classes: names in index order; there is no background class.
@@ -189,9 +189,8 @@ class Detection:
         flat = {k: torch.cat(v, dim=1) for k, v in flatten(raw).items()}
         if not used:
             # Zero, but with a graph, so that every parameter has a gradient under DDP.
-            return {LOSSES[k]: v.sum() * 0 for k, v in flat.items() if k != "cls_logits"} | {
-                LOSSES["classification"]: flat["cls_logits"].sum() * 0
-            }
+            names = {"classification": "cls_logits"} | {k: k for k in flat if k != "cls_logits"}
+            return _over_ranks({k: flat[name].sum() * 0 for k, name in names.items()}, 0)
         targets = []
         for i in used:
             target: Boxes = batch.targets[i]
@@ -200,8 +199,8 @@ class Detection:
         if len(used) < len(batch):
             flat = {k: v[used] for k, v in flat.items()}
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
-            terms = compute_losses(self.rules[raw.kind], raw, flat, targets)
-        return {LOSSES[name]: value for name, value in terms.items()}
+            terms, count = compute_losses(self.rules[raw.kind], raw, flat, targets)
+        return _over_ranks(terms, count)
 
     def mask(self, batch: Batch, kind: str) -> Tensor | None:
         """(N, H, W) bool: boxes leave no pixel unlabelled, so ``"label"`` is ``"padding"``: all of the images."""
@@ -400,6 +399,17 @@ def check_views(views: Views) -> None:
         wrong.append(f"`window` is {list(views.window)}: leave it out")
     if wrong:
         raise UserError("boxes of several views of one image are not joined; " + "; ".join(wrong))
+
+
+def _over_ranks(terms: Mapping[str, Tensor], count: Tensor | int) -> dict[str, Tensor]:
+    """torchvision's means, of `count` things each, under our names; within `over_ranks` the means of all ranks."""
+    if is_joined():
+        names = sorted(terms)  # a rank without labels has them in another order
+        # A rank without a match has losses that torchvision divides by 1.
+        divisor = max(1, count) if isinstance(count, int) else count.clamp(min=1)
+        means = means_over_ranks([terms[name] * divisor for name in names], count)
+        terms = dict(zip(names, means, strict=True))
+    return {LOSSES[name]: value for name, value in terms.items()}
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from densekd.losses.pair_wise.gram import gram_pays, gram_squares
 from densekd.losses.pair_wise.nodes import cell_of, check_nodes, make_nodes, pool_nodes
 from densekd.losses.pair_wise.rows import count_edges, row_squares
 from densekd.losses.wants import Wants
+from densekd.ops.collectives import mean_over_ranks
 
 
 def pair_wise(
@@ -97,7 +98,7 @@ def pair_wise(
         edges = count_edges(valid, window, s)
         # The mean over each image's edges, then over the images that have any.
         per_image = squares / edges.clamp(min=1)  # (N,)
-        return per_image.sum() / (edges > 0).sum().clamp(min=1)
+        return mean_over_ranks(per_image.sum(), (edges > 0).sum())
 
 
 def squared_differences(
