@@ -38,9 +38,7 @@ def tracker_builders(settings: schema.Train) -> dict[str, Callable[[About], Trac
             importlib.import_module(IMPORTED.get(name, name))
         except Exception as error:  # a package that does not fit to the others may raise anything
             raise _missing(name, f" ({type(error).__name__}: {error})") from error
-    return {
-        name: resolve(name, TRACKERS, "train.trackers", TRACKER) for name in _names(settings)
-    }
+    return {name: resolve(name, TRACKERS, "train.trackers", TRACKER) for name in _names(settings)}
 
 
 def _names(settings: schema.Train) -> list[str]:
@@ -50,6 +48,4 @@ def _names(settings: schema.Train) -> list[str]:
 
 
 def _missing(name: str, why: str = "") -> UserError:
-    return UserError(
-        f"train.trackers: {name} needs the extra{why}: pip install 'densekd[{name}]'"
-    )
+    return UserError(f"train.trackers: {name} needs the extra{why}: pip install 'densekd[{name}]'")

@@ -61,9 +61,7 @@ def command(arguments: list[str]) -> int:
                     flush=True,
                 )
 
-        workflow.serve(
-            loaded, titles, host=host, port=port, most_side=max_side, started=started
-        )
+        workflow.serve(loaded, titles, host=host, port=port, most_side=max_side, started=started)
         return 0
 
     return parse(serve, "serve", own)

@@ -114,7 +114,9 @@ class Log:
         self.console = Console(soft_wrap=True)
         self.progress: Progress | None = None
         self.trackers = list(trackers)
-        self.final: dict[str, float] | None = None  # for trackers: the numbers of a run that has finished
+        self.final: dict[str, float] | None = (
+            None  # for trackers: the numbers of a run that has finished
+        )
         self._mark = (time.perf_counter(), start)  # the last row of steps
         self._last = self._mark[0]  # end of the last step or row
         self._images = 0

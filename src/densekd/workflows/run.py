@@ -420,9 +420,7 @@ def write_result(run: Run, training: Training, skipped: dict[str, str], log: Log
         "config": to_tree(config),
     }
     told = ("parameters", "macs", "seconds", f"best_{best_metric(config, run.task)}")
-    log.final = numbers(
-        {**(training.scores or {}), **{key: result[key] for key in told}}, "final/"
-    )
+    log.final = numbers({**(training.scores or {}), **{key: result[key] for key in told}}, "final/")
     write_text(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 

@@ -151,7 +151,10 @@ def facts(model: LoadedModel) -> str:
     parts = [str(name), model.task.name]
     if isinstance(model.model, Program):
         file = model.model.file
-        parts += [file.runtime, f"file of {bytes_text(sum(p.stat().st_size for p in file.files()))}"]
+        parts += [
+            file.runtime,
+            f"file of {bytes_text(sum(p.stat().st_size for p in file.files()))}",
+        ]
     else:
         parts += [
             f"{count_parameters(model.model) / 1e6:.3f} M parameters",

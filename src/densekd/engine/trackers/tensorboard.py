@@ -19,9 +19,7 @@ class TensorBoard:
 
         self.id = "tensorboard"
         # Steps after the checkpoint are done again: TensorBoard forgets their first values.
-        self.writer = SummaryWriter(
-            str(about.folder / "tensorboard"), purge_step=about.start + 1
-        )
+        self.writer = SummaryWriter(str(about.folder / "tensorboard"), purge_step=about.start + 1)
         self.last = about.start
         if about.id is None:
             lines = yaml.safe_dump(dict(about.config), sort_keys=False).splitlines()
