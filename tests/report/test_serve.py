@@ -150,7 +150,7 @@ def test_uploads_have_a_limit(site, monkeypatch):
     def parts():  # no length is stated
         yield from [b"x" * 60] * 3
 
-    assert asked(site.port, "/answer", parts(), Transfer_Encoding="chunked")[0] == 413
+    assert asked(site.port, "/answer", parts())[0] == 413
 
 
 def test_one_question_at_a_time_and_no_endless_queue(monkeypatch):

@@ -166,8 +166,7 @@ def test_another_size_asks_again(browser, site):
 
 
 def test_the_camera(browser, site):
-    context = browser.new_context(permissions=["camera"])
-    opened = Opened(context, site.address, None)
+    opened = Opened(browser, site.address, permissions=["camera"])
     page = opened.page
     button = page.locator("#camera")
     button.click()
@@ -182,14 +181,22 @@ def test_the_camera(browser, site):
     page.wait_for_timeout(500)
     assert len(opened.asked) <= count + 1  # a question on its way is the last
     assert opened.said == []
-    context.close()
+    page.close()
 
 
-def test_no_camera_is_said():
-    with chromium() as plain, served([Network()], ["one"]) as site:
-        opened = Opened(plain, site.address)
-        opened.page.locator("#camera").click()
-        opened.page.locator("#trouble", has_text="The camera cannot be used").wait_for()
+NO_CAMERA = """(name) => {
+  navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("", name));
+}"""
+
+
+def test_a_camera_that_is_not_there_or_not_allowed_is_said(browser, site):
+    page = Opened(browser, site.address).page
+    for name, words in (("NotFoundError", "there is none"), ("NotAllowedError", "not allowed")):
+        page.evaluate(NO_CAMERA, name)
+        page.locator("#camera").click()
+        page.locator("#trouble", has_text=words).wait_for()
+        assert page.locator("#camera").get_attribute("aria-pressed") == "false"
+    page.close()
 
 
 def test_boxes_and_depth(browser):
@@ -201,7 +208,7 @@ def test_boxes_and_depth(browser):
         give(page)
         page.locator(DONE).first.wait_for()
         first, second = page.locator(".panel.model").all()
-        assert first.locator(".layer svg text").all_inner_texts() == [f"{CLASSES[1]} 0.90"]
+        assert first.locator(".layer svg text").all_text_contents() == [f"{CLASSES[1]} 0.90"]
         assert first.locator(".found").inner_text().split("name ")[1] == "× 1"
         assert "2.5 to 50 m in this image, median 26 m" in second.locator(".found").inner_text()
         assert second.locator(".scale i").evaluate("(i) => i.clientWidth") > 100

@@ -66,7 +66,7 @@ def test_the_page_gets_what_predict_gives(runs, photo, task):
 def test_a_student_beside_its_exported_file(runs, photo, tmp_path):
     pytest.importorskip("onnxruntime")
     path = tmp_path / "student.onnx"
-    assert main(["export", str(runs / "segmentation"), "--out", str(path), "--device", "cpu"]) == 0
+    assert main(["export", str(runs / "segmentation"), "--out", str(path)]) == 0
     models = Models([densekd.load(runs / "segmentation"), open_model(path)], ["run", "file"])
     found = models.answer(photo[1], "a.png", 1024)
     assert found["remarks"] == ["They give the same class at 100.0 % of the pixels."]

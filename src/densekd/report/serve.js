@@ -57,6 +57,11 @@
     }
   }
 
+  const chosen = (select) => {
+    const model = models[Number(select.value)];
+    return model ? model.dataset.title : "image";
+  };
+
   const sizes = (answer) => {
     const [given, seen] = [answer.given.join("×"), answer.seen.join("×")];
     return given === seen ? `${given} pixels` : `${given} pixels, seen by the networks at ${seen}`;
@@ -158,7 +163,7 @@
       const select = $(side), layer = $("both").querySelector(`.layer.${side}`);
       const one = last.answers[Number(select.value)];
       fill(layer, one && one.picture);
-      const name = select.selectedOptions[0].textContent;
+      const name = chosen(select);
       layer.setAttribute("aria-label", name);
       $("both").querySelector(`.tag-${side}`).textContent = name;
     }
@@ -168,7 +173,7 @@
   function place() {
     const range = $("both").querySelector(".wipe");
     $("both").style.setProperty("--x", `${range.value}%`);
-    const [a, b] = ["left", "right"].map((side) => $(side).selectedOptions[0].textContent);
+    const [a, b] = ["left", "right"].map((side) => chosen($(side)));
     range.setAttribute("aria-valuetext", `${a} ${range.value} %, ${b} ${100 - range.value} %`);
   }
 

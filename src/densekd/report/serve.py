@@ -25,6 +25,7 @@ MOST_BYTES = 32_000_000  # of an image file
 MOST_WAITING = 8  # questions; one is answered at a time
 SIDES = (320, 512, 768, 1024, 1536, 2048, 3072, 4096)  # that the page offers for the longer side
 SMALLEST_SIDE = 32
+MENU = 24  # characters of a title in a menu
 SHOWN_FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM"
 ACCEPTED = ".png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,.tiff,.ppm,.pgm"
 HEADERS = {
@@ -71,7 +72,7 @@ def page(
         .get_template("serve.html")
         .render(
             title=joined([model["title"] for model in models]),
-            models=models,
+            models=[{**model, "short": shortened(model["title"])} for model in models],
             place=place,
             devices=devices,
             sides=sorted({*(s for s in SIDES if s < most_side), side, most_side}),
@@ -84,6 +85,11 @@ def page(
             js=Markup(source("serve.js")),
         )
     )
+
+
+def shortened(title: str) -> str:
+    """For a menu, which cannot break a line: the beginning and the end."""
+    return title if len(title) <= MENU else f"{title[: MENU // 2]}…{title[-MENU // 3 :]}"
 
 
 def joined(names: Sequence[str]) -> str:

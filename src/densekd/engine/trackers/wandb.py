@@ -23,11 +23,12 @@ class WandB:
             name=about.name,
             id=self.id,
             resume="allow",
+            reinit="create_new",  # a run of W&B around this one stays as it is
             config=dict(about.config),
             allow_val_change=True,  # steps may grow when a run goes on
             dir=os.environ.get("WANDB_DIR") or str(about.folder),
             # The terminal is the run's: nothing of it is caught, and no question waits in it for long.
-            settings=wandb.Settings(console="off", login_timeout=1, init_timeout=60),
+            settings=wandb.Settings(console="off", login_timeout=1),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
