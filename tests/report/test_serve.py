@@ -158,7 +158,7 @@ def test_one_question_at_a_time_and_no_endless_queue(monkeypatch):
     inside, most, threads = 0, 0, set()
     gate = threading.Event()
 
-    def answer(content, name, side):
+    def answer(content, name, side, once):
         nonlocal inside, most
         inside += 1
         most = max(most, inside)

@@ -18,7 +18,7 @@ import densekd
 from densekd.cli.main import main
 from densekd.errors import UserError
 from densekd.workflows.open_model import open_model
-from densekd.workflows.serve import Models, serve
+from densekd.workflows.serve import Models, in_turns, serve
 from tests.workflows.test_functions import TASKS, tree_of
 
 
@@ -61,6 +61,27 @@ def test_the_page_gets_what_predict_gives(runs, photo, task):
     (described,) = models.described()
     assert task in described["facts"]
     assert [name for name, _ in described["classes"]] == model.classes
+
+
+def test_times_are_medians_by_turns_without_the_first(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("densekd.workflows.serve.time.perf_counter", lambda: clock[0])
+    order = []
+
+    class Timed:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, iter(seconds)
+
+        def predict(self, image):
+            order.append(self.name)
+            clock[0] += next(self.seconds)
+            return self.name
+
+    pairs = [(Timed("a", [0.4, 0.1, 0.3, 0.2]), None), (Timed("b", [0.6, 0.2, 0.1, 0.3]), None)]
+    assert in_turns(pairs, 4) == [("a", pytest.approx(0.2)), ("b", pytest.approx(0.2))]
+    assert order == ["a", "b"] * 4
+    slow = [(Timed("a", [3.0]), None)]
+    assert in_turns(slow, 4) == [("a", pytest.approx(3.0))]
 
 
 def test_a_student_beside_its_exported_file(runs, photo, tmp_path):

@@ -20,8 +20,8 @@
     if (text !== undefined) $("state").textContent = text;
   }
 
-  async function ask(blob, name) {
-    const address = `answer?side=${$("side").value}&name=${encodeURIComponent(name.slice(-100))}`;
+  async function ask(blob, name, more = "") {
+    const address = `answer?side=${$("side").value}&name=${encodeURIComponent(name.slice(-100))}${more}`;
     let reply;
     try {
       reply = await fetch(address, { method: "POST", body: blob, headers: { "Content-Type": "application/octet-stream" } });
@@ -145,7 +145,7 @@
     if (times.length > 1) {
       const quick = times.indexOf(Math.min(...times)), slow = times.indexOf(Math.max(...times));
       const factor = times[slow] / times[quick];
-      parts.push(factor < 1.05 ? `${models.length === 2 ? "Both" : "All"} take about the same time on this image.` : `${models[quick].dataset.title} is ${factor.toFixed(factor < 10 ? 1 : 0)} times as fast as ${models[slow].dataset.title} on this image.`);
+      parts.push(factor < 1.2 ? `${models.length === 2 ? "Both" : "All"} take about the same time on this image.` : `${models[quick].dataset.title} is ${factor.toFixed(factor < 10 ? 1 : 0)} times as fast as ${models[slow].dataset.title} on this image.`);
     }
     parts.push(...answer.remarks);
     $("verdict").textContent = parts.join(" ");
@@ -264,7 +264,7 @@
       await video.play();
       let before = performance.now(), rate = 0;
       while (camera === stream && number === asked) {
-        const answer = await ask(await frame(), "camera");
+        const answer = await ask(await frame(), "camera", "&once=1");
         if (camera !== stream || number !== asked) return;
         draw(answer);
         const now = performance.now();

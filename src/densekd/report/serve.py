@@ -40,8 +40,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-# content, name, longest side -> what the page draws
-Answer = Callable[[bytes, str, int], Mapping[str, Any]]
+# content, name, longest side, whether each network is asked once -> what the page draws
+Answer = Callable[[bytes, str, int, bool], Mapping[str, Any]]
 
 
 def check_packages() -> None:
@@ -140,7 +140,7 @@ def make_app(text: str, answer: Answer, *, local: bool, most_side: int) -> Any:
     times are true.
 
     Args:
-        answer: is called with content, name and longest side; a UserError is what is wrong with the image.
+        answer: is called with what `Answer` says; a UserError is what is wrong with the image.
         local: see `refused`.
         most_side: the longest side that may be asked for.
     """
@@ -178,6 +178,7 @@ def make_app(text: str, answer: Answer, *, local: bool, most_side: int) -> Any:
         ):
             why = f"side is {side[:20]!r}; expected {SMALLEST_SIDE} to {most_side}"
             return say(400, {"error": why})
+        once = "once" in request.query_params
         if waiting >= MOST_WAITING:
             return say(503, {"error": f"{waiting} images wait already; try again in a moment"})
         waiting += 1
@@ -190,7 +191,7 @@ def make_app(text: str, answer: Answer, *, local: bool, most_side: int) -> Any:
                 if await request.is_disconnected():  # nobody waits for it any more
                     return say(499, {"error": "the page has gone"})
                 loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(worker, answer, content, name, int(side))
+                found = await loop.run_in_executor(worker, answer, content, name, int(side), once)
             return say(200, found)
         except ClientDisconnect:
             return say(499, {"error": "the page has gone"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -31,7 +32,8 @@ from densekd.workflows.load import LoadedModel
 
 SIDE = 1024  # of an image, where neither the user nor the page says
 WIDTH = 960  # of a picture that is sent to the page, at most
-QUICK = 1.0  # seconds below which the first image of a size is asked again: its first time is not that of the next
+ROUNDS = 6  # in which the networks are timed by turns; the first is left out, since it is not like the next
+LONG = 2.0  # seconds after which no further round begins
 WARM = (192, 256)  # of the image that networks are tried on where they do not say a size
 
 
@@ -45,7 +47,6 @@ class Models:
 
     def __init__(self, models: Sequence[LoadedModel], titles: Sequence[str]) -> None:
         self.models, self.titles = models, titles
-        self._seen: set[tuple[int, tuple[int, ...]]] = set()
 
     def warm_up(self) -> None:
         """Ask each network once, so that what cannot work fails now, and the first image is not slow."""
@@ -53,12 +54,13 @@ class Models:
             size = model.input_spec.size or WARM
             model.predict(np.full((*size, model.input_spec.channels), 128, np.uint8))
 
-    def answer(self, content: bytes, name: str, side: int) -> dict[str, Any]:
+    def answer(self, content: bytes, name: str, side: int, once: bool = False) -> dict[str, Any]:
         """The answers to an image file, as the page draws them.
 
         Args:
             content: of the file.
             side: the longer side is at most so long: a larger image is made smaller first.
+            once: ask each network once (a camera's frames); else times are medians of several rounds.
 
         Raises:
             UserError: the content is no image, or of another kind than a network takes.
@@ -70,10 +72,8 @@ class Models:
             images[channels] = read_image(content, channels, name=name)
         given = next(iter(images.values())).shape[:2]
         images = {channels: shrunk(image, side) for channels, image in images.items()}
-        timed = [
-            self._timed(number, images[model.input_spec.channels])
-            for number, model in enumerate(self.models)
-        ]
+        pairs = [(model, images[model.input_spec.channels]) for model in self.models]
+        timed = in_turns(pairs, 1 if once else ROUNDS)
         photo = as_rgb(images[max(images)])
         found = [answer for answer, _ in timed]
         tasks = [model.task for model in self.models]
@@ -94,14 +94,6 @@ class Models:
             "remarks": [sentence] if sentence else [],
         }
 
-    def _timed(self, number: int, image: np.ndarray) -> tuple[Any, float]:
-        """One network's answer and its seconds, from pixels to the decoded answer."""
-        answer, seconds = _once(self.models[number], image)
-        if (number, image.shape) not in self._seen and seconds < QUICK:
-            answer, seconds = _once(self.models[number], image)
-        self._seen.add((number, image.shape))
-        return answer, seconds
-
     def described(self) -> list[dict[str, Any]]:
         """What the page says of each network before it is asked."""
         return [
@@ -118,10 +110,25 @@ class Models:
         return " and ".join(dict.fromkeys(str(model.device) for model in self.models))
 
 
-def _once(model: LoadedModel, image: np.ndarray) -> tuple[Any, float]:
+def in_turns(
+    pairs: Sequence[tuple[LoadedModel, np.ndarray]], rounds: int
+) -> list[tuple[Any, float]]:
+    """Each network's answer and its median seconds, from pixels to the decoded answer."""
+    answers: list[Any] = []
+    seconds: list[list[float]] = [[] for _ in pairs]
     begin = time.perf_counter()
-    answer = model.predict(image)  # in NumPy arrays: a GPU has finished
-    return answer, time.perf_counter() - begin
+    for number in range(rounds):
+        if number and time.perf_counter() - begin > LONG:
+            break
+        answers = []
+        for (model, image), own in zip(pairs, seconds, strict=True):
+            before = time.perf_counter()
+            answers.append(model.predict(image))  # in NumPy arrays: a GPU has finished
+            own.append(time.perf_counter() - before)
+    return [
+        (answer, statistics.median(own[1:] or own))
+        for answer, own in zip(answers, seconds, strict=True)
+    ]
 
 
 def shrunk(image: np.ndarray, side: int) -> np.ndarray:
