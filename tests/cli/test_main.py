@@ -24,6 +24,7 @@ HELPS = {
     "latency": ["MODEL", "--onnx", "--size", "--threads", "--runs", "--recipe", "--json"],
     "report": ["RUN...", "--out", "--images", "--no-pictures", "--device", "--data.root"],
     "watch": ["RUN", "--port", "127.0.0.1"],
+    "serve": ["MODEL...", "--port", "--host", "--names", "--max-side", "--device", "densekd"],
     "ablate": ["RECIPE", "--over", "--seeds", "--jobs", "--name", "--out", "+Pi+Pa+Ho"],
     "doctor": ["RECIPE", "--images", "--alone", "--json", "--section.key"],
     "compare": ["MODEL...", "--input", "--out", "--names", "--labels", "--frames", "--table"],

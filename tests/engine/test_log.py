@@ -1,4 +1,4 @@
-"""Rows: their speed, their JSON, and what TensorBoard is told."""
+"""Rows: their speed and their JSON."""
 
 import json
 import math
@@ -74,23 +74,6 @@ def test_a_cut_leaves_valid_json(tmp_path):
     path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')
     cut_metrics(path, 1)
     assert strict(path.read_text()) == [{"step": 1, "loss": None}]
-
-
-def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = tmp_path / "tensorboard"
-    for start, last, loss in ((0, 3, 1.0), (2, 4, 2.0)):
-        log = Log(tmp_path / "metrics.jsonl", active=True, total=4, start=start, tensorboard=folder)
-        for step in range(start + 1, last + 1):
-            log.steps(step, {"loss": loss}, 0.1)
-        log.close()
-        # Files are read in the order of their names, which have seconds: the next is to come later.
-        for path in folder.glob("*tfevents*"):
-            path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
-    events = EventAccumulator(str(folder)).Reload().Scalars("loss")
-    assert [(e.step, e.value) for e in events] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 def test_a_cut_drops_later_steps_and_scores_of_evaluations_that_are_done_again(tmp_path):

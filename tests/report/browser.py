@@ -13,8 +13,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """Headless, without the network's help; the test is skipped where there is none."""
+def chromium(*options: str) -> Iterator[Any]:
+    """Headless, with more options; the test is skipped where there is none."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (pip install 'densekd[dev]')"
     )
@@ -22,7 +22,7 @@ def chromium() -> Iterator[Any]:
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox", *options])
         try:
             yield browser
         finally:

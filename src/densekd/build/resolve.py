@@ -16,12 +16,13 @@ from densekd.config.explain import explain, stray_booleans
 from densekd.errors import UserError
 from densekd.ops.names import did_you_mean, nearest_few
 
-# What a class that a recipe names must define, by setting: a network, a loss, a data set, a task.
-NETWORK, LOSS, DATASET, TASK = (
+# What a class that a recipe names must define, by setting: a network, a loss, a data set, a task, a tracker.
+NETWORK, LOSS, DATASET, TASK, TRACKER = (
     ("forward",),
     ("__call__",),
     ("__len__",),
     ("loss", "predict", "metric"),
+    ("log", "finish"),
 )
 
 

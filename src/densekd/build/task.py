@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from densekd.build.resolve import TASK, call, checked_options, options_of, resolve
+from densekd.build.trackers import check_trackers
 from densekd.config import schema
 from densekd.config.names import TASKS
 from densekd.errors import UserError
@@ -61,5 +62,4 @@ def check_extras(config: schema.Config) -> None:
             raise UserError(
                 f"task {task_name(config.task)} is scored by {module.replace('_', '-')}: pip install 'densekd[{extra}]'"
             )
-    if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("train.tensorboard needs the extra: pip install 'densekd[tensorboard]'")
+    check_trackers(config.train)

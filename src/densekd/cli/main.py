@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": ("doctor", "say what would stop or spoil a run on this machine, before it starts"),
     "report": ("report", "write one page of runs: scores, curves, images, costs, settings"),
     "watch": ("watch", "show a run in the browser while it trains"),
+    "serve": ("serve", "try networks in the browser: student beside teacher on images you drop"),
     "bench": ("bench", "show where a training step spends its time"),
     "tune": ("tune", "find the fastest form of a recipe's step on this machine, by measuring"),
     "taps": ("taps", "list the tensors of a network that terms can compare"),

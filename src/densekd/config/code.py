@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS
+from densekd.config.names import DATASETS, LOSSES, MODELS, TASKS, TRACKERS
 from densekd.config.schema import Config
 
 
@@ -22,4 +22,5 @@ def code_named(config: Config) -> list[str]:
         named.append(("data.unlabelled.dataset", config.data.unlabelled.dataset, DATASETS))
     for name, term in config.distill.terms.items():
         named.append((f"distill.{name}.loss", term.loss or name, LOSSES))
+    named += [("train.trackers", name, TRACKERS) for name in config.train.trackers]
     return [f"{key} {name}" for key, name, table in named if name not in table and "." in name]

@@ -112,3 +112,10 @@ STEP_FORMS = (
     "train.amp",
     "train.compile",
 )
+# Each needs the package, and our extra, of its own name.
+TRACKERS = {
+    "tensorboard": "densekd.engine.trackers.tensorboard.TensorBoard",
+    "wandb": "densekd.engine.trackers.wandb.WandB",
+    "mlflow": "densekd.engine.trackers.mlflow.MLflow",
+    "trackio": "densekd.engine.trackers.trackio.Trackio",
+}

@@ -434,7 +434,13 @@ class Train:
             "the metric that best.safetensors is chosen by; null: the task's main one (miou, ap, abs_rel)"
         ),
     ] = None
-    tensorboard: Annotated[bool, Doc("write event files too (needs the extra tensorboard)")] = False
+    trackers: Annotated[
+        list[str],
+        Doc(
+            "where the run is shown too: tensorboard, wandb, mlflow, trackio (each needs its extra), or a dotted path"
+        ),
+    ] = field(default_factory=list)
+    tensorboard: Annotated[bool, Doc("the same as tensorboard among `trackers`")] = False
 
 
 @dataclass

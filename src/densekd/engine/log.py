@@ -1,4 +1,4 @@
-"""metrics.jsonl is the truth; the bar, the printed lines and TensorBoard show it."""
+"""metrics.jsonl is the truth; the bar, the printed lines and trackers show it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from densekd.errors import UserError
+from densekd.engine.trackers import Sender
 from densekd.ops.files import write_text, writing
 
 
@@ -70,6 +71,7 @@ def memory_gb(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB elsewhere
 
 
+PATIENCE = 60.0  # seconds that a run that has ended waits for its trackers
 FIRST, TIMED = 2, 5  # steps: those that warm up, those that tell how long a run will take
 
 
@@ -88,7 +90,7 @@ class Log:
         active: with False no method does anything (other ranks).
         total: steps of the run.
         start: steps done already, where the run goes on.
-        tensorboard: folder for event files, or None.
+        trackers: are told every row too; one that fails is left out with a warning.
         quiet: print nothing but what `conclude` is given; the files are written all the same.
     """
 
@@ -101,7 +103,7 @@ class Log:
         start: int = 0,
         title: str = "train",
         device: torch.device | None = None,
-        tensorboard: Path | None = None,
+        trackers: Sequence[Sender] = (),
         quiet: bool = False,
     ) -> None:
         self.active = active
@@ -111,7 +113,10 @@ class Log:
         self.quiet = quiet
         self.console = Console(soft_wrap=True)
         self.progress: Progress | None = None
-        self.writer: Any = None
+        self.trackers = list(trackers)
+        self.final: dict[str, float] | None = (
+            None  # for trackers: the numbers of a run that has finished
+        )
         self._mark = (time.perf_counter(), start)  # the last row of steps
         self._last = self._mark[0]  # end of the last step or row
         self._images = 0
@@ -123,15 +128,6 @@ class Log:
         self.path = path
         with writing(path):
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-        if tensorboard is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "train.tensorboard needs the extra: pip install 'densekd[tensorboard]'"
-                ) from error
-            # Steps after the checkpoint are done again: TensorBoard forgets their first values.
-            self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1)
         if self.console.is_terminal and not quiet:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -218,10 +214,17 @@ class Log:
         with writing(self.path):
             self.file.write(_line(row))
             self.file.flush()
-        if self.writer is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self.writer.add_scalar(name, value, row["step"])
+        for tracker in self.trackers:
+            tracker.send(row)
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Say once which trackers have failed, and go on without them."""
+        for tracker in [t for t in self.trackers if t.trouble is not None]:
+            self.trackers.remove(tracker)
+            self.conclude(
+                f"warning: the tracker {tracker.name} is left out ({tracker.trouble}); metrics.jsonl has everything"
+            )
 
     def close(self) -> None:
         if not self.active:
@@ -229,7 +232,18 @@ class Log:
         if self.progress is not None:
             self.live.stop()
             self.progress = None
-        if self.writer is not None:
-            self.writer.close()
+        self._end_trackers()
         with contextlib.suppress(OSError):  # what a full disk refused was said by the write
             self.file.close()
+
+    def _end_trackers(self) -> None:
+        until = time.monotonic() + PATIENCE
+        for tracker in self.trackers:
+            tracker.end(self.final)
+        for tracker in self.trackers:
+            if not tracker.wait(min(3.0, PATIENCE)):
+                self.say(f"waiting for the tracker {tracker.name}, at most {PATIENCE:.0f} s")
+            if not tracker.wait(max(0.0, until - time.monotonic())):
+                tracker.trouble = f"it has not taken everything {PATIENCE:.0f} s after the end"
+        self._leave_out()
+        self.trackers = []

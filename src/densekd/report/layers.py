@@ -142,7 +142,7 @@ def fit(images: Sequence[Sequence[Layer]], room: int = ROOM) -> list[list[str | 
     found: list[list[str | None]] = []
     for width in WIDTHS:
         files = [[encode(layer, width) for layer in layers] for layers in images]
-        found = [[_uri(data) for data in row] for row in files]
+        found = [[data_uri(data) for data in row] for row in files]
         if sum(len(data) for row in files for data in row if data is not None) <= room:
             break
     return found
@@ -165,5 +165,6 @@ def encode(layer: Layer, width: int) -> bytes | None:
     return file.getvalue()
 
 
-def _uri(data: bytes | None) -> str | None:
+def data_uri(data: bytes | None) -> str | None:
+    """Of a WebP."""
     return None if data is None else "data:image/webp;base64," + base64.b64encode(data).decode()

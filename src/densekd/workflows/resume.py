@@ -18,7 +18,8 @@ RESTORE = "restore it (densekd config show, with the settings of command.txt, pr
 # May differ between a run and its continuation: they change where files are and what is written, not what is learned.
 FREE_ON_RESUME = {
     "data.root", "data.unlabelled.root", "data.workers", "data.cache_gb", "data.on_bad_file",
-    "train.log_every", "train.save_every", "train.evaluate_every", "train.tensorboard", "evaluate.batch_size", "note",
+    "train.log_every", "train.save_every", "train.evaluate_every", "train.tensorboard", "train.trackers",
+    "evaluate.batch_size", "note",
     "distill.teacher_cache.folder", "distill.teacher_cache.disk_gb",
 }  # fmt: skip
 

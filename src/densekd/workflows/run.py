@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,13 +20,15 @@ from torch import nn
 from densekd.build import provenance
 from densekd.build.run import Run, assemble
 from densekd.build.task import best_metric
+from densekd.build.trackers import tracker_builders
 from densekd.config.load import dump_config, to_tree
 from densekd.config.schema import Config
 from densekd.distill.teacher import Teacher
 from densekd.engine.folder import RunFolder, result_beside
 from densekd.engine.launch import StopRequest, started, stop_on_signals
-from densekd.engine.log import Log
+from densekd.engine.log import Log, read_metrics
 from densekd.engine.optim import lr_factor
+from densekd.engine.trackers import About, Sender, Tracker, numbers
 from densekd.engine.trainer import Training, fit
 from densekd.errors import DataError, UserError
 from densekd.ops.collectives import merge_ranks
@@ -139,12 +142,13 @@ def carry_out(
                     print("stopped before the first step; the same command goes on")
                 return Outcome(stop.exit_status, 0, None)
         threads_before = run_folder.last_threads()
+        trackers = tracker_builders(config.train) if main else {}
         if main:
             stack.enter_context(run_folder.open(dump_config(config), command, resume=resume))
             if fewer is not None:
                 write_text(run_folder.config, dump_config(config))
         resumed = resume and training.resume()
-        log = open_log(run, training, quiet=quiet)
+        log = open_log(run, training, trackers, quiet=quiet)
         stack.callback(log.close)
         if resume:
             say_resumed(log, training, resumed=resumed, threads_before=threads_before)
@@ -190,8 +194,16 @@ def object_marks(networks: Mapping[str, nn.Module]) -> dict[str, str]:
     return marks
 
 
-def open_log(run: Run, training: Training, *, quiet: bool = False) -> Log:
+def open_log(
+    run: Run,
+    training: Training,
+    trackers: Mapping[str, Callable[[About], Tracker]],
+    *,
+    quiet: bool = False,
+) -> Log:
     folder, settings = training.folder, run.config.train
+    about = About(shown_name(folder.path), folder.path, to_tree(run.config), training.done, None)
+    history = read_metrics(folder.metrics) if trackers else []
     return Log(
         folder.metrics,
         active=run.process.rank == 0,
@@ -199,9 +211,15 @@ def open_log(run: Run, training: Training, *, quiet: bool = False) -> Log:
         start=training.done,
         title=folder.path.name,
         device=run.process.device,
-        tensorboard=folder.path / "tensorboard" if settings.tensorboard else None,
+        trackers=[Sender(name, make, about, history) for name, make in trackers.items()],
         quiet=quiet,
     )
+
+
+def shown_name(folder: Path) -> str:
+    """A run's name for people; of an ablation's part its variant too (``pi_pa/seed0``)."""
+    path = folder.resolve()
+    return f"{path.parent.name}/{path.name}" if re.fullmatch(r"seed\d+", path.name) else path.name
 
 
 def say_resumed(log: Log, training: Training, *, resumed: bool, threads_before: int | None) -> None:
@@ -401,6 +419,8 @@ def write_result(run: Run, training: Training, skipped: dict[str, str], log: Log
         "skipped": skipped,
         "config": to_tree(config),
     }
+    told = ("parameters", "macs", "seconds", f"best_{best_metric(config, run.task)}")
+    log.final = numbers({**(training.scores or {}), **{key: result[key] for key in told}}, "final/")
     write_text(training.folder.result, json.dumps(result, indent=2) + "\n")
 
 
