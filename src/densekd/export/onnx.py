@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -48,6 +49,7 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
                 input_names=["images"],
                 output_names=list(graph.module.outputs),
                 verbose=False,
+                custom_translation_table=_rounding(),
             )
     finally:
         logger.setLevel(level)
@@ -58,6 +60,25 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     _name_sizes(proto, graph)
     return proto.SerializeToString()
+
+
+def _rounding() -> dict[Any, Callable[..., Any]]:
+    """How the operations of an int8 network stand in ONNX: as QDQ pairs, which runtimes compute in integers."""
+    ir: Any = importlib.import_module("onnxscript.ir")
+    op: Any = importlib.import_module("onnxscript.onnx_opset").opset18
+
+    def rounded(x: Any, scale: float, zero: int) -> Any:
+        size = op.Constant(value=ir.tensor(scale, ir.DataType.FLOAT))
+        place = op.Constant(value=ir.tensor(zero, ir.DataType.UINT8))
+        return op.DequantizeLinear(op.QuantizeLinear(x, size, place), size, place)
+
+    def stored(values: Any, scale: Any, axis: int) -> Any:
+        return op.DequantizeLinear(values, scale, axis=axis)
+
+    return {
+        torch.ops.densekd.rounded.default: rounded,
+        torch.ops.densekd.stored.default: stored,
+    }
 
 
 def _name_sizes(proto: Any, graph: Graph) -> None:
