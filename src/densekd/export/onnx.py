@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from densekd.errors import UserError
-from densekd.export.graph import Graph
+from densekd.export.graph import OF_BOXES, Graph
 from densekd.models.foreign._runtimes import onnx_session
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,12 +49,15 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
                 input_names=["images"],
                 output_names=list(graph.module.outputs),
                 verbose=False,
-                custom_translation_table=_rounding(),
+                custom_translation_table=_own_operations(),
             )
     finally:
         logger.setLevel(level)
     assert program is not None
     proto = program.model_proto
+    # What torch notes of each operation, with paths of this machine, is most of a small network's file.
+    for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]:
+        node.ClearField("metadata_props")
     for key, value in about.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
@@ -62,8 +65,12 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
-def _rounding() -> dict[Any, Callable[..., Any]]:
-    """How the operations of an int8 network stand in ONNX: as QDQ pairs, which runtimes compute in integers."""
+def _integers(op: Any, *values: int) -> Any:
+    return op.Constant(value_ints=values)
+
+
+def _own_operations() -> dict[Any, Callable[..., Any]]:
+    """How densekd's operations stand in ONNX: rounding as QDQ pairs, which runtimes compute in integers, and NMS."""
     ir: Any = importlib.import_module("onnxscript.ir")
     op: Any = importlib.import_module("onnxscript.onnx_opset").opset18
 
@@ -75,7 +82,28 @@ def _rounding() -> dict[Any, Callable[..., Any]]:
     def stored(values: Any, scale: Any, axis: int) -> Any:
         return op.DequantizeLinear(values, scale, axis=axis)
 
+    def kept(
+        boxes: Any, scores: Any, labels: Any, classes: int, low: float, overlap: float, count: int
+    ) -> Any:
+        number = op.Constant(value=ir.tensor([[[k] for k in range(classes)]], ir.DataType.INT64))
+        own = op.Equal(op.Unsqueeze(labels, _integers(op, 1)), number)  # (N, K, C)
+        nothing = op.Constant(value_float=-1.0)
+        by_class = op.Where(own, op.Unsqueeze(scores, _integers(op, 1)), nothing)
+        chosen = op.NonMaxSuppression(
+            boxes,
+            by_class,
+            _integers(op, count),
+            op.Constant(value_floats=[overlap]),
+            op.Constant(value_floats=[low]),
+        )  # rows of image, class, box
+        places = op.Gather(chosen, _integers(op, 0, 2), axis=1)
+        rows = op.Shape(chosen, end=1)
+        ones = op.Expand(op.Constant(value_float=1.0), rows)
+        none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
+        return op.Cast(op.ScatterND(none, places, ones), to=ir.DataType.BOOL)
+
     return {
+        torch.ops.densekd.kept.default: kept,
         torch.ops.densekd.rounded.default: rounded,
         torch.ops.densekd.stored.default: stored,
     }
@@ -88,7 +116,7 @@ def _name_sizes(proto: Any, graph: Graph) -> None:
     for place, name in enumerate(names):
         if name is not None:
             images.type.tensor_type.shape.dim[place].dim_param = name
-    if graph.module.end == "boxes":
+    if graph.module.end in OF_BOXES:
         return
     (answer,) = proto.graph.output
     answer.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -192,9 +192,9 @@ def roundable(network: nn.Module) -> Iterator[Any]:
         for inner in module.modules()
     }
     for module in network.modules():
-        if isinstance(module, LAYERS) and module not in uncalled:
-            if not parametrize.is_parametrized(module):
-                yield module
+        own = isinstance(module, LAYERS) and module not in uncalled
+        if own and not parametrize.is_parametrized(module):
+            yield module
 
 
 def is_int8(network: nn.Module) -> bool:
