@@ -12,9 +12,10 @@ from torch import nn
 from densekd.errors import UserError
 from densekd.export import compare, onnx_bytes, onnx_runner, quantise, trace
 from densekd.export.graph import OUTPUTS
+from densekd.models.taps import Taps
 from densekd.rewrite import to_int8
 from densekd.tasks import Detection, Segmentation
-from densekd.types import DetectorOutput, FinalBoxes, InputSpec
+from densekd.types import DecodedBoxes, DetectorOutput, FinalBoxes, InputSpec
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -180,3 +181,20 @@ def test_nms_stands_in_the_file(kind):
 
     with pytest.raises(UserError, match="off PyTorch"):
         compare(graph, moved, "the file")
+
+
+def test_boxes_before_nms_stand_in_the_file_too():
+    """They lead to PyTorch's answer, through the file read again."""
+    net, task = TinyDetector("retinanet").eval(), detection()
+    graph = trace(net, task, InputSpec(), "boxes", SIZE)
+    run = onnx_runner(onnx_bytes(graph, {}), 1)
+    assert all(gap.error <= 1e-3 for gap in compare(graph, run, "the file"))
+    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        raw = Taps(net, {}, InputSpec())(images).prediction
+    expected = task.decode(raw, (96, 128))
+    outputs = [torch.from_numpy(part) for part in run(images.numpy())]
+    found = task.decode(DecodedBoxes(*outputs, "retinanet"), (96, 128))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
+        assert torch.equal(one.labels, other.labels)

@@ -46,6 +46,10 @@ def broken_relations(config: Config) -> list[str]:
             for key in ("sync_batchnorm", "recompute_norms")
             if getattr(config.train, key)
         ]
+        if config.train.compile:
+            lines.append(
+                "train.compile: torch does not compile the rounding of model.int8; leave it out"
+            )
     if config.distill.balance is not None:
         forbidden = {
             "train.amp": config.train.amp == "fp16"

@@ -66,7 +66,7 @@ class RoundedMap(nn.Module):
     Before the first batch of training the map stays as it is.
 
     Attributes:
-        range: the lowest and the highest value; equal before the first batch.
+        range: the lowest and the highest value; before the first batch the lowest is above the highest.
         fixed: scale and zero point as constants of a graph, see `constants`.
     """
 
@@ -74,7 +74,7 @@ class RoundedMap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("range", torch.zeros(2))
+        self.register_buffer("range", torch.tensor([1.0, -1.0]))
         self.fixed: tuple[float, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,12 +89,13 @@ class RoundedMap(nn.Module):
 
     @property
     def seen(self) -> bool:
-        return bool(self.range.any())
+        return bool(self.range[0] <= self.range[1])
 
     def _follow(self, x: Tensor) -> None:
         low, high = torch.aminmax(x.float())
         found = torch.stack([low.clamp(max=0), high.clamp(min=0)])
-        self.range.copy_(torch.where(self.range.any(), self.range.lerp(found, PACE), found))
+        seen = self.range[0] <= self.range[1]
+        self.range.copy_(torch.where(seen, self.range.lerp(found, PACE), found))
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32) of uint8, of one element each."""
