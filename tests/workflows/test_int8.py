@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -47,6 +49,16 @@ def recipe(floats) -> dict:
 def finished(floats, tmp_path_factory):
     out = tmp_path_factory.mktemp("int8")
     return densekd.distill(recipe(floats), name="q", out=out, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def program(finished, tmp_path_factory):
+    """It as a program, and what was said."""
+    file = tmp_path_factory.mktemp("files") / "a.pt2"
+    words = ["export", str(finished.folder), "--out", str(file), "--size", "64", "96"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*words, "--with", "none", "--json"]) == 0
+    return file, json.loads(said.getvalue())
 
 
 def test_it_stays_near_its_float_self_and_knows_what_it_is(finished, floats):
@@ -99,13 +111,8 @@ def test_settings_that_work_on_norms_are_refused(floats):
         make_config(tree, "test")
 
 
-def test_a_program_of_it_answers_as_it_does(finished, tmp_path, capsys):
-    file = tmp_path / "a.pt2"
-    words = ["export", str(finished.folder), "--out", str(file), "--size", "64", "96"]
-    assert main([*words, "--with", "none", "--int8"]) == 2
-    assert "--int8: writes .onnx or .xml" in capsys.readouterr().err
-    assert main([*words, "--with", "none", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+def test_a_program_of_it_answers_as_it_does(finished, program):
+    file, said = program
     assert said["trained_int8"] is True
     assert all(check["error"] < 1e-3 for check in said["checks"])
     images = torch.rand(1, 3, 75, 101)
@@ -115,13 +122,10 @@ def test_a_program_of_it_answers_as_it_does(finished, tmp_path, capsys):
     assert (maps - expected).abs().mean() < 1e-3 * expected.abs().max()
 
 
-def test_what_weights_saw_reaches_the_students_of_their_file(finished, tmp_path):
-    file = tmp_path / "a.pt2"
-    words = ["export", str(finished.folder), "--out", str(file), "--size", "64", "96"]
-    assert main([*words, "--with", "none"]) == 0
+def test_what_weights_saw_reaches_the_students_of_their_file(program, tmp_path):
     tree = tree_of("segmentation")
     del tree["note"]
-    tree["teacher"] = {"name": "exported", "options": {"path": str(file)}}
+    tree["teacher"] = {"name": "exported", "options": {"path": str(program[0])}}
     tree["distill"] = {"pixel_wise": {"weight": 1}}
     result = densekd.distill(tree, name="s", out=tmp_path, device="cpu")
     written = json.loads(RunFolder(result.folder).result.read_text())
