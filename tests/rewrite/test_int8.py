@@ -108,14 +108,17 @@ def test_constants_give_the_same_and_go_again(rounding):
     rounding(images())
     rounding.eval()
     free = rounding(images())
+    with constants(rounding, plain=True):
+        plain = rounding(images())
     with constants(rounding):
         fixed = rounding(images())
-        assert rounding[0].parametrizations.weight[0].fixed[0].dtype == torch.int8
-        assert rounding[3].parametrizations.bias[0].fixed[0].dtype == torch.int32
+        assert rounding[0].parametrizations.weight[0].fixed.args[0].dtype == torch.int8
+        assert rounding[3].parametrizations.bias[0].fixed.args[0].dtype == torch.int32
     step = rounding[6].int8_output.grid()[0]
     # A sum near the middle of two values may fall to either side.
     assert ((free - fixed).abs() > step / 2).float().mean() < 0.01
     assert (free - fixed).abs().max() <= 3 * step
+    assert torch.equal(plain, fixed)
     assert torch.equal(rounding(images()), free)
 
 

@@ -18,6 +18,8 @@ from densekd.engine.trainer import Training
 from densekd.errors import UserError
 from densekd.models.weights import read_metadata
 from densekd.rewrite import is_int8, unseen_layers
+from densekd.workflows.evaluate import evaluate_weights
+from densekd.workflows.run import settled
 from tests.workflows.test_functions import tree_of
 
 
@@ -98,9 +100,9 @@ def test_its_weights_are_no_float_weights(finished):
     tree = tree_of("segmentation")
     tree["model"]["weights"] = str(RunFolder(finished.folder).student)
     with pytest.raises(UserError, match=r"was trained to be int8; set model\.int8 true"):
-        densekd.evaluate(tree["model"]["weights"], tree, device="cpu")
+        evaluate_weights(make_config(tree, "test"), None, "val", device="cpu")
     tree["model"]["int8"] = True
-    scores = densekd.evaluate(tree["model"]["weights"], tree, device="cpu")
+    scores = evaluate_weights(make_config(tree, "test"), None, "val", device="cpu")
     assert scores["miou"] == finished.scores["miou"]
 
 
@@ -111,6 +113,7 @@ def test_settings_that_work_on_norms_are_refused(floats):
         make_config(tree, "test")
 
 
+@pytest.mark.slow
 def test_a_program_of_it_answers_as_it_does(finished, program):
     file, said = program
     assert said["trained_int8"] is True
@@ -122,14 +125,17 @@ def test_a_program_of_it_answers_as_it_does(finished, program):
     assert (maps - expected).abs().mean() < 1e-3 * expected.abs().max()
 
 
-def test_what_weights_saw_reaches_the_students_of_their_file(program, tmp_path):
+def test_what_weights_saw_reaches_the_students_of_their_file(tmp_path):
+    file = tmp_path / "a.pt2"
+    program = torch.export.export(torch.nn.Identity(), (torch.rand(1),))
+    about = {"densekd.json": json.dumps({"note": "saw val"})}
+    torch.export.save(program, file, extra_files=about)
     tree = tree_of("segmentation")
     del tree["note"]
-    tree["teacher"] = {"name": "exported", "options": {"path": str(program[0])}}
+    tree["teacher"] = {"name": "exported", "options": {"path": str(file)}}
     tree["distill"] = {"pixel_wise": {"weight": 1}}
-    result = densekd.distill(tree, name="s", out=tmp_path, device="cpu")
-    written = json.loads(RunFolder(result.folder).result.read_text())
-    assert written["note"] == "a note"
+    assert settled(make_config(tree, "test"), distil=True).note == "teacher saw val"
+    assert settled(make_config(tree, "test"), distil=False).note == ""
 
 
 @pytest.mark.slow

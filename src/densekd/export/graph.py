@@ -124,11 +124,20 @@ def example_size(spec: InputSpec, size: tuple[int, int] | None) -> tuple[int, in
 
 
 def trace(
-    network: nn.Module, task: Task, spec: InputSpec, end: str, size: tuple[int, int]
+    network: nn.Module,
+    task: Task,
+    spec: InputSpec,
+    end: str,
+    size: tuple[int, int],
+    *,
+    plain: bool = False,
 ) -> Graph:
     """Export with free batch, height and width, from two images that are not square.
 
     A network whose program depends on how its sizes divide is exported for multiples of `DIVISOR`.
+
+    Args:
+        plain: of torch's own operations alone, as a program must be that runs without densekd.
 
     Raises:
         UserError: the network cannot be traced.
@@ -146,7 +155,7 @@ def trace(
         1: (Dim("height", min=SMALLEST), Dim("width", min=SMALLEST)),
         DIVISOR: tuple(DIVISOR * Dim(f"{name}_{DIVISOR}", min=2) for name in ("height", "width")),
     }
-    with evaluating(module), torch.no_grad(), constants(network):
+    with evaluating(module), torch.no_grad(), constants(network, plain=plain):
         if end in OF_BOXES:
             module.kind = module.tapped(images).prediction.kind
         error: Exception | None = None

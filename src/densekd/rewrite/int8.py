@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,13 +52,6 @@ def plain_stored(values: Tensor, scale: Tensor, axis: int) -> Tensor:
     return values.float() * along(scale, axis, values.ndim)
 
 
-# What a traced graph's operations are where the runtime has none of their own.
-PLAIN = {
-    torch.ops.densekd.rounded.default: plain_rounded,
-    torch.ops.densekd.stored.default: plain_stored,
-}
-
-
 class RoundedMap(nn.Module):
     """A map rounded to the 256 values of uint8 over the range that training has shown.
 
@@ -67,7 +61,7 @@ class RoundedMap(nn.Module):
 
     Attributes:
         range: the lowest and the highest value; before the first batch the lowest is above the highest.
-        fixed: scale and zero point as constants of a graph, see `constants`.
+        fixed: rounds with constants in a traced graph, see `constants`.
     """
 
     range: Tensor
@@ -75,11 +69,11 @@ class RoundedMap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("range", torch.tensor([1.0, -1.0]))
-        self.fixed: tuple[float, int] | None = None
+        self.fixed: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fixed is not None:
-            return torch.ops.densekd.rounded(x, *self.fixed)
+            return self.fixed(x)
         if self.training:
             self._follow(x.detach())
         elif not self.seen:
@@ -111,17 +105,17 @@ class RoundedWeight(nn.Module):
         axis: of the output channels.
 
     Attributes:
-        fixed: integers and scales as constants of a graph, see `constants`.
+        fixed: gives the weight from integers in a traced graph, see `constants`.
     """
 
     def __init__(self, axis: int) -> None:
         super().__init__()
         self.axis = axis
-        self.fixed: tuple[Tensor, Tensor] | None = None
+        self.fixed: Callable[[], Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.fixed is not None:
-            return torch.ops.densekd.stored(*self.fixed, self.axis)
+            return self.fixed()
         scale = self.scale(weight)
         zero = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(
@@ -139,15 +133,15 @@ class RoundedBias(nn.Module):
     """A bias as it is; in a traced graph in the 32 bits in which integer runtimes add it.
 
     Attributes:
-        fixed: integers and scales as constants of a graph, see `constants`.
+        fixed: gives the bias from integers in a traced graph, see `constants`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.fixed: tuple[Tensor, Tensor] | None = None
+        self.fixed: Callable[[], Tensor] | None = None
 
     def forward(self, bias: Tensor) -> Tensor:
-        return bias if self.fixed is None else torch.ops.densekd.stored(*self.fixed, 0)
+        return bias if self.fixed is None else self.fixed()
 
 
 def to_int8(network: nn.Module, images: Tensor) -> int:
@@ -212,36 +206,44 @@ def unseen_layers(network: nn.Module) -> list[str]:
 
 
 @contextmanager
-def constants(network: nn.Module) -> Iterator[None]:
-    """Inside, weights and biases are integers and ranges are constants, as a traced graph should hold them."""
+def constants(network: nn.Module, *, plain: bool = False) -> Iterator[None]:
+    """Inside, weights and biases are integers and ranges are constants, as a traced graph should hold them.
+
+    Args:
+        plain: round by torch's own operations, for programs that run without densekd; else by `rounded` and `stored`,
+            which a format can put its own in place of.
+    """
     changed: list[Any] = []
     try:
         for layer in network.modules():
             if not isinstance(getattr(layer, "int8_input", None), RoundedMap):
                 continue
-            changed += fix(layer)
+            changed += fix(layer, plain)
         yield
     finally:
         for part in changed:
             part.fixed = None
 
 
-def fix(layer: Any) -> list[Any]:
+def fix(layer: Any, plain: bool) -> list[Any]:
     """Make what a layer rounds with constant; returns the parts of which it was made so."""
+    to_grid, from_integers = (plain_rounded, plain_stored) if plain else (rounded, stored)
     for part in (layer.int8_input, layer.int8_output):
-        scale, zero = part.grid()
-        part.fixed = float(scale), int(zero)
+        step, zero = part.grid()
+        part.fixed = partial(to_grid, scale=float(step), zero=int(zero))
     (rounding,) = layer.parametrizations["weight"]
     weight = layer.parametrizations["weight"].original.detach()
     scale = rounding.scale(weight)
-    rounding.fixed = to_integers(weight, scale, rounding.axis, STEPS).to(torch.int8), scale
+    values = to_integers(weight, scale, rounding.axis, STEPS).to(torch.int8)
+    rounding.fixed = partial(from_integers, values, scale, rounding.axis)
     parts = [layer.int8_input, layer.int8_output, rounding]
     if layer.bias is not None:
         (adding,) = layer.parametrizations["bias"]
         bias = layer.parametrizations["bias"].original.detach()
         # A grouped transposed convolution has scales for the channels of one group.
-        scale = scale.repeat(len(bias) // len(scale)) * layer.int8_input.fixed[0]
-        adding.fixed = to_integers(bias, scale, 0, 2**31 - 128).to(torch.int32), scale
+        scale = scale.repeat(len(bias) // len(scale)) * layer.int8_input.grid()[0]
+        values = to_integers(bias, scale, 0, 2**31 - 128).to(torch.int32)
+        adding.fixed = partial(from_integers, values, scale, 0)
         parts.append(adding)
     return parts
 

@@ -120,7 +120,7 @@ def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
 def anchors_by_level(raw: DetectorOutput) -> list[int]:
     """A of each level; SSD's differ."""
     return [
-        max(1, len(anchors) // (x.shape[-2] * x.shape[-1]))
+        max(1, anchors.shape[0] // (x.shape[-2] * x.shape[-1]))
         for x, anchors in zip(raw.logits, raw.anchors, strict=True)
     ]
 
@@ -144,7 +144,7 @@ def all_boxes(
         boxes = coder.decode(codes, anchors)
         scores = (flat["cls_logits"].sigmoid() * flat["bbox_ctrness"].sigmoid()).sqrt()
     else:
-        boxes = coder.decode_single(codes.flatten(0, 1), anchors.repeat(len(codes), 1))
+        boxes = coder.decode_single(codes.flatten(0, 1), anchors.repeat(codes.shape[0], 1))
         boxes = boxes.view_as(codes)
         logits = flat["cls_logits"]
         scores = logits.softmax(-1)[..., 1:] if raw.kind == "ssd" else logits.sigmoid()
@@ -223,7 +223,7 @@ def candidates(rules: Any, raw: DetectorOutput, scores: Tensor) -> tuple[Tensor,
         place = torch.where(best < 0, 0, place)
         return best.flatten(1), place.flatten(1), label.flatten(1)
     parts, before = [], 0
-    for level in scores.split([len(anchors) for anchors in raw.anchors], dim=1):
+    for level in scores.split([anchors.shape[0] for anchors in raw.anchors], dim=1):
         best, at = functional.pad(level.flatten(1), (0, top), value=-1.0).topk(top)
         place = torch.div(at, classes, rounding_mode="floor") + before
         parts.append((best, torch.where(best < 0, 0, place), at % classes))

@@ -30,7 +30,6 @@ from densekd.export.verify import ROUNDED_TOLERANCE, TOLERANCE
 from densekd.ops.files import open_atomic
 from densekd.ops.names import bytes_text
 from densekd.rewrite import is_int8
-from densekd.rewrite.int8 import PLAIN
 from densekd.workflows.int8 import Int8, int8_text, measured, quantised
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.open_model import loaded_file, model_titles
@@ -115,7 +114,8 @@ def export(
             "--with boxes"
         )
     size = example_size(model.input_spec, size)
-    graph = trace(model.model, model.task, model.input_spec, end, size)
+    plain = out.suffix == ".pt2"
+    graph = trace(model.model, model.task, model.input_spec, end, size, plain=plain)
     about = description(model, graph)
     extra: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -189,8 +189,7 @@ def _check(gap: Gap) -> dict[str, Any]:
 
 def _pt2_bytes(graph: Graph, about: dict[str, Any]) -> bytes:
     file = io.BytesIO()
-    program = graph.program.run_decompositions(PLAIN) if graph.int8 else graph.program
-    torch.export.save(program, file, extra_files={"densekd.json": json.dumps(about)})
+    torch.export.save(graph.program, file, extra_files={"densekd.json": json.dumps(about)})
     return file.getvalue()
 
 

@@ -92,7 +92,7 @@ def split_levels(
     x: Tensor, sizes: Sequence[tuple[int, int]], anchors: Sequence[Tensor]
 ) -> list[Tensor]:
     """torchvision's (N, sum of h * w * A, C) -> (N, A * C, h, w), one a level, anchor-major; A may differ by level."""
-    parts = x.split([len(level) for level in anchors], dim=1)
+    parts = x.split([level.shape[0] for level in anchors], dim=1)
     return [by_level(part, [size])[0] for part, size in zip(parts, sizes, strict=True)]
 
 
