@@ -118,7 +118,7 @@ class TinyDetector(nn.Module):
             )
         return DetectorOutput(
             logits=[p[0] for p in parts],
-            boxes=[p[1] for p in parts],
+            boxes=[p[1].relu() if self.kind == "fcos" else p[1] for p in parts],  # as FCOS's head
             centerness=[p[2] for p in parts] if self.kind == "fcos" else None,
             anchors=anchors,
             kind=self.kind,
@@ -163,7 +163,7 @@ def test_fewer_boxes_than_asked_for_are_filled_up():
     assert len(task.decode(FinalBoxes(boxes, scores, labels), SIZE)[0].boxes) == 0
 
 
-@pytest.mark.parametrize("kind", ["fcos", "ssd"])
+@pytest.mark.parametrize("kind", ["fcos", pytest.param("ssd", marks=pytest.mark.slow)])
 def test_nms_stands_in_the_file(kind):
     """For any batch and size, in ONNX Runtime; a file with other boxes is refused."""
     graph = trace(TinyDetector(kind), detection(), InputSpec(), "detections", SIZE)
@@ -183,6 +183,7 @@ def test_nms_stands_in_the_file(kind):
         compare(graph, moved, "the file")
 
 
+@pytest.mark.slow
 def test_boxes_before_nms_stand_in_the_file_too():
     """They lead to PyTorch's answer, through the file read again."""
     net, task = TinyDetector("retinanet").eval(), detection()
