@@ -36,11 +36,17 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def program_file(runs, tmp_path_factory):
-    """The segmentation network as a program."""
+def written_program(runs, tmp_path_factory):
+    """The segmentation network as a program, and what was said."""
     file = tmp_path_factory.mktemp("files") / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
-    return file
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert export(runs / "segmentation", "--out", file, *SIZE, "--json") == 0
+    return file, json.loads(said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def program_file(written_program):
+    return written_program[0]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +63,8 @@ def export(*words: object) -> int:
     return main(["export", *map(str, words)])
 
 
-def test_a_program_answers_as_predict_does(runs, tmp_path, capsys):
-    file = tmp_path / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE, "--json") == 0
-    said = json.loads(capsys.readouterr().out)
+def test_a_program_answers_as_predict_does(runs, written_program):
+    file, said = written_program
     assert said["file"] == str(file)
     assert len(said["checks"]) == 3
     assert all(check["error"] <= 1e-3 for check in said["checks"])
