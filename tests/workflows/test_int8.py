@@ -19,7 +19,7 @@ from densekd.errors import UserError
 from densekd.models.weights import read_metadata
 from densekd.rewrite import is_int8, unseen_layers
 from densekd.workflows.evaluate import evaluate_weights
-from densekd.workflows.run import settled
+from densekd.workflows.forms import settled
 from tests.workflows.test_functions import tree_of
 
 
