@@ -49,7 +49,7 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
                 input_names=["images"],
                 output_names=list(graph.module.outputs),
                 verbose=False,
-                custom_translation_table=_own_operations(),
+                custom_translation_table=_own_operations(graph.module.end),
             )
     finally:
         logger.setLevel(level)
@@ -69,7 +69,7 @@ def _integers(op: Any, *values: int) -> Any:
     return op.Constant(value_ints=values)
 
 
-def _own_operations() -> dict[Any, Callable[..., Any]]:
+def _own_operations(end: str) -> dict[Any, Callable[..., Any]]:
     """How densekd's operations stand in ONNX: rounding as QDQ pairs, which runtimes compute in integers, and NMS."""
     ir: Any = importlib.import_module("onnxscript.ir")
     op: Any = importlib.import_module("onnxscript.onnx_opset").opset18
@@ -102,11 +102,13 @@ def _own_operations() -> dict[Any, Callable[..., Any]]:
         none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
         return op.Cast(op.ScatterND(none, places, ones), to=ir.DataType.BOOL)
 
-    return {
-        torch.ops.densekd.kept.default: kept,
+    table: dict[Any, Callable[..., Any]] = {
         torch.ops.densekd.rounded.default: rounded,
         torch.ops.densekd.stored.default: stored,
     }
+    if end == "detections":  # the operation is there where detection has been imported
+        table[torch.ops.densekd.kept.default] = kept
+    return table
 
 
 def _name_sizes(proto: Any, graph: Graph) -> None:
