@@ -155,6 +155,20 @@ class DecodedBoxes(NamedTuple):
     kind: str
 
 
+class FinalBoxes(NamedTuple):
+    """The boxes of a batch after NMS, best first: what an exported detector with its decoding gives.
+
+    Attributes:
+        boxes: (N, D, 4) XYXY in pixels of the input, inside it.
+        scores: (N, D) in [0, 1]; 0 where an image has fewer than D boxes.
+        labels: (N, D) int64; -1 there.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
 @dataclass(frozen=True)
 class Feature:
     """A tensor a network offers for tapping: module path, channels, stride against the input."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from densekd.build.provenance import teacher_note
+from densekd.config.schema import Teacher
 from densekd.errors import UserError, WeightsError
 from densekd.export import (
     ExportedFile,
@@ -19,6 +22,7 @@ from densekd.export import (
     quantise,
     save_openvino,
 )
+from densekd.models.foreign._runtimes import program_about
 from densekd.models.taps import Taps
 from densekd.ops.tiling import Views
 from densekd.tasks import Depth, Segmentation
@@ -67,6 +71,22 @@ def images(count: int = 1, height: int = 12, width: int = 20) -> np.ndarray:
 
 def expected(given: np.ndarray) -> np.ndarray:
     return functional.conv2d(torch.from_numpy(given), torch.from_numpy(WEIGHTS), padding=1).numpy()
+
+
+def test_what_weights_saw_is_read_from_files_of_all_formats(tmp_path):
+    about = {**ABOUT, "note": "saw val"}
+    paths = [tmp_path / name for name in ("a.onnx", "a.xml", "a.pt2", "other.onnx")]
+    paths[0].write_bytes(tiny(about))
+    if importlib.util.find_spec("openvino") is None:
+        paths.remove(tmp_path / "a.xml")
+    else:
+        save_openvino(paths[0], paths[1], about)
+    program = torch.export.export(torch.nn.Identity(), (torch.rand(1),))
+    torch.export.save(program, tmp_path / "a.pt2", extra_files={"densekd.json": json.dumps(about)})
+    paths[-1].write_bytes(tiny({}))
+    notes = [teacher_note(Teacher("exported", options={"path": str(path)})) for path in paths]
+    assert notes == ["teacher saw val"] * (len(paths) - 1) + [""]
+    assert program_about(tmp_path / "none.onnx") == {}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 
@@ -35,21 +36,35 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def program_file(runs, tmp_path_factory):
-    """The segmentation network as a program."""
+def written_program(runs, tmp_path_factory):
+    """The segmentation network as a program, and what was said."""
     file = tmp_path_factory.mktemp("files") / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
-    return file
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert export(runs / "segmentation", "--out", file, *SIZE, "--json") == 0
+    return file, json.loads(said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def program_file(written_program):
+    return written_program[0]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(runs, tmp_path_factory):
+    """The segmentation network as an ONNX file, and what was said."""
+    pytest.importorskip("onnx")
+    file = tmp_path_factory.mktemp("files") / "a.onnx"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert export(runs / "segmentation", "--out", file, *SIZE) == 0
+    return file, said.getvalue()
 
 
 def export(*words: object) -> int:
     return main(["export", *map(str, words)])
 
 
-def test_a_program_answers_as_predict_does(runs, tmp_path, capsys):
-    file = tmp_path / "a.pt2"
-    assert export(runs / "segmentation", "--out", file, *SIZE, "--json") == 0
-    said = json.loads(capsys.readouterr().out)
+def test_a_program_answers_as_predict_does(runs, written_program):
+    file, said = written_program
     assert said["file"] == str(file)
     assert len(said["checks"]) == 3
     assert all(check["error"] <= 1e-3 for check in said["checks"])
@@ -88,11 +103,9 @@ def test_the_networks_own_maps_can_be_had(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_answers_as_predict_does(runs, tmp_path, capsys):
+def test_onnx_answers_as_predict_does(runs, onnx_file, capsys):
     onnx = pytest.importorskip("onnx")
-    file = tmp_path / "a.onnx"
-    assert export(runs / "segmentation", "--out", file, *SIZE) == 0
-    said = capsys.readouterr().out
+    file, said = onnx_file
     assert said.count("equals PyTorch at") == 3
     model = densekd.load(runs / "segmentation")
     proto = onnx.load(file)
@@ -174,11 +187,17 @@ def test_several_networks_stand_in_one_table_and_one_picture(runs, program_file,
 @pytest.mark.parametrize(
     ("suffix", "task"), [*((".onnx", task) for task in TASKS), (".xml", "segmentation")]
 )
-def test_an_exported_file_scores_and_predicts_as_its_network(runs, tmp_path, capsys, task, suffix):
+def test_an_exported_file_scores_and_predicts_as_its_network(
+    runs, onnx_file, tmp_path, task, suffix
+):
+    """A detector with NMS in the graph; boxes before it are asked for in tests/export."""
     pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
     file = tmp_path / f"a{suffix}"
-    assert export(runs / task, "--out", file, *SIZE) == 0
-    capsys.readouterr()
+    if (task, suffix) == ("segmentation", ".onnx"):
+        file = onnx_file[0]
+    else:
+        more = ["--with", "detections"] if task == "detection" else []
+        assert export(runs / task, "--out", file, *SIZE, *more) == 0
     config = runs / task / "config.yaml"
     metric = {"segmentation": "miou", "detection": "ap", "depth": "abs_rel"}[task]
     scores = densekd.evaluate(file, config, device="cpu")
@@ -276,7 +295,7 @@ def test_an_exported_file_is_compared_and_predicts(runs, program_file, tmp_path,
     assert "another model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "ssd"])
 def test_boxes_before_nms_lead_to_the_same_detections(kind):
     """torchvision's own post-processing is the standard."""
     from densekd.tasks import Detection
@@ -286,7 +305,7 @@ def test_boxes_before_nms_lead_to_the_same_detections(kind):
     anchors_a_place, sizes = (1 if kind == "fcos" else 3), [(6, 8), (3, 4)]
     task = Detection(["a", "b"], [(0, 0, 0)] * 2, topk_candidates=20, detections_per_image=15)
     raw = DetectorOutput(
-        logits=[torch.randn(2, anchors_a_place * 2, *s) for s in sizes],
+        logits=[torch.randn(2, anchors_a_place * (3 if kind == "ssd" else 2), *s) for s in sizes],
         boxes=[torch.rand(2, anchors_a_place * 4, *s) for s in sizes],
         centerness=[torch.randn(2, 1, *s) for s in sizes] if kind == "fcos" else None,
         anchors=[_anchors(anchors_a_place * h * w) for h, w in sizes],
@@ -329,6 +348,7 @@ def test_formats_that_are_not_written_are_named(runs, tmp_path, monkeypatch, cap
     ("task", "words", "expected"),
     [
         ("detection", ["--with", "none"], "a detector is exported with boxes"),
+        ("detection", ["--with", "detections"], "has no NMS for batches"),
         ("depth", ["--with", "argmax"], "--with argmax: is of segmentation; this is depth"),
         ("segmentation", ["--size", "32", "96"], "at least 64"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from densekd.build import provenance
@@ -16,11 +17,13 @@ from densekd.errors import UserError, WeightsError
 from densekd.models.finite import check_finite
 from densekd.models.foreign.hf import adopt, fill
 from densekd.models.weights import load_weights
+from densekd.rewrite import to_int8
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
 # Stands before the class of a network that was given as an object and has no name in a recipe.
 GIVEN = "object:"
+EXAMPLE = (192, 256)  # (height, width) of an image that a network is tried on where it names none
 
 
 def build_network(
@@ -41,8 +44,10 @@ def build_network(
         given: the network itself, which no name stands for; it is taken as it is.
     """
     if given is not None:
-        own = getattr(given, "input_spec", None)
-        return given, build_input_spec(model, own, where)
+        spec = build_input_spec(model, getattr(given, "input_spec", None), where)
+        if model.int8:
+            round_layers(given, spec, where)
+        return given, spec
     if model.name.startswith(GIVEN):
         raise UserError(
             f"{where}.name: {model.name!r} was given as a Python object, which no recipe can build; call densekd.train "
@@ -76,8 +81,17 @@ def build_network(
     if model.prediction is not None:
         setattr(network, "prediction_path", model.prediction)  # noqa: B010 - typed as a module
     own = getattr(network, "input_spec", None)
+    rounds = False
     if model.weights is not None:
         about = provenance.about_weights(model.weights)
+        rounds = about.get("model", {}).get("int8", False) is True
+        if rounds and not model.int8:
+            raise UserError(
+                f"{where}.weights: {model.weights} was trained to be int8; set {where}.int8 true, or take the float "
+                "weights that it began with"
+            )
+        if rounds:
+            round_layers(network, own, where)
         if Path(model.weights).is_dir() and hasattr(network, "config_class"):
             fill(network, model.weights)
         else:
@@ -90,11 +104,33 @@ def build_network(
             )
         check_origin(about, task, f"{where}.weights: {model.weights}", classes=not own_classes)
         own = _stored_input(about, model.weights) if "input" in about else own
+    if model.int8 and not rounds:
+        round_layers(network, own, where)
     check_finite(
         network,
         f"{where}.weights: {model.weights}" if model.weights else f"{where}.name: {model.name}",
     )
     return network, build_input_spec(model, own, where)
+
+
+def round_layers(network: nn.Module, spec: InputSpec | None, where: str) -> None:
+    """Make a network round as an int8 file does; UserError where there is nothing to round or it does not run."""
+    spec = spec or InputSpec()
+    draw = torch.Generator().manual_seed(0)
+    try:
+        layers = to_int8(
+            network, torch.rand(1, spec.channels, *(spec.size or EXAMPLE), generator=draw)
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        height, width = spec.size or EXAMPLE
+        raise UserError(
+            f"{where}.int8: the network does not run on an image of {height}x{width}, with which its norms are folded: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    if not layers:
+        raise UserError(
+            f"{where}.int8: the network has no convolution and no linear layer that could round; leave it out"
+        )
 
 
 def _stored_input(about: dict[str, Any], file: str) -> InputSpec:

@@ -20,7 +20,7 @@ from densekd.data.base import sources_of
 from densekd.data.cache.key import stamp
 from densekd.data.loader import Unlabelled
 from densekd.errors import WeightsError
-from densekd.models.foreign._runtimes import parts_of
+from densekd.models.foreign._runtimes import parts_of, program_about
 from densekd.models.weight_files import weights_file
 from densekd.models.weights import read_metadata
 from densekd.ops.names import printable
@@ -46,6 +46,7 @@ def weights_metadata(config: schema.Config, task: Task, spec: InputSpec) -> dict
             "options": model.options,
             "in_channels": model.in_channels,
             **({} if model.prediction is None else {"prediction": model.prediction}),
+            **({"int8": True} if model.int8 else {}),
         },
         "input": spec.as_dict(),
         "classes": task.classes,
@@ -119,6 +120,9 @@ SAW_VAL = {
 }
 
 
+SAW = "saw val"
+
+
 def teachers_note(config: schema.Config) -> str:
     """What must stand beside every score of a student of these teachers."""
     notes = [teacher_note(teacher) for teacher in config.every_teacher.values()]
@@ -127,11 +131,27 @@ def teachers_note(config: schema.Config) -> str:
 
 def teacher_note(teacher: schema.Teacher | None) -> str:
     """What must stand beside every score of this teacher's students."""
-    if teacher is None or teacher.weights is None or not os.path.exists(teacher.weights):
+    if teacher is None:
         return ""
-    if file_digest(teacher.weights) in SAW_VAL:
-        return "teacher saw val"
-    return about_weights(teacher.weights).get("note", "")
+    if teacher.name == "exported" and "path" in teacher.options:
+        note = str(program_about(Path(teacher.options["path"]).expanduser()).get("note", ""))
+    else:
+        note = weights_note(teacher.weights)
+    return f"teacher {note}" if note == SAW else note
+
+
+def weights_note(path: str | None) -> str:
+    """What a weights file says of the data that it has seen; the published ones that saw val say nothing themselves."""
+    if path is None or not os.path.exists(path):
+        return ""
+    return SAW if file_digest(path) in SAW_VAL else about_weights(path).get("note", "")
+
+
+def student_note(config: schema.Config, *, distil: bool) -> str:
+    """What must stand beside every score of a run's student: what its teachers and its first weights have seen."""
+    first = weights_note(config.model.weights)
+    notes = [teachers_note(config) if distil else "", f"weights {first}" if first == SAW else first]
+    return "; ".join(dict.fromkeys(note for note in notes if note))
 
 
 def file_digest(path: str) -> str:

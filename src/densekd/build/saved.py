@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from densekd.build import provenance
-from densekd.build.networks import GIVEN, build_network
+from densekd.build.networks import GIVEN, build_network, round_layers
 from densekd.build.resolve import TASK, call, resolve
 from densekd.config import schema
 from densekd.config.names import MODELS, TASKS
@@ -67,8 +67,10 @@ def build_saved(path: Path, *, trusted: bool = False, network: nn.Module | None 
         if network is None:
             network, spec = build_network(model, task, "model")
         else:
-            load_weights(network, path)
             spec = InputSpec(**about["input"])
+            if model.int8:
+                round_layers(network, spec, "network")
+            load_weights(network, path)
     except WeightsError:
         raise
     except (
@@ -155,6 +157,7 @@ def saved_model(
         options=model["options"],
         in_channels=model["in_channels"],
         prediction=model.get("prediction"),
+        int8=model.get("int8", False) is True,
         weights=str(path),
     )
 

@@ -22,7 +22,8 @@ def command(arguments: list[str]) -> int:
         format: Literal["onnx", "pt2", "openvino", "tflite", "coreml"] | None = None,
         size: tuple[int, int] | None = None,
         end: Annotated[
-            Literal["argmax", "metres", "boxes", "none"] | None, tyro.conf.arg(name="with")
+            Literal["argmax", "metres", "boxes", "detections", "none"] | None,
+            tyro.conf.arg(name="with"),
         ] = None,
         int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         calib: str | None = None,
@@ -49,8 +50,8 @@ def command(arguments: list[str]) -> int:
             out: the file, FILE.onnx, FILE.xml or FILE.pt2; must not exist. By default the model's name.
             format: where --out is not given.
             size: height and width of the images it is traced and checked with, rounded to multiples of 32.
-            end: what the graph ends with: the class of each pixel, metres, boxes before NMS, or the network's own
-                maps; by default the first that the task has.
+            end: what the graph ends with: the class of each pixel, metres, boxes before NMS, detections (boxes after
+                NMS, with the task's own thresholds), or the network's own maps; by default the first that the task has.
             int8: static quantisation, for ONNX and OpenVINO.
             calib: root of the recipe's data set (its training images are taken, its validation images scored), or any
                 folder of images; by default the recipe's own root.

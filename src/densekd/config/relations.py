@@ -39,6 +39,17 @@ def broken_relations(config: Config) -> list[str]:
         for name, term in config.distill.terms.items()
         if term.teacher_name and term.teacher_name not in (config.teachers or {})
     ]
+    if config.model.int8:
+        lines += [
+            f"train.{key}: works on batch norms in training, and with model.int8 they keep their statistics; leave it "
+            "out"
+            for key in ("sync_batchnorm", "recompute_norms")
+            if getattr(config.train, key)
+        ]
+        if config.train.compile:
+            lines.append(
+                "train.compile: torch does not compile the rounding of model.int8; leave it out"
+            )
     if config.distill.balance is not None:
         forbidden = {
             "train.amp": config.train.amp == "fp16"

@@ -85,6 +85,12 @@ class Model:
             "module path; null: found by itself where the form of the output is known"
         ),
     ] = None
+    int8: Annotated[
+        bool,
+        Doc(
+            "round weights and activations as an int8 file has them, in training too; `densekd export` then writes int8"
+        ),
+    ] = False
 
 
 @dataclass

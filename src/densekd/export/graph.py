@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,24 @@ from torch.export import Dim, ExportedProgram
 from densekd.errors import UserError
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.resize import resize_map
+from densekd.rewrite import constants, is_int8, unseen_layers
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
 # What the graph gives besides the network's own maps, and the task that it belongs to.
-ENDS = {"argmax": "segmentation", "metres": "depth", "boxes": "detection"}
-OUTPUTS = {"argmax": ("classes",), "metres": ("depth",), "boxes": ("boxes", "scores", "levels")}
+ENDS = {
+    "argmax": "segmentation",
+    "metres": "depth",
+    "boxes": "detection",
+    "detections": "detection",
+}
+OUTPUTS = {
+    "argmax": ("classes",),
+    "metres": ("depth",),
+    "boxes": ("boxes", "scores", "levels"),
+    "detections": ("boxes", "scores", "labels"),
+}
+OF_BOXES = ("boxes", "detections")
 SMALLEST = (
     64  # pixels: below, the coarsest maps of many networks have one place, which is another program
 )
@@ -30,6 +43,7 @@ class Deployed(nn.Module):
         network: the bare network.
         end: ``"argmax"``: class of each pixel at the image's size; ``"metres"``: depth at the image's size;
             ``"boxes"``: the boxes of all places with their scores, before NMS (`DecodedBoxes`);
+            ``"detections"``: the boxes after NMS (`FinalBoxes`);
             ``"none"``: the network's maps as they are.
     """
 
@@ -42,9 +56,10 @@ class Deployed(nn.Module):
         self.outputs = OUTPUTS.get(end, ("prediction",))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.end == "boxes":
-            size = (images.shape[-2], images.shape[-1])
-            return self.task.all_boxes(self.tapped(images).prediction, size)  # type: ignore[attr-defined]
+        if self.end in OF_BOXES:
+            task: Any = self.task
+            decode = task.all_boxes if self.end == "boxes" else task.final_boxes
+            return decode(self.tapped(images).prediction, (images.shape[-2], images.shape[-1]))
         scores = self.scores(images)
         if self.end != "argmax":
             return scores
@@ -67,6 +82,7 @@ class Graph:
     Attributes:
         divisor: heights and widths must be multiples of it.
         example: (height, width) it was traced at.
+        int8: its layers round, and weights are int8.
     """
 
     module: Deployed
@@ -74,6 +90,7 @@ class Graph:
     divisor: int
     example: tuple[int, int]
     channels: int
+    int8: bool = False
 
     def shapes(self) -> list[tuple[int, int, int, int]]:
         """Three shapes to check it at: the traced one, a single image, and an odd or longer size."""
@@ -90,7 +107,7 @@ def end_of(task: Task, wanted: str | None) -> str:
     if (wanted == "none" and task.name == "detection") or ENDS.get(wanted, task.name) != task.name:
         own = [end for end, name in ENDS.items() if name == task.name]
         if task.name == "detection":
-            raise UserError(f"--with {wanted}: a detector is exported with boxes")
+            raise UserError(f"--with {wanted}: a detector is exported with {' or '.join(own)}")
         raise UserError(
             f"--with {wanted}: is of {ENDS.get(wanted)}; this is {task.name}: {', '.join([*own, 'none'])}"
         )
@@ -107,15 +124,30 @@ def example_size(spec: InputSpec, size: tuple[int, int] | None) -> tuple[int, in
 
 
 def trace(
-    network: nn.Module, task: Task, spec: InputSpec, end: str, size: tuple[int, int]
+    network: nn.Module,
+    task: Task,
+    spec: InputSpec,
+    end: str,
+    size: tuple[int, int],
+    *,
+    plain: bool = False,
 ) -> Graph:
     """Export with free batch, height and width, from two images that are not square.
 
     A network whose program depends on how its sizes divide is exported for multiples of `DIVISOR`.
 
+    Args:
+        plain: of torch's own operations alone, as a program must be that runs without densekd.
+
     Raises:
         UserError: the network cannot be traced.
     """
+    unseen = unseen_layers(network)
+    if unseen:
+        raise UserError(
+            f"{unseen[0]} and {len(unseen) - 1} more have seen no batch of training, so their ranges are unknown; "
+            "train the network with model.int8 first"
+        )
     module = Deployed(network, task, spec, end).eval()
     images = torch.rand(2, spec.channels, *size)
     batch = Dim("batch", min=1)
@@ -123,8 +155,8 @@ def trace(
         1: (Dim("height", min=SMALLEST), Dim("width", min=SMALLEST)),
         DIVISOR: tuple(DIVISOR * Dim(f"{name}_{DIVISOR}", min=2) for name in ("height", "width")),
     }
-    with evaluating(module), torch.no_grad():
-        if end == "boxes":
+    with evaluating(module), torch.no_grad(), constants(network, plain=plain):
+        if end in OF_BOXES:
             module.kind = module.tapped(images).prediction.kind
         error: Exception | None = None
         for divisor, (height, width) in kinds.items():
@@ -134,7 +166,7 @@ def trace(
             except Exception as failure:  # torch.export's errors have no common base class
                 error = failure
                 continue
-            return Graph(module, program, divisor, size, spec.channels)
+            return Graph(module, program, divisor, size, spec.channels, int8=is_int8(network))
     raise UserError(
         f"{type(network).__name__} cannot be exported by torch.export: {str(error).strip().splitlines()[0]}"
     ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from densekd.errors import UserError
-from densekd.export.graph import Graph
+from densekd.export.graph import OF_BOXES, Graph
 from densekd.models.foreign._runtimes import onnx_session
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -48,16 +49,66 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
                 input_names=["images"],
                 output_names=list(graph.module.outputs),
                 verbose=False,
+                custom_translation_table=_own_operations(graph.module.end),
             )
     finally:
         logger.setLevel(level)
     assert program is not None
     proto = program.model_proto
+    # What torch notes of each operation, with paths of this machine, is most of a small network's file.
+    for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]:
+        node.ClearField("metadata_props")
     for key, value in about.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     _name_sizes(proto, graph)
     return proto.SerializeToString()
+
+
+def _integers(op: Any, *values: int) -> Any:
+    return op.Constant(value_ints=values)
+
+
+def _own_operations(end: str) -> dict[Any, Callable[..., Any]]:
+    """How densekd's operations stand in ONNX: rounding as QDQ pairs, which runtimes compute in integers, and NMS."""
+    ir: Any = importlib.import_module("onnxscript.ir")
+    op: Any = importlib.import_module("onnxscript.onnx_opset").opset18
+
+    def rounded(x: Any, scale: float, zero: int) -> Any:
+        size = op.Constant(value=ir.tensor(scale, ir.DataType.FLOAT))
+        place = op.Constant(value=ir.tensor(zero, ir.DataType.UINT8))
+        return op.DequantizeLinear(op.QuantizeLinear(x, size, place), size, place)
+
+    def stored(values: Any, scale: Any, axis: int) -> Any:
+        return op.DequantizeLinear(values, scale, axis=axis)
+
+    def kept(
+        boxes: Any, scores: Any, labels: Any, classes: int, low: float, overlap: float, count: int
+    ) -> Any:
+        number = op.Constant(value=ir.tensor([[[k] for k in range(classes)]], ir.DataType.INT64))
+        own = op.Equal(op.Unsqueeze(labels, _integers(op, 1)), number)  # (N, K, C)
+        nothing = op.Constant(value_float=-1.0)
+        by_class = op.Where(own, op.Unsqueeze(scores, _integers(op, 1)), nothing)
+        chosen = op.NonMaxSuppression(
+            boxes,
+            by_class,
+            _integers(op, count),
+            op.Constant(value_floats=[overlap]),
+            op.Constant(value_floats=[low]),
+        )  # rows of image, class, box
+        places = op.Gather(chosen, _integers(op, 0, 2), axis=1)
+        rows = op.Shape(chosen, end=1)
+        ones = op.Expand(op.Constant(value_float=1.0), rows)
+        none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
+        return op.Cast(op.ScatterND(none, places, ones), to=ir.DataType.BOOL)
+
+    table: dict[Any, Callable[..., Any]] = {
+        torch.ops.densekd.rounded.default: rounded,
+        torch.ops.densekd.stored.default: stored,
+    }
+    if end == "detections":  # the operation is there where detection has been imported
+        table[torch.ops.densekd.kept.default] = kept
+    return table
 
 
 def _name_sizes(proto: Any, graph: Graph) -> None:
@@ -67,7 +118,7 @@ def _name_sizes(proto: Any, graph: Graph) -> None:
     for place, name in enumerate(names):
         if name is not None:
             images.type.tensor_type.shape.dim[place].dim_param = name
-    if graph.module.end == "boxes":
+    if graph.module.end in OF_BOXES:
         return
     (answer,) = proto.graph.output
     answer.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -18,7 +18,7 @@ from densekd.errors import UserError, WeightsError
 from densekd.export.onnx import Run, check_packages, session_runner
 from densekd.export.openvino import check_openvino, compiled_runner
 from densekd.models.foreign._runtimes import onnx_session, openvino_about, openvino_program
-from densekd.types import DecodedBoxes, InputSpec
+from densekd.types import DecodedBoxes, FinalBoxes, InputSpec
 
 EXPORTED = PROGRAMS
 RUNTIMES = {".onnx": "ONNX Runtime", ".pt2": "torch.export", ".xml": "OpenVINO"}
@@ -169,6 +169,10 @@ class Program(nn.Module):
             boxes, scores, levels = parts
             limit = boxes.new_tensor([width, height, width, height])
             return DecodedBoxes(boxes.minimum(limit), scores, levels, self.file.about["kind"])
+        if self.file.end == "detections":
+            boxes, scores, labels = parts
+            limit = boxes.new_tensor([width, height, width, height])
+            return FinalBoxes(boxes.minimum(limit), scores, labels)
         if self.file.end == "none":
             return parts[0]
         cut = parts[0][..., :height, :width]

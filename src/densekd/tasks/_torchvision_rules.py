@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms, box_iou
 
-from densekd.errors import UserError
 from densekd.losses._checks import full_precision
 from densekd.types import DecodedBoxes, Detections, DetectorOutput
 
@@ -141,7 +141,7 @@ def flatten(raw: DetectorOutput) -> dict[str, list[Tensor]]:
 def anchors_by_level(raw: DetectorOutput) -> list[int]:
     """A of each level; SSD's differ."""
     return [
-        max(1, len(anchors) // (x.shape[-2] * x.shape[-1]))
+        max(1, anchors.shape[0] // (x.shape[-2] * x.shape[-1]))
         for x, anchors in zip(raw.logits, raw.anchors, strict=True)
     ]
 
@@ -158,11 +158,6 @@ def all_boxes(
     Returns:
         boxes, scores and levels of `DecodedBoxes`.
     """
-    if raw.kind == "ssd":
-        raise UserError(
-            "the boxes of SSD cannot be exported, since its scores are a softmax with the background; FCOS and "
-            "RetinaNet can be exported"
-        )
     flat = {name: torch.cat(levels, dim=1) for name, levels in flatten(raw).items()}
     anchors, codes = torch.cat(raw.anchors), flat["bbox_regression"]
     coder = rules.box_coder
@@ -170,9 +165,10 @@ def all_boxes(
         boxes = coder.decode(codes, anchors)
         scores = (flat["cls_logits"].sigmoid() * flat["bbox_ctrness"].sigmoid()).sqrt()
     else:
-        boxes = coder.decode_single(codes.flatten(0, 1), anchors.repeat(len(codes), 1))
+        boxes = coder.decode_single(codes.flatten(0, 1), anchors.repeat(codes.shape[0], 1))
         boxes = boxes.view_as(codes)
-        scores = flat["cls_logits"].sigmoid()
+        logits = flat["cls_logits"]
+        scores = logits.softmax(-1)[..., 1:] if raw.kind == "ssd" else logits.sigmoid()
     height, width = size
     limits = ((0, width), (1, height), (2, width), (3, height))
     boxes = torch.stack([boxes[..., i].clamp(0, limit) for i, limit in limits], dim=-1)
@@ -181,12 +177,16 @@ def all_boxes(
 
 
 def chosen_boxes(rules: Any, raw: DecodedBoxes) -> list[Detections]:
-    """The rest of torchvision's post-processing: threshold, the best of each level, NMS."""
+    """The rest of torchvision's post-processing: threshold, the best of each level (SSD: of each class), NMS."""
     found = []
     classes, levels = raw.scores.shape[-1], raw.levels
     for image_boxes, image_scores in zip(raw.boxes, raw.scores, strict=True):
         picked = []
-        for level in levels.unique().tolist():
+        for label in range(classes if raw.kind == "ssd" else 0):
+            kept = torch.where(image_scores[:, label] > rules.score_thresh)[0]
+            best, order = image_scores[kept, label].topk(min(len(kept), rules.topk_candidates))
+            picked.append((image_boxes[kept[order]], best, torch.full_like(order, label)))
+        for level in [] if raw.kind == "ssd" else levels.unique().tolist():
             places = torch.where(levels == level)[0]
             flat = image_scores[places].flatten()
             kept = torch.where(flat > rules.score_thresh)[0]
@@ -197,3 +197,98 @@ def chosen_boxes(rules: Any, raw: DecodedBoxes) -> list[Detections]:
         keep = batched_nms(b, s, labels, rules.nms_thresh)[: rules.detections_per_img]
         found.append(Detections(b[keep], s[keep], labels[keep]))
     return found
+
+
+def final_boxes(
+    rules: Any, raw: DetectorOutput, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All of torchvision's post-processing, for whole batches and in shapes that a traced graph can have.
+
+    Returns:
+        boxes, scores and labels of `FinalBoxes`.
+    """
+    boxes, scores, _ = all_boxes(rules, raw, size)
+    best, place, label = candidates(rules, raw, scores)
+    box = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+    kept = torch.ops.densekd.kept(
+        box,
+        best,
+        label,
+        scores.shape[-1],
+        rules.score_thresh,
+        rules.nms_thresh,
+        rules.detections_per_img,
+    )
+    # Lower than any score, and more of them than are asked for.
+    ranked = functional.pad(
+        torch.where(kept, best, -1.0), (0, rules.detections_per_img), value=-1.0
+    )
+    score, order = ranked.topk(rules.detections_per_img)
+    found = score > rules.score_thresh
+    order = torch.where(found, order, 0)
+    box = box.gather(1, order[..., None].expand(-1, -1, 4)) * found[..., None]
+    label = torch.where(found, label.gather(1, order), -1)
+    return box, score * found, label
+
+
+def candidates(rules: Any, raw: DetectorOutput, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of each level, or of SSD's classes: score, place and label of each, (N, C).
+
+    Where there are fewer, what is missing has the score -1.
+    """
+    top, classes = rules.topk_candidates, scores.shape[-1]
+    if raw.kind == "ssd":
+        padded = functional.pad(scores.transpose(1, 2), (0, top), value=-1.0)
+        best, place = padded.topk(top)  # (N, K, top)
+        label = torch.arange(classes, device=scores.device).view(1, -1, 1).expand_as(place)
+        place = torch.where(best < 0, 0, place)
+        return best.flatten(1), place.flatten(1), label.flatten(1)
+    parts, before = [], 0
+    for level in scores.split([anchors.shape[0] for anchors in raw.anchors], dim=1):
+        best, at = functional.pad(level.flatten(1), (0, top), value=-1.0).topk(top)
+        place = torch.div(at, classes, rounding_mode="floor") + before
+        parts.append((best, torch.where(best < 0, 0, place), at % classes))
+        before = before + level.shape[1]
+    best, place, label = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
+    return best, place, label
+
+
+@torch.library.custom_op("densekd::kept", mutates_args=())
+def kept_boxes(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    classes: int,
+    score_threshold: float,
+    nms_threshold: float,
+    count: int,
+) -> Tensor:
+    """(N, C) bool: the boxes that stay after NMS of each class by itself; ONNX's NonMaxSuppression.
+
+    Args:
+        boxes: (N, C, 4) XYXY.
+        scores: (N, C); those up to `score_threshold` do not stay.
+        labels: (N, C), from 0 to `classes`.
+        count: at most so many of an image are needed.
+    """
+    kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    for image in range(len(boxes)):
+        above = torch.where(scores[image] > score_threshold)[0]
+        stay = batched_nms(
+            boxes[image, above], scores[image, above], labels[image, above], nms_threshold
+        )
+        kept[image, above[stay[:count]]] = True
+    return kept
+
+
+@kept_boxes.register_fake
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    classes: int,
+    score_threshold: float,
+    nms_threshold: float,
+    count: int,
+) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)

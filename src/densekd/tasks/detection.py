@@ -30,6 +30,7 @@ from densekd.tasks._torchvision_rules import (
     class_logits,
     compute_losses,
     decode_boxes,
+    final_boxes,
     flatten,
     torchvision_rules,
 )
@@ -41,6 +42,7 @@ from densekd.types import (
     DenseOutput,
     Detections,
     DetectorOutput,
+    FinalBoxes,
     SetPrediction,
 )
 
@@ -264,12 +266,16 @@ class Detection:
         return [found for found in result if found is not None]
 
     def decode(
-        self, raw: DetectorOutput | DecodedBoxes | SetPrediction, size: tuple[int, int]
+        self, raw: DetectorOutput | DecodedBoxes | FinalBoxes | SetPrediction, size: tuple[int, int]
     ) -> list[Detections]:
         """Raw outputs -> boxes in pixels of the network's input, clipped to its `size` (height, width); best first.
 
-        What an exported file gives is decoded as far as NMS already.
+        What an exported file gives is decoded as far as NMS, or whole, already.
         """
+        if isinstance(raw, FinalBoxes):
+            found = [label >= 0 for label in raw.labels]
+            images = zip(raw.boxes, raw.scores, raw.labels, found, strict=True)
+            return [Detections(b[there], s[there], k[there]) for b, s, k, there in images]
         if isinstance(raw, SetPrediction):
             return as_detections(raw, size, self.detections_per_image, self.score_threshold)
         if isinstance(raw, DecodedBoxes):
@@ -283,6 +289,12 @@ class Detection:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and levels of `DecodedBoxes`: the part of `decode` that a graph can hold."""
         return all_boxes(self.rules[raw.kind], raw, size)
+
+    def final_boxes(
+        self, raw: DetectorOutput, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of `FinalBoxes`: all of `decode`, for a graph."""
+        return final_boxes(self.rules[raw.kind], raw, size)
 
     def metric(self, device: torch.device | str = "cpu") -> DetectionMetric:
         """A fresh count; it lives on the CPU whatever the `device`."""

@@ -26,9 +26,10 @@ from densekd.export import (
     trace,
 )
 from densekd.export.graph import end_of, example_size
-from densekd.export.verify import TOLERANCE
+from densekd.export.verify import ROUNDED_TOLERANCE, TOLERANCE
 from densekd.ops.files import open_atomic
 from densekd.ops.names import bytes_text
+from densekd.rewrite import is_int8
 from densekd.workflows.int8 import Int8, int8_text, measured, quantised
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.open_model import loaded_file, model_titles
@@ -91,7 +92,7 @@ def export(
     Args:
         model: on the CPU.
         size: (height, width) of the images that it is traced and checked with.
-        end: ``"argmax"``, ``"metres"``, ``"boxes"``, ``"none"``, or None for the task's own.
+        end: ``"argmax"``, ``"metres"``, ``"boxes"``, ``"detections"``, ``"none"``, or None for the task's own.
         int8: the images that it is calibrated on and scored with; None writes float32.
 
     Raises:
@@ -102,9 +103,19 @@ def export(
         raise UserError(
             f"{model.path} is an exported file; export the run or weights file that it was made of"
         )
+    if int8 is not None and is_int8(model.model):
+        raise UserError(
+            f"--int8: {model.path} was trained to be int8 and is written so by itself; leave --int8 out"
+        )
     end = end_of(model.task, end)
+    if end == "detections" and out.suffix == ".pt2":
+        raise UserError(
+            f"--with detections: a program of torch.export has no NMS for batches; write {' or '.join(INT8)}, or take "
+            "--with boxes"
+        )
     size = example_size(model.input_spec, size)
-    graph = trace(model.model, model.task, model.input_spec, end, size)
+    plain = out.suffix == ".pt2"
+    graph = trace(model.model, model.task, model.input_spec, end, size, plain=plain)
     about = description(model, graph)
     extra: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +132,8 @@ def export(
             if out.suffix == ".xml":
                 save_openvino(onnx, draft, about)
         file = open_exported(draft)
-        gaps = compare(graph, file.run, out.name, None if int8 is not None else TOLERANCE)
+        tolerance = ROUNDED_TOLERANCE if graph.int8 else TOLERANCE
+        gaps = compare(graph, file.run, out.name, None if int8 is not None else tolerance)
         if int8 is not None and int8.score is not None:
             extra["scores"] = measured(int8, model, loaded_file(file))
         moves = [(part, out.with_suffix(part.suffix)) for part in file.files()]
@@ -135,6 +147,8 @@ def export(
         "output": about["output"],
         "input": about["input"],
         "checks": [_check(gap) for gap in gaps],
+        "end": end,
+        "trained_int8": graph.int8,
         **extra,
     }
 
@@ -149,6 +163,8 @@ def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
         "argmax": "classes (N, H, W): the class of each pixel",
         "metres": "depth (N, 1, H, W) in metres",
         "none": "prediction: the network's own maps, (N, K, h, w)",
+        "detections": "boxes (N, D, 4) XYXY in pixels, scores (N, D), labels (N, D): after NMS, best first, at most "
+        f"{getattr(model.task, 'detections_per_image', 0)}; scores 0 and labels -1 where there are fewer",
         "boxes": "boxes (N, P, 4) XYXY in pixels, scores (N, P, K) in [0, 1], levels (P): before the threshold and NMS",
     }
     return {
@@ -186,13 +202,15 @@ def as_text(result: dict[str, Any]) -> str:
     ]
     for check in result["checks"]:
         shape = "×".join(map(str, check["shape"]))
-        other = f", {check['differing']:.2%} of the pixels differ" if check["differing"] else ""
+        things = "boxes" if result["end"] == "detections" else "pixels"
+        other = f", {check['differing']:.2%} of the {things} differ" if check["differing"] else ""
         if "calibrated" in result:
             lines.append(
                 f"runs at {shape}"
             )  # on noise int8 differs much; the score says what counts
         else:
-            lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{other}")
+            how = " on average" if result["trained_int8"] else ""
+            lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{how}{other}")
     if "calibrated" in result:
         lines += int8_text(result)
     return "\n".join(lines)

@@ -15,8 +15,9 @@ from densekd.workflows.validate import stand_in_reader
 
 def settled(config: Config, distil: bool) -> Config:
     """The settings that the run folder keeps: they say what was done."""
+    config = replace(config, note=config.note or provenance.student_note(config, distil=distil))
     if distil:
-        return replace(config, note=config.note or provenance.teachers_note(config))
+        return config
     # So a distillation cannot be resumed as a training or back. Alone, a student learns nothing from images alone.
     data = replace(config.data, unlabelled=None)
     return replace(config, data=data, teacher=None, teachers=None, distill=Distill())

@@ -21,6 +21,7 @@ from densekd.ops.names import bytes_text
 from densekd.profiling.cost import count_macs, count_parameters
 from densekd.profiling.measure import interleave, peak_memory, timed
 from densekd.report.pareto import Point, pareto_svg
+from densekd.rewrite import is_int8
 from densekd.workflows.export import export
 from densekd.workflows.int8 import Int8
 from densekd.workflows.load import LoadedModel
@@ -157,7 +158,8 @@ def _arms(
         yield Arm(name, "PyTorch", number, partial(model, images), model.device, stored)
         for kind in formats:
             out = folder / f"{number}{FORMATS[kind]}"
-            random = _random_int8(model, size) if kind == "int8" else None
+            static = kind == "int8" and not is_int8(model.model)
+            random = _random_int8(model, size) if static else None
             export(LoadedModel(model.model.cpu(), model.task, model.input_spec, model.about, model.path).eval(),
                    out, size=size, int8=random)  # fmt: skip
             file = open_exported(out, threads)

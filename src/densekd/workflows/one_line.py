@@ -266,6 +266,8 @@ def _network_section(
             "in_channels": model.in_channels,
             "weights": str(file),
         }
+        if model.int8:
+            section["int8"] = True
         return section if model.prediction is None else {**section, "prediction": model.prediction}
     if _is_recipe(name):
         return dict(tree_of(name)["model"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from densekd.build.networks import build_network
-from densekd.build.provenance import SAW_VAL, file_digest, weights_metadata
+from densekd.build.provenance import SAW, SAW_VAL, file_digest, weights_metadata
 from densekd.build.saved import saved_task
 from densekd.build.task import build_task
 from densekd.config.schema import Config
@@ -107,7 +107,7 @@ def open_model(
     network, spec = build_network(replace(recipe.model, weights=str(file)), task, "model")
     about = json.loads(weights_metadata(recipe, task, spec)["densekd"])
     if file_digest(str(file)) in SAW_VAL and not recipe.note:
-        about["note"] = "saw val"
+        about["note"] = SAW
     loaded = LoadedModel(network, task, spec, about, file)
     return loaded.to(place).eval()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +131,32 @@ def openvino_about(model: Any) -> dict[str, str]:
         if (section == SECTION and found) or SECTION in found:
             return {key: value.astype(str) for key, value in found.items()}
     return {}
+
+
+def program_about(file: Path) -> dict[str, Any]:
+    """What `densekd export` wrote into a file, read without preparing it to run; empty for files of others.
+
+    A file that cannot be read says nothing here: what is wrong with it is said where it is loaded.
+    """
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".onnx":
+            library: Any = package("onnxruntime", "onnxruntime", "export")
+            options = library.SessionOptions()
+            options.log_severity_level = 4
+            options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = library.InferenceSession(str(file), options, providers=[CPU])
+            return dict(session.get_modelmeta().custom_metadata_map)
+        if suffix == ".xml":
+            return openvino_about(
+                package("openvino", "openvino", "openvino").Core().read_model(str(file))
+            )
+        with zipfile.ZipFile(file) as archive:
+            names = [n for n in archive.namelist() if n.endswith("/densekd.json")]
+            about = json.loads(archive.read(names[0])) if names else {}
+            return about if isinstance(about, dict) else {}
+    except Exception:  # the runtimes' errors have no common base class
+        return {}
 
 
 def unreadable(file: Path, error: Exception) -> UserError:

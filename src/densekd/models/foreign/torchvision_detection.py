@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
-from torchvision.models.detection.image_list import ImageList
 
 from densekd.errors import UserError
 from densekd.models._pyramid import by_level
@@ -74,9 +73,13 @@ class TorchvisionDetector(nn.Module):
     ) -> list[Tensor]:
         """Anchors (h * w * A, 4) float32 of each level."""
         if self.kind == "ssd":
-            size = (images.shape[-2], images.shape[-1])
-            image = ImageList(images[:1].float(), [size])
-            (whole,) = self.anchors(image, [level[:1].float() for level in levels])
+            height, width = images.shape[-2:]
+            # torchvision's own forward makes a tensor of the size, which no graph of free sizes can hold.
+            shares = self.anchors._grid_default_boxes(sizes, (height, width)).to(images.device)
+            centre, half = shares[:, :2], shares[:, 2:] / 2
+            corners = torch.cat([centre - half, centre + half], dim=1)
+            limits = (width, height, width, height)
+            whole = torch.stack([corners[:, i] * limit for i, limit in enumerate(limits)], dim=1)
             per_place = self.anchors.num_anchors_per_location()
             counts = [h * w * a for (h, w), a in zip(sizes, per_place, strict=True)]
             return list(whole.split(counts))
@@ -89,7 +92,7 @@ def split_levels(
     x: Tensor, sizes: Sequence[tuple[int, int]], anchors: Sequence[Tensor]
 ) -> list[Tensor]:
     """torchvision's (N, sum of h * w * A, C) -> (N, A * C, h, w), one a level, anchor-major; A may differ by level."""
-    parts = x.split([len(level) for level in anchors], dim=1)
+    parts = x.split([level.shape[0] for level in anchors], dim=1)
     return [by_level(part, [size])[0] for part, size in zip(parts, sizes, strict=True)]
 
 
