@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from densekd.build.networks import build_network
-from densekd.build.teachers import build_label_space, build_teacher, freeze
+from densekd.build.teachers import build_label_space, build_teacher, checked_scale, freeze
 from densekd.build.terms import add_adapters, build_adversary, build_terms, check_depth
 from densekd.config import schema
 from densekd.config.names import LOSSES
@@ -67,7 +67,13 @@ def build_distiller(
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student = Taps(network, student_taps, spec).to(device)
     tapped = {
-        where: Taps(other, teacher_taps[where], looks[where][0], label_space=looks[where][1])
+        where: Taps(
+            other,
+            teacher_taps[where],
+            looks[where][0],
+            label_space=looks[where][1],
+            scale=checked_scale(sections[where], task, where),
+        )
         for where, other in others.items()
     }
     add_adapters(terms, task, student, tapped, config.model.in_channels)

@@ -261,4 +261,6 @@ def _reading_of(settings: schema.Teacher) -> dict[str, Any]:
     given = {"classes": settings.classes, "prediction": settings.prediction}
     if settings.activation != "softmax":
         given["activation"] = settings.activation
+    if settings.scale != 1:
+        given["scale"] = settings.scale
     return {key: value for key, value in given.items() if value is not None}

@@ -13,15 +13,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from densekd.distill import alignment
 from densekd.distill.balance import gradient_norms
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
-from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes
+from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes, select
 from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
 from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
 from densekd.distill.term import Term
 from densekd.losses import holistic
-from densekd.models.taps import Taps
+from densekd.models.taps import Taps, evaluating
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput
@@ -153,6 +154,50 @@ class Distiller:
         other = copy.copy(self)
         other.source = source
         return other
+
+    @torch.no_grad()
+    def alignment(self, images: Tensor) -> list[str]:
+        """What is made equal between the student and its teachers before they are compared, in words.
+
+        Both run once, in eval mode. A line says what a teacher's own input is, where it is another than the student's,
+        or what is done to the maps of a term: tokens become maps, an adapter changes the number of channels, maps are
+        resized. What fits as it is has no line, and nor has a teacher that is a `TeacherSource` of yours.
+
+        Args:
+            images: (N, C, H, W) RGB in [0, 1]; one is enough.
+        """
+        if not self.teachers:
+            return []
+        inner = getattr(self.student, "module", self.student)
+        taps = cast("Student", inner).taps
+        with evaluating(self.student):
+            output: DenseOutput = self.student(images)
+            own = {
+                term.name: (
+                    select(output, term.student, self.task),
+                    term.student_maps(output, self.task),
+                )
+                for term in self.terms
+            }
+        given = self.terms, self.task
+        holistic = self.adversary is not None
+        if "" in self.teachers:
+            maps = LiveTeacher(self.teachers[""], *given, holistic=holistic).ask(images)
+        else:
+            maps = SeveralTeachers(self.teachers, *given, holistic=holistic).ask(images)
+        others = {name: teacher.network for name, teacher in self.teachers.items()}
+        size = images.shape[-2], images.shape[-1]
+        lines: list[str | None] = [*alignment.input_lines(taps, others, size)]
+        for term in self.terms:
+            pair = taps, others.get(term.teacher_name or "")
+            before, after = own[term.name]
+            other = maps.levels[term.name]
+            term.check_levels(after, other)
+            lines.append(alignment.term_line(term, before, after, other, pair, self.task))
+        if maps.holistic is not None:
+            scored = self.task.holistic_map(output)
+            lines.append(alignment.holistic_line(scored, maps.holistic))
+        return [line for line in lines if line is not None]
 
     def student_phase(
         self, batch: Batch, step: int = 0

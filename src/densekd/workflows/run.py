@@ -259,6 +259,7 @@ def opening_lines(run: Run) -> list[str]:
     return [
         f"distil {config.model.name} from {whose} for {steps}",
         f"terms: the task's own, {', '.join(terms)}",
+        *(f"aligned: {line}" for line in run.alignment),
     ]
 
 
