@@ -91,9 +91,7 @@ def metric_depth() -> tuple[nn.Module, Callable[[Any], Tensor]]:
 def torchvision_detector(arch: str) -> tuple[nn.Module, Callable[[Any], Tensor]]:
     """Built as its users build it, with SSD's background as a class."""
     count = len(BOX_CLASSES) + arch.startswith("ssd")
-    return get_model(
-        arch, weights=None, weights_backbone=None, num_classes=count
-    ), raw_boxes
+    return get_model(arch, weights=None, weights_backbone=None, num_classes=count), raw_boxes
 
 
 METRIC = {"depth_estimation_type": "metric", "max_depth": 80}

@@ -23,8 +23,8 @@ from densekd.models.tap_list import TapRow, list_taps, prediction_channels, sens
 from densekd.ops.names import nearest_few
 from densekd.types import InputSpec
 from densekd.workflows.load import weights_file
-from densekd.workflows.share import looks_like_hub_id
 from densekd.workflows.recipe import say_code
+from densekd.workflows.share import looks_like_hub_id
 from densekd.workflows.validate import stand_in_reader, untrained
 
 SIZE = (256, 256)  # of the image, where a network does not say which one it was made for
@@ -86,7 +86,9 @@ def tap_tables(
     if what in MODELS or (_is_dotted(what) and not path.exists() and not is_recipe):
         return _of_recipe(_named(what, dict(settings)), size)
     known = [name.removesuffix(".yaml") for name in list_configs()]
-    folders = {name.partition("/")[0] for name in known}  # a recipe that is misspelt is no id on the hub
+    folders = {
+        name.partition("/")[0] for name in known
+    }  # a recipe that is misspelt is no id on the hub
     on_hub = looks_like_hub_id(path) and what.partition("/")[0] not in folders
     if (path.exists() or on_hub) and not is_recipe:
         if settings:
