@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,21 @@ class Adversary:
         return inner.discriminator
 
 
+@dataclass(frozen=True)
+class PseudoBoxes:
+    """A detector's boxes in place of labels: images without labels are learned from as if these were theirs.
+
+    Any detector can teach so, one of sets (RT-DETR, D-FINE) too, whose prediction no map can be compared with.
+
+    Attributes:
+        weight: multiplies the supervised loss on these boxes.
+        score: boxes of this score and more count, in [0, 1].
+    """
+
+    weight: float = 1.0
+    score: float = 0.5
+
+
 @dataclass
 class HolisticMaps:
     """What the discriminator's phase needs from the student's: detached maps of one size."""
@@ -82,6 +97,7 @@ class Distiller:
             (`Term.teacher_name`). Or any `TeacherSource`. None trains the student alone.
         terms: distillation terms, each under a name of its own.
         adversary: the holistic term, or None.
+        pseudo_boxes: the only teacher's boxes teach images without labels; None: they do not.
         mask: which pixels are compared, ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
 
     Attributes:
@@ -106,10 +122,15 @@ class Distiller:
         | None = None,
         terms: Sequence[Term] = (),
         adversary: Adversary | None = None,
+        pseudo_boxes: PseudoBoxes | None = None,
         mask: str = "label",
     ) -> None:
-        if teacher is None and (terms or adversary is not None):
+        if teacher is None and (terms or adversary is not None or pseudo_boxes is not None):
             raise ValueError("distillation terms need a teacher; give one or leave the terms out")
+        if pseudo_boxes is not None and not isinstance(teacher, nn.Module):
+            raise ValueError("pseudo_boxes are those of one network, given as the teacher")
+        if pseudo_boxes is not None and not hasattr(task, "pseudo_targets"):
+            raise ValueError(f"pseudo_boxes are for detection; {task.name} compares maps")
         names = [term.name for term in terms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -120,6 +141,7 @@ class Distiller:
         self.task = task
         self.terms = list(terms)
         self.adversary = adversary
+        self.pseudo_boxes = pseudo_boxes
         self.mask = mask
         self.teachers: dict[str, Teacher] = {}
         self.source: TeacherSource | None = None
@@ -131,7 +153,11 @@ class Distiller:
                     f"{', '.join(named)}: teacher_name is for several teachers, given as a dict; there is one"
                 )
             self.source = LiveTeacher(
-                self.teachers[""], terms, task, holistic=adversary is not None
+                self.teachers[""],
+                terms,
+                task,
+                holistic=adversary is not None,
+                whole=pseudo_boxes is not None,
             )
         elif isinstance(teacher, (Mapping, Sequence)):
             given = dict(teacher) if isinstance(teacher, Mapping) else _numbered(teacher)
@@ -212,7 +238,8 @@ class Distiller:
         """
         teacher_maps: TeacherMaps | None = None
         mask: Tensor | None = None
-        if self.source is not None and (self.terms or self.adversary is not None):
+        asked = self.adversary is not None or self.pseudo_boxes is not None
+        if self.source is not None and (self.terms or asked):
             mask = self.task.mask(batch, self.mask)
             teacher_maps = self.source.maps(batch, mask)
         output: DenseOutput = self.student(batch.images)
@@ -227,6 +254,8 @@ class Distiller:
         }
         self._balance(losses, weighted, step)
         losses.update(weighted)
+        if self.pseudo_boxes is not None:
+            losses["distill/pseudo_boxes"] = self._on_boxes(output, batch, teacher_maps)
         if self.adversary is None:
             return losses, None
         assert teacher_maps.holistic is not None
@@ -240,6 +269,15 @@ class Distiller:
                 scores, mode=self.adversary.mode
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
+
+    def _on_boxes(self, output: DenseOutput, batch: Batch, maps: TeacherMaps) -> Tensor:
+        """The weighted supervised loss of the images without labels, with the teacher's boxes for truth."""
+        assert self.pseudo_boxes is not None
+        task = cast("Any", self.task)  # a task of boxes
+        targets = task.pseudo_targets(maps.prediction, batch, self.pseudo_boxes.score)
+        taught = replace(batch, targets=targets, labelled=~batch.labelled)
+        losses = list(self.task.loss(output, taught).values())
+        return self.pseudo_boxes.weight * torch.stack(losses).sum()
 
     def weights_at(self, step: int) -> dict[str, float]:
         """``weight/NAME`` of each term whose weight changes over the steps, as it multiplies the loss."""
