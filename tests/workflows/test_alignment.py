@@ -30,7 +30,7 @@ def test_a_run_says_what_is_aligned(tiny_tree, tmp_path, capsys):
     assert f"{2 * height}x{2 * width} pixels instead of {height}x{width}" in said
     tokens = (2 * height // 16) * (2 * width // 16) + 1
     assert f"blocks.0: {tokens} tokens become a map {height // 8}x{width // 8}, without" in said
-    assert "256 -> 64 channels by a Conv2d that trains with the student" in said
+    assert "256 -> 64 channels by a 1x1 convolution that trains with the student" in said
     state = densekd.load(tmp_path / "run").model.state_dict()
     assert not any("adapter" in key for key in state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from densekd.distill.maps import compared_size, is_prediction
 from densekd.distill.term import Term
@@ -73,8 +73,8 @@ def term_line(
     if term.adapter is not None:
         widths = _each(f"{x.shape[1]} -> {y.shape[1]}" for x, y in zip(before, after, strict=True))
         parts.append(
-            f"the student's {term.student}: {widths} channels by a {type(term.adapter).__name__} that trains with the "
-            "student and is not exported"
+            f"the student's {term.student}: {widths} channels by a {_kind(term.adapter)} that trains with the student "
+            "and is not exported"
         )
     parts += _sizes(term.wants.size, term.student, term.teacher, after, other, teacher)
     return f"{term.name}: {'; '.join(parts)}" if parts else None
@@ -123,6 +123,12 @@ def _layouts(tapped: Taps, source: str, maps: Sequence[Tensor]) -> Iterator[str]
         dropped = shape[1] - grid[0] * grid[1]
         more = f", without the first {dropped} (class or register)" if dropped else ""
         yield f"{shape[1]} tokens become a map {_grid(grid)}{more}"
+
+
+def _kind(adapter: nn.Module) -> str:
+    if isinstance(adapter, nn.Conv2d):
+        return f"{_grid(adapter.kernel_size)} convolution"
+    return type(adapter).__name__
 
 
 def _called(name: str) -> str:
