@@ -60,8 +60,8 @@ def test_channels_sizes_and_the_discriminators_map():
     )
     assert distiller.alignment(IMAGES) == [
         "pixel_wise: the teacher's prediction is resized, 16x24 -> 8x12",
-        "mimic: the student's 1: 8 -> 12 channels by a 1x1 convolution that trains with the student and is not exported; "
-        "the teacher's 1 is resized, 16x24 -> 8x12",
+        "mimic: the student's 1: 8 -> 12 channels by a 1x1 convolution that trains with the student and is not "
+        "exported; the teacher's 1 is resized, 16x24 -> 8x12",
         "holistic: the teacher's prediction is resized, 16x24 -> 8x12",
     ]
     assert distiller.student.training  # modes are as they were
