@@ -62,6 +62,10 @@ CASES = {
         ("psp_timm", _LITE), ("espnet", _ESPNET), 11, (2, 360, 480), (16, 360, 480),
         (("psp_timm", _LITE), ("espnet", _SMALL)),
     ),
+    "espnet_c_from_espnetv2": Case(  # a teacher of many small operations
+        ("espnet_c", _ESPNET), ("espnetv2", {"width": 2.0}), 19, (2, 224, 320), (16, 512, 1024),
+        (("espnet_c", _SMALL), ("espnetv2", {"width": 0.5})),
+    ),
     "pspnet_r18_from_r101": Case(
         ("pspnet_resnet18", {}), ("pspnet_resnet101", {}), 19, (2, 192, 192), (8, 512, 512),
         (("pspnet_resnet18", {}), ("pspnet_resnet18", {})),

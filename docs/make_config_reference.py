@@ -33,6 +33,7 @@ PLACES = {
     schema.Distill: "distill",
     schema.Term: "distill.TERM",
     schema.Holistic: "distill.holistic",
+    schema.PseudoBoxes: "distill.pseudo_boxes",
     schema.Balance: "distill.balance",
     schema.TeacherCache: "distill.teacher_cache",
     schema.Optim: "optim",

@@ -55,6 +55,8 @@ def test_null_switches_a_term_off():
     ("change", "words"),
     [
         ({"data": {"dataset": "scenes", "rooot": 1}}, ["data.rooot", "unknown key", "'root'"]),
+        ({"data": {"dataset": "scenes", "height": 1}}, ["data.height", "stands in data.options"]),
+        ({"student": {"name": "espnet"}}, ["student: unknown key", "is the section model"]),
         ({"trian": {}}, ["trian", "'train'"]),
         ({"distill": {"holistic": {"wieght": 1}}}, ["distill.holistic.wieght", "'weight'"]),
         ({"data": {"dataset": "scenes", "batch_size": "eight"}}, ["data.batch_size", "'eight'"]),

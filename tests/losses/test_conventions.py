@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densekd.losses import pair_wise, pixel_wise, scale_between
+from densekd.config.names import LOSSES
+from densekd.losses import conventions, pair_wise, pixel_wise, scale_between
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def test_the_factor_translates_weights(pair):
 def test_options_reach_both(pair):
     at_4 = scale_between(pixel_wise, "ifvd", "cirkd", *pair, temperature=4.0)
     assert at_4 == pytest.approx(16 * 5, rel=1e-4)
+
+
+def test_every_term_of_a_recipe_has_an_answer(pair):
+    known = set(conventions._LOSSES) | set(conventions._ONE_CONVENTION)
+    assert known == set(LOSSES)
+    for name in conventions._ONE_CONVENTION:
+        with pytest.raises(ValueError, match=f"{name} has one convention"):
+            scale_between(name, "paper", "mmrazor", *pair)
 
 
 def test_exception(pair):

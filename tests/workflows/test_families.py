@@ -88,6 +88,12 @@ def metric_depth() -> tuple[nn.Module, Callable[[Any], Tensor]]:
     return type(built)(built.config), lambda y: y.predicted_depth[:, None]
 
 
+def torchvision_detector(arch: str) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    """Built as its users build it, with SSD's background as a class."""
+    count = len(BOX_CLASSES) + arch.startswith("ssd")
+    return get_model(arch, weights=None, weights_backbone=None, num_classes=count), raw_boxes
+
+
 METRIC = {"depth_estimation_type": "metric", "max_depth": 80}
 LRASPP, SSDLITE = "lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"
 DETR_TERMS = {"pair_wise": {"student": "fpn:*"}}
@@ -110,9 +116,19 @@ PAIRS = {
         plain("torchvision", arch=SSDLITE),
         task="detection",
         size=(96, 128),
-        original=lambda: (
-            get_model(SSDLITE, weights=None, weights_backbone=None, num_classes=len(BOX_CLASSES) + 1), raw_boxes,
-        ),
+        original=lambda: torchvision_detector(SSDLITE),
+    ),
+    "torchvision's FCOS from its RetinaNet": Pair(
+        plain("torchvision", arch="fcos_resnet50_fpn"),
+        plain("torchvision", arch="retinanet_resnet50_fpn_v2"),
+        task="detection",
+        original=lambda: torchvision_detector("fcos_resnet50_fpn"),
+    ),
+    "torchvision's RetinaNet from a smaller FCOS": Pair(
+        plain("torchvision", arch="retinanet_resnet50_fpn"),
+        plain("fcos_timm", backbone="test_resnet", pyramid_channels=32, head_convs=1),
+        task="detection",
+        original=lambda: torchvision_detector("retinanet_resnet50_fpn"),
     ),
     "Mask2Former": Pair(hf(SEGFORMER, "s", 4), hf(MASK2, "t", len(CLASSES)), original=segformer),
     "MaskFormer, 9 of 12 classes": Pair(
@@ -145,6 +161,7 @@ PAIRS = {
 # Each costs seconds, and a fast one does the same: detectors in tests/models/foreign, queries and sets here.
 SLOW = (
     "torchvision, odd size, strides 8 and 16, 9 of 13 classes", "torchvision's SSDlite", "Mask2Former",
+    "torchvision's FCOS from its RetinaNet", "torchvision's RetinaNet from a smaller FCOS",
     "D-FINE", "GLPN",
 )  # fmt: skip
 

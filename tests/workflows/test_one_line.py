@@ -255,6 +255,27 @@ def test_one_teacher_replaces_several_and_may_be_an_exported_file(tmp_path):
         assert config.teachers["a"].name == "espnet"
 
 
+def test_the_one_line_works_with_a_program(tmp_path, capsys):
+    torch.manual_seed(0)
+    script = torch.jit.trace(nn.Conv2d(3, 9, 3, padding=1), torch.rand(1, 3, 8, 8))
+    file = tmp_path / "teacher.pt"
+    script.save(str(file))
+    run = densekd.distill(
+        student=SMALL, teacher=file, data=DATA, steps=1, workers=0, out=tmp_path, device="cpu"
+    )
+    assert run.step == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pair_wise is left out: an exported teacher" in said
+    assert "it teaches by pixel_wise" in said
+    # Terms on features alone: the prediction stands in. A term that names an output stays, and so does one asked for.
+    tree = {"model": SMALL, "data": DATA, "distill": {"fitnet": {"weight": 2}}}
+    assert make_recipe(tree, {}, teacher=file).tree["distill"] == {"pixel_wise": {"weight": 10}}
+    tree["distill"]["fitnet"]["teacher"] = "wide"
+    assert list(make_recipe(tree, {}, teacher=file).tree["distill"]) == ["fitnet"]
+    asked = make_recipe(tree, {}, teacher=file, terms={"pair_wise": 1}).tree["distill"]
+    assert list(asked) == ["pair_wise"]
+
+
 def test_where_the_prediction_is_comes_with_the_weights(tmp_path):
     about = {
         "task": "segmentation",

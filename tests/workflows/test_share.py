@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import densekd
+from densekd.cli.main import main
 from densekd.errors import UserError, WeightsError
 from densekd.report.card import Origin, model_card
 from densekd.types import InputSpec
+from densekd.workflows.open_model import model_titles, open_model, split_path
 from densekd.workflows.share import looks_like_hub_id, save_folder
 
 SETTINGS = {"train.steps": 1}
@@ -236,6 +239,55 @@ def test_up_to_the_hub_and_back(runs, hub, image, monkeypatch, tmp_path):
     assert np.array_equal(again.predict(image), model.predict(image))
 
 
+def test_commands_take_an_id_on_the_hub(runs, hub, image, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = runs["student"].student
+    model.push_to_hub("me/net", token="hf_made_up")
+    Image.fromarray(image).save("street.png")
+    assert main(["predict", "me/net", "street.png", "--out", "answers", "--only", "index"]) == 0
+    answer = np.asarray(Image.open("answers/index/street.png"))
+    assert np.array_equal(answer, model.predict(image))
+    recipe = str(runs["student"].folder / "config.yaml")
+    assert main(["evaluate", recipe, "--weights", "me/net", "--output", "s.json", "--quiet"]) == 0
+    assert json.loads(Path("s.json").read_text())["miou"] == runs["student"].scores["miou"]
+    capsys.readouterr()
+    assert main(["latency", "me/net", "--runs", "1", "--size", "32", "64", "--json"]) == 0
+    assert "net" in capsys.readouterr().out
+    compared = ["me/net", "me/net@main", "--names", "a", "b", "--input", "street.png"]
+    assert main(["compare", *compared, "--out", "c.png", "--frames", "1"]) == 0
+    assert main(["taps", "me/net", "--size", "32", "64"]) == 0
+    assert "b3" in capsys.readouterr().out
+    # A folder of that name is meant before the hub.
+    runs["alone"].student.save_pretrained("me/net")
+    assert open_model("me/net").about == runs["alone"].student.about
+    with pytest.raises(WeightsError, match=r"me/other does not exist.*owner/name"):
+        open_model("me/other")
+
+
+def test_what_models_on_the_hub_are_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert model_titles(["me/net@v1.0", "a.pth@camvid/espnet", "runs/x"]) == ["net", "a", "x"]
+    assert model_titles(["me/net", "you/net@v1"]) == ["me/net", "you/net@v1"]
+    for text in ("me/net", "me/net@refs/pr/1"):
+        assert split_path(text) == Path(text)
+    assert split_path("runs/x.pth@camvid/espnet") == Path("runs/x.pth")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "net", "street.png", "--out", "a"],
+        ["evaluate", "demo/segmentation_student", "--weights", "net"],
+        ["latency", "a/b/net"],
+    ],
+)
+def test_neither_here_nor_an_id(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("street.png")
+    assert main(words) == 2
+    assert "owner/name" in capsys.readouterr().err
+
+
 def test_an_unreachable_hub_is_a_users_error(runs, hub, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"me/nothing: is no file and no folder here, and the hub"):
@@ -252,7 +304,8 @@ def test_what_looks_like_a_file_never_asks_the_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     ids = {"me/net": True, "me/net@main": True, "runs/net": False, "me/net.safetensors": False,
-           "net": False, "a/b/c": False, "../net": False, "./net": False}  # fmt: skip
+           "net": False, "a/b/c": False, "../net": False, "./net": False,
+           "a/b.onnx": False, "here/x.pth@camvid/espnet": False, "me/net@a/b": True}  # fmt: skip
     assert {text: looks_like_hub_id(Path(text)) for text in ids} == ids
     with pytest.raises(WeightsError, match="no such weights file"):
         densekd.load("runs/net")

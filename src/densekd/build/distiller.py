@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from densekd.build.networks import build_network
-from densekd.build.teachers import build_label_space, build_teacher, freeze
+from densekd.build.teachers import build_label_space, build_teacher, checked_scale, freeze
 from densekd.build.terms import add_adapters, build_adversary, build_terms, check_depth
 from densekd.config import schema
 from densekd.config.names import LOSSES
-from densekd.distill.distiller import Distiller
+from densekd.distill.distiller import Distiller, PseudoBoxes
 from densekd.distill.student import Student
 from densekd.errors import UserError
 from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps
+from densekd.targets import BoxTarget
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -41,9 +42,15 @@ def build_distiller(
     sections = config.every_teacher
     if not sections:
         raise UserError("teacher: missing; to distil, the config needs a teacher section")
-    if not config.distill.terms and config.distill.holistic is None:
+    boxes = config.distill.pseudo_boxes
+    if not config.distill.terms and config.distill.holistic is None and boxes is None:
         raise UserError(
             f"distill: no term given; add one of {', '.join([*LOSSES, 'holistic'])} with a weight"
+        )
+    if boxes is not None and task.target is not BoxTarget:
+        raise UserError(
+            f"distill.pseudo_boxes: is for detection; {task.name} compares maps, of images without labels too: leave "
+            "it out"
         )
     others: dict[str, nn.Module] = {}
     looks: dict[str, tuple[InputSpec, LabelSpace | None]] = {}
@@ -67,7 +74,13 @@ def build_distiller(
     # Tap, then move, then compile: hooks must be there before the first compiled call.
     student = Taps(network, student_taps, spec).to(device)
     tapped = {
-        where: Taps(other, teacher_taps[where], looks[where][0], label_space=looks[where][1])
+        where: Taps(
+            other,
+            teacher_taps[where],
+            looks[where][0],
+            label_space=looks[where][1],
+            scale=checked_scale(sections[where], task, where),
+        )
         for where, other in others.items()
     }
     add_adapters(terms, task, student, tapped, config.model.in_channels)
@@ -81,6 +94,7 @@ def build_distiller(
         teacher=frozen if config.teachers else frozen["teacher"],
         terms=terms,
         adversary=adversary,
+        pseudo_boxes=None if boxes is None else PseudoBoxes(boxes.weight, boxes.score),
         mask=config.distill.mask,
     )
     return distiller, spec

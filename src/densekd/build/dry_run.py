@@ -72,6 +72,11 @@ def dry_run(distiller: Distiller, batch: Batch, train_batch: int | None = None) 
             f"the supervised loss of a first batch ({', '.join(batch.names)}) is 0: nothing in it counts; are classes, "
             "range and unit of the labels those of the recipe?"
         )
+    if distiller.pseudo_boxes is not None and batch.labelled.all():
+        remarks.append(
+            "distill.pseudo_boxes: every image of a first batch has a label, and the teacher's boxes teach the others "
+            "alone; give them as data.unlabelled"
+        )
     mask = task.mask(batch, distiller.mask) if distiller.terms else None
     if mask is not None and 0 < mask[batch.inside].float().mean() < SPARSE:
         share = float(mask[batch.inside].float().mean())

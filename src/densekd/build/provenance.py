@@ -278,7 +278,9 @@ def _of_teacher(
 
 def _reading_of(settings: schema.Teacher) -> dict[str, Any]:
     """How a teacher's answer is read, where it is not as by default."""
-    given = {"classes": settings.classes, "prediction": settings.prediction}
+    given: dict[str, Any] = {"classes": settings.classes, "prediction": settings.prediction}
     if settings.activation != "softmax":
         given["activation"] = settings.activation
+    if settings.scale != 1:
+        given["scale"] = settings.scale
     return {key: value for key, value in given.items() if value is not None}

@@ -73,6 +73,7 @@ class Run:
         unlabelled_set: the images of `data.unlabelled`; None where there are none.
         spec: what the student wants to see.
         size: (height, width) that the student sees in training at scale 1.
+        alignment: what is made equal between student and teachers, a line each.
         remarks: what is legal but unlikely to be meant, for the log.
     """
 
@@ -88,6 +89,7 @@ class Run:
     augment: Augment
     distiller: Distiller
     step: Step
+    alignment: list[str]
     remarks: list[str]
 
     @property
@@ -207,6 +209,7 @@ def assemble(
     # Synchronised norms see the images of all ranks, which one rank cannot try.
     together = config.train.sync_batchnorm and process.world_size > 1
     remarks += dry_run(distiller, batch, train_batch=None if together else len(batch))
+    alignment = distiller.alignment(batch.images)
     for name, teacher in distiller.teachers.items():
         remarks += label_space_remarks(teacher, batch.images, teacher_section(name))
     if config.distill.teacher_cache is not None:
@@ -230,6 +233,7 @@ def assemble(
         augment=augment,
         distiller=distiller,
         step=build_step(config, distiller, process),
+        alignment=alignment,
         remarks=remarks,
     )
 

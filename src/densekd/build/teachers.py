@@ -84,6 +84,16 @@ def is_trained(config: schema.Teacher) -> bool:
     )
 
 
+def checked_scale(config: schema.Teacher, task: Task, where: str = "teacher") -> float:
+    """By how much the images are enlarged for the teacher; UserError where it would answer in pixels of its own."""
+    if config.scale != 1 and task.target is BoxTarget:
+        raise UserError(
+            f"{where}.scale: is {config.scale:g}; leave it out with {task.target.name}, which are in pixels of the "
+            "image that the detector sees"
+        )
+    return config.scale
+
+
 def build_label_space(
     config: schema.Teacher, task: Task, where: str = "teacher"
 ) -> LabelSpace | None:

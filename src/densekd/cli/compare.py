@@ -41,7 +41,7 @@ def command(arguments: list[str]) -> int:
 
         Args:
             models: folders of runs, weights files, FILE@RECIPE for files that do not say which network they are of
-                (ESPNet_base.pth@camvid/espnet), exported files.
+                (ESPNet_base.pth@camvid/espnet), exported files, ids on the Hugging Face hub (owner/name).
             out: the picture, FILE.webp, .gif or .mp4 (moving) or FILE.png (a row an image); must not exist.
             input: images, folders, patterns in quotes, or one video or camera (0); by default the images of the
                 recipe's split.

@@ -16,7 +16,7 @@ def command(arguments: list[str]) -> int:
 
     def evaluate(
         config: Recipe,
-        weights: Path | None = None,
+        weights: str | None = None,
         teacher: bool = False,
         teacher_name: str | None = None,
         split: str | None = None,
@@ -37,7 +37,8 @@ def command(arguments: list[str]) -> int:
 
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).
-            weights: .safetensors or .pth of the recipe's model; by default the recipe's model.weights.
+            weights: .safetensors or .pth of the recipe's model, the folder of a run of it, an exported file, or an id
+                on the Hugging Face hub (owner/name); by default the recipe's model.weights.
             teacher: score the recipe's teacher instead, as the student hears it: with teacher.weights, and its classes
                 put together as teacher.classes says.
             teacher_name: which one of several (teachers).
@@ -56,14 +57,19 @@ def command(arguments: list[str]) -> int:
             scores_text,
             write_scores,
         )
+        from densekd.workflows.load import weights_file
 
         asked = teacher or teacher_name is not None
         if asked and weights is not None:
             raise UserError(
                 "--weights are of the recipe's model; a teacher's are the setting --teacher.weights FILE"
             )
-        if weights is not None and not weights.is_file():
-            raise UserError(f"--weights {weights}: no such file")
+        file = None if weights is None else weights_file(Path(weights))
+        if file is not None and not file.is_file():
+            raise UserError(
+                f"--weights {weights}: no such file; nor is it the id of a repository on the hub (owner/name, where no "
+                "folder is called owner)"
+            )
         if output is not None:
             check_output(output)
 
@@ -83,7 +89,7 @@ def command(arguments: list[str]) -> int:
         if asked:
             evaluate_teacher(settings, split, name=teacher_name, **more)
         else:
-            evaluate_weights(settings, weights, split, **more)
+            evaluate_weights(settings, file, split, **more)
         return 0
 
     return parse(evaluate, "evaluate", own)

@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> int:
         what the score loses on validation images.
 
         Args:
-            model: folder of a run, a weights file, or FILE@RECIPE.
+            model: folder of a run, a weights file, FILE@RECIPE, or an id on the Hugging Face hub (owner/name).
             out: the file, FILE.onnx, FILE.xml or FILE.pt2; must not exist. By default the model's name.
             format: where --out is not given.
             size: height and width of the images it is traced and checked with, rounded to multiples of 32.

@@ -36,7 +36,8 @@ def command(arguments: list[str]) -> int:
         its time, beside the scores of finished runs. All networks and files take turns.
 
         Args:
-            models: folders of runs, weights files, FILE@RECIPE, or files of densekd export.
+            models: folders of runs, weights files, FILE@RECIPE, files of densekd export, or ids on the Hugging Face hub
+                (owner/name).
             onnx: one more ONNX file, of the first model.
             formats: export each network into a temporary folder and measure it there too; int8 is calibrated on random
                 images, for its time alone.

@@ -40,7 +40,8 @@ def command(arguments: list[str]) -> int:
         read.
 
         Args:
-            model: folder of a run, a weights file, FILE@RECIPE, or an exported file.
+            model: folder of a run, a weights file, FILE@RECIPE, an exported file, or an id on the Hugging Face hub
+                (owner/name).
             inputs: images, folders (searched to the bottom), patterns in quotes ('drives/**/*.jpg'), videos, or a
                 camera (0 or /dev/video0), which goes on until Ctrl-C.
             out: folder for the answers; outputs keep the path of their image below its INPUT.

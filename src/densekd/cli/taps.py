@@ -28,7 +28,8 @@ def command(arguments: list[str]) -> int:
         resnet18. Of a recipe the model and the teacher are listed. Weights are not needed.
 
         Args:
-            what: a name (densekd list models) or dotted path, a recipe, a weights file, or a run's folder.
+            what: a name (densekd list models) or dotted path, a recipe, a weights file, a run's folder, or an id on the
+                Hugging Face hub (owner/name).
             size: height and width of the image that is passed through; by default what the network was made for, or
                 256 256.
             json: print JSON.

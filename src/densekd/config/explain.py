@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,13 +50,24 @@ def explain(error: ValidationError, kind: Any, *above: str) -> list[str]:
         key = user_key(*above, *path)
         if item["type"] == "unexpected_keyword_argument":
             possible = keys_of(annotation_at(kind, path[:-1]))
-            lines.append(f"{key}: unknown key; {did_you_mean(path[-1], possible)}")
+            lines.append(f"{key}: unknown key; {_meant(key, path[-1], possible)}")
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{key}: missing; this setting has no default")
         else:
             said = _said(item, annotation_at(kind, path))
             lines.append(f"{key}: {said}; got {item['input']!r}")
     return lines
+
+
+def _meant(key: str, name: Any, possible: Collection[str]) -> str:
+    """What an unknown key may have been meant for."""
+    if key == "student":
+        return "the network that is trained is the section model"
+    said = did_you_mean(name, possible)
+    section = key.rpartition(".")[0]
+    if "options" in possible and "dataset" in possible:
+        said += f" (an argument of the data set's reader stands in {section}.options)"
+    return said
 
 
 def _said(item: Any, annotation: Any) -> str:

@@ -58,6 +58,16 @@ def broken_relations(config: Config) -> list[str]:
             and "true, whose backward pass runs once only; leave it out",
         }
         lines += [f"distill.balance: {key} is {why}" for key, why in forbidden.items() if why]
+    if config.distill.pseudo_boxes is not None:
+        wrong_with = {
+            "teachers": (config.teachers, "are those of one teacher; give it as the section teacher"),
+            "distill.teacher_cache": (config.distill.teacher_cache, "are not stored; leave the store out"),
+        }  # fmt: skip
+        lines += [
+            f"distill.pseudo_boxes: {key} is set, and boxes {why}"
+            for key, (given, why) in wrong_with.items()
+            if given
+        ]
     if config.distill.teacher_cache is None:
         return lines
     needed = (

@@ -123,6 +123,13 @@ class Teacher(Model):
             "how many classes it predicts, with `classes` or `activation`; null: as its weights file says"
         ),
     ] = None
+    scale: Annotated[
+        Positive,
+        Doc(
+            "the teacher sees the images enlarged by this factor, and its maps are brought back; not for boxes. 1.42 "
+            "shows a teacher of 512 pixels crops of 360 as it knows them"
+        ),
+    ] = 1.0
     fold_norms: Annotated[
         bool,
         Doc("fold batch norms into the convolutions before them: less work, equal up to rounding"),
@@ -345,6 +352,15 @@ class Balance:
 
 
 @dataclass
+class PseudoBoxes:
+    """The teacher's boxes teach images without labels, as if they were theirs; of any detector, one of sets too."""
+
+    __pydantic_config__ = STRICT
+    weight: Annotated[NotNegative, Doc("multiplies the supervised loss on these boxes")] = 1.0
+    score: Annotated[Share, Doc("boxes of this score and more count")] = 0.5
+
+
+@dataclass
 class Distill:
     """Distillation: the holistic term, the mask, and every other term under its own name."""
 
@@ -353,6 +369,10 @@ class Distill:
         Literal["label", "padding", "none"], Doc("which pixels the terms leave out")
     ] = "label"
     holistic: Annotated[Holistic | None, Doc("null: no discriminator")] = None
+    pseudo_boxes: Annotated[
+        PseudoBoxes | None,
+        Doc("detection; null: images without labels train the other terms alone"),
+    ] = None
     balance: Annotated[
         Balance | None,
         Doc("null: weights multiply the losses; {}: the gradients, with its defaults"),

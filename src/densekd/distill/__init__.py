@@ -12,7 +12,7 @@ from typing import Any
 import densekd
 from densekd.distill.balance import Balance
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss
-from densekd.distill.distiller import Adversary, Distiller
+from densekd.distill.distiller import Adversary, Distiller, PseudoBoxes
 from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
 from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
@@ -26,6 +26,7 @@ __all__ = [
     "Distiller",
     "LiveTeacher",
     "Points",
+    "PseudoBoxes",
     "SeveralTeachers",
     "Student",
     "Teacher",

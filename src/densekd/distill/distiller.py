@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from densekd.distill import alignment
 from densekd.distill.balance import gradient_norms
 from densekd.distill.discriminator import Discriminator, DiscriminatorLoss, student_score
-from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes
+from densekd.distill.maps import TeacherMaps, is_prediction, match_sizes, select
 from densekd.distill.source import LiveTeacher, SeveralTeachers, TeacherSource
 from densekd.distill.student import Student
 from densekd.distill.teacher import Teacher
 from densekd.distill.term import Term
 from densekd.losses import holistic
-from densekd.models.taps import Taps
+from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import over_ranks
 from densekd.ops.resize import resize_labels
 from densekd.tasks import Task
@@ -60,6 +61,21 @@ class Adversary:
         return inner.discriminator
 
 
+@dataclass(frozen=True)
+class PseudoBoxes:
+    """A detector's boxes in place of labels: images without labels are learned from as if these were theirs.
+
+    Any detector can teach so, one of sets (RT-DETR, D-FINE) too, whose prediction no map can be compared with.
+
+    Attributes:
+        weight: multiplies the supervised loss on these boxes.
+        score: boxes of this score and more count, in [0, 1].
+    """
+
+    weight: float = 1.0
+    score: float = 0.5
+
+
 @dataclass
 class HolisticMaps:
     """What the discriminator's phase needs from the student's: detached maps of one size."""
@@ -82,6 +98,7 @@ class Distiller:
             (`Term.teacher_name`). Or any `TeacherSource`. None trains the student alone.
         terms: distillation terms, each under a name of its own.
         adversary: the holistic term, or None.
+        pseudo_boxes: the only teacher's boxes teach images without labels; None: they do not.
         mask: which pixels are compared, ``"label"``, ``"padding"`` or ``"none"``; see `Task.mask`.
 
     Attributes:
@@ -106,10 +123,15 @@ class Distiller:
         | None = None,
         terms: Sequence[Term] = (),
         adversary: Adversary | None = None,
+        pseudo_boxes: PseudoBoxes | None = None,
         mask: str = "label",
     ) -> None:
-        if teacher is None and (terms or adversary is not None):
+        if teacher is None and (terms or adversary is not None or pseudo_boxes is not None):
             raise ValueError("distillation terms need a teacher; give one or leave the terms out")
+        if pseudo_boxes is not None and not isinstance(teacher, nn.Module):
+            raise ValueError("pseudo_boxes are those of one network, given as the teacher")
+        if pseudo_boxes is not None and not hasattr(task, "pseudo_targets"):
+            raise ValueError(f"pseudo_boxes are for detection; {task.name} compares maps")
         names = [term.name for term in terms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -120,6 +142,7 @@ class Distiller:
         self.task = task
         self.terms = list(terms)
         self.adversary = adversary
+        self.pseudo_boxes = pseudo_boxes
         self.mask = mask
         self.teachers: dict[str, Teacher] = {}
         self.source: TeacherSource | None = None
@@ -131,7 +154,11 @@ class Distiller:
                     f"{', '.join(named)}: teacher_name is for several teachers, given as a dict; there is one"
                 )
             self.source = LiveTeacher(
-                self.teachers[""], terms, task, holistic=adversary is not None
+                self.teachers[""],
+                terms,
+                task,
+                holistic=adversary is not None,
+                whole=pseudo_boxes is not None,
             )
         elif isinstance(teacher, (Mapping, Sequence)):
             given = dict(teacher) if isinstance(teacher, Mapping) else _numbered(teacher)
@@ -155,6 +182,50 @@ class Distiller:
         other.source = source
         return other
 
+    @torch.no_grad()
+    def alignment(self, images: Tensor) -> list[str]:
+        """What is made equal between the student and its teachers before they are compared, in words.
+
+        Both run once, in eval mode. A line says what a teacher's own input is, where it is another than the student's,
+        or what is done to the maps of a term: tokens become maps, an adapter changes the number of channels, maps are
+        resized. What fits as it is has no line, and nor has a teacher that is a `TeacherSource` of yours.
+
+        Args:
+            images: (N, C, H, W) RGB in [0, 1]; one is enough.
+        """
+        if not self.teachers:
+            return []
+        inner = getattr(self.student, "module", self.student)
+        taps = cast("Student", inner).taps
+        with evaluating(self.student):
+            output: DenseOutput = self.student(images)
+            own = {
+                term.name: (
+                    select(output, term.student, self.task),
+                    term.student_maps(output, self.task),
+                )
+                for term in self.terms
+            }
+        given = self.terms, self.task
+        holistic = self.adversary is not None
+        if "" in self.teachers:
+            maps = LiveTeacher(self.teachers[""], *given, holistic=holistic).ask(images)
+        else:
+            maps = SeveralTeachers(self.teachers, *given, holistic=holistic).ask(images)
+        others = {name: teacher.network for name, teacher in self.teachers.items()}
+        size = images.shape[-2], images.shape[-1]
+        lines: list[str | None] = [*alignment.input_lines(taps, others, size)]
+        for term in self.terms:
+            pair = taps, others.get(term.teacher_name or "")
+            before, after = own[term.name]
+            other = maps.levels[term.name]
+            term.check_levels(after, other)
+            lines.append(alignment.term_line(term, before, after, other, pair, self.task))
+        if maps.holistic is not None:
+            scored = self.task.holistic_map(output)
+            lines.append(alignment.holistic_line(scored, maps.holistic))
+        return [line for line in lines if line is not None]
+
     def student_phase(
         self, batch: Batch, step: int = 0
     ) -> tuple[dict[str, Tensor], HolisticMaps | None]:
@@ -171,7 +242,8 @@ class Distiller:
         """
         teacher_maps: TeacherMaps | None = None
         mask: Tensor | None = None
-        if self.source is not None and (self.terms or self.adversary is not None):
+        asked = self.adversary is not None or self.pseudo_boxes is not None
+        if self.source is not None and (self.terms or asked):
             mask = self.task.mask(batch, self.mask)
             teacher_maps = self.source.maps(batch, mask)
         output: DenseOutput = self.student(batch.images)
@@ -185,8 +257,13 @@ class Distiller:
                 )
                 for term in self.terms
             }
+            on_boxes = (
+                {}
+                if self.pseudo_boxes is None
+                else {"distill/pseudo_boxes": self._on_boxes(output, batch, teacher_maps)}
+            )
         self._balance(losses, weighted, step)
-        losses.update(weighted)
+        losses.update({**weighted, **on_boxes})
         if self.adversary is None:
             return losses, None
         assert teacher_maps.holistic is not None
@@ -200,6 +277,15 @@ class Distiller:
                 scores, mode=self.adversary.mode
             )
         return losses, HolisticMaps(batch.images, teacher.detach(), student.detach(), small)
+
+    def _on_boxes(self, output: DenseOutput, batch: Batch, maps: TeacherMaps) -> Tensor:
+        """The weighted supervised loss of the images without labels, with the teacher's boxes for truth."""
+        assert self.pseudo_boxes is not None
+        task = cast("Any", self.task)  # a task of boxes
+        targets = task.pseudo_targets(maps.prediction, batch, self.pseudo_boxes.score)
+        taught = replace(batch, targets=targets, labelled=~batch.labelled)
+        losses = list(self.task.loss(output, taught).values())
+        return self.pseudo_boxes.weight * torch.stack(losses).sum()
 
     def weights_at(self, step: int) -> dict[str, float]:
         """``weight/NAME`` of each term whose weight changes over the steps, as it multiplies the loss."""

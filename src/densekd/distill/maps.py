@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -23,12 +24,14 @@ class TeacherMaps:
         holistic: the map that the discriminator scores, (N, K, h, w); None without a discriminator.
         reduced: name of a term whose maps its loss has reduced already -> the size (h, w) of each level before. The
             loss then takes ``pooled_teacher=True``.
+        prediction: the teacher's whole prediction, where its boxes are asked for.
     """
 
     levels: dict[str, list[Tensor]]
     confidence: dict[str, list[Tensor]] = field(default_factory=dict)
     holistic: Tensor | None = None
     reduced: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    prediction: Any = None
 
 
 def is_prediction(source: str, task: Task) -> bool:

@@ -39,15 +39,23 @@ class LiveTeacher:
         terms: what is compared.
         task: makes maps of the teacher's prediction.
         holistic: whether a discriminator scores the teacher's map too.
+        whole: whether the whole prediction is asked for too.
     """
 
     def __init__(
-        self, teacher: Teacher, terms: Sequence[Term], task: Task, *, holistic: bool = False
+        self,
+        teacher: Teacher,
+        terms: Sequence[Term],
+        task: Task,
+        *,
+        holistic: bool = False,
+        whole: bool = False,
     ) -> None:
         self.teacher = teacher
         self.terms = list(terms)
         self.task = task
         self.holistic = holistic
+        self.whole = whole
 
     @property
     def teachers(self) -> list[Teacher]:
@@ -58,9 +66,12 @@ class LiveTeacher:
 
     def ask(self, images: Tensor) -> TeacherMaps:
         """(N, C, H, W) RGB in [0, 1] -> maps. No prediction is made where only features are compared."""
-        wanted = self.holistic or any(_wants_prediction(term, self.task) for term in self.terms)
+        asked = self.holistic or self.whole
+        wanted = asked or any(_wants_prediction(term, self.task) for term in self.terms)
         output = self.teacher(images, prediction=wanted)
-        return maps_of(output, self.terms, self.task, holistic=self.holistic)
+        maps = maps_of(output, self.terms, self.task, holistic=self.holistic)
+        maps.prediction = output.prediction if self.whole else None
+        return maps
 
 
 class SeveralTeachers:

@@ -31,6 +31,20 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+# The other terms of the zoo.
+_ONE_CONVENTION = (
+    "channel_wise",
+    "class_affinity",
+    "cross_image",
+    "cross_image_memory",
+    "decoupled",
+    "dist",
+    "feature_mimic",
+    "fitnet",
+    "ssi",
+)
+
+
 def scale_between(
     loss: str | Callable[..., Tensor],
     from_convention: str,
@@ -65,6 +79,11 @@ def scale_between(
         19
     """
     if isinstance(loss, str):
+        if loss in _ONE_CONVENTION:
+            raise ValueError(
+                f"{loss} has one convention, that of its paper, so there is no factor between two: compare its value "
+                "with that of your code base's own function"
+            )
         check_choice("loss", loss, _LOSSES)
         loss = _LOSSES[loss]
     seed = torch.initial_seed()

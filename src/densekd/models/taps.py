@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from densekd.models.label_space import LabelSpace
 from densekd.models.layout import Grid, as_map, patch_size
 from densekd.models.outputs import describe, example, find_prediction, follow, holds
 from densekd.ops.names import nearest
+from densekd.ops.resize import resize_map
 from densekd.types import DenseOutput, InputSpec, Maps
 
 
@@ -42,6 +43,7 @@ class Recorder:
         self.where = where
         self.on = False
         self.value: Any = None
+        self.turned: list[tuple[int, ...]] = []  # shapes before `as_map`, where it changed them
         self.tally = tally
         self.fired = 0  # the tally's count when it fired last
         self.runs = 0
@@ -76,6 +78,7 @@ class Taps(nn.Module):
             `taps` (``"head:"``, ``"head:out"``; without the colon where the output has no such entry). None takes the
             network's own ``prediction_path`` where it has one.
         label_space: puts the classes of the prediction together to others; None leaves them.
+        scale: the network sees the images enlarged by this factor, on the grid on which its maps are brought back.
 
     The constructor registers the hooks: wrap first, then ``taps.compile()`` or ``DDP(taps)``. The keys of the wrapped
     network carry ``model.`` in `Taps.state_dict`; save ``taps.model``.
@@ -103,12 +106,16 @@ class Taps(nn.Module):
         input_spec: InputSpec | None = None,
         prediction: str | None = None,
         label_space: LabelSpace | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.set_input(input_spec or getattr(model, "input_spec", None))
         self.prediction = prediction or getattr(model, "prediction_path", None)
         self.label_space = label_space
+        if scale <= 0:
+            raise ValueError(f"scale is {scale}; expected a factor above 0")
+        self.scale = scale
         self.patch = patch_size(model)
         refuse_taps(model, taps)
         self.recorders: dict[str, Recorder] = {}
@@ -140,6 +147,8 @@ class Taps(nn.Module):
                 module that runs twice gives its last result. A network that is compiled, or sharded by FSDP2, always
                 runs to its end.)
         """
+        if self.scale != 1:
+            images = resize_map(images, self.seen_size(images.shape[-2], images.shape[-1]))
         if self.input_spec is not None:
             constants = self.input_mean.to(images), self.input_std.to(images)
             images = self.input_spec.normalize(images, constants)
@@ -159,6 +168,10 @@ class Taps(nn.Module):
             for recorder in recorders:
                 recorder.on, recorder.value = False, None
         return DenseOutput(prediction=answer, aux=aux, features=features)
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what the network sees of images of this size."""
+        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
     def _prediction(self, raw: Any) -> tuple[Any, Tensor | None]:
         """The prediction, its classes put together, and the auxiliary one."""
@@ -240,7 +253,10 @@ def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
     inside, _, last = recorder.where.rpartition(".")
     if last == ALL:
         value = follow(recorder.value, inside, f"tap {recorder.tap!r}")
-        return levels(value, f"tap {recorder.tap!r}", module, image, patch)
+        found = levels(value, f"tap {recorder.tap!r}", module, image, patch)
+        given = list(value.values()) if isinstance(value, Mapping) else list(value)
+        recorder.turned = _turned(given, found)
+        return found
     value = follow(recorder.value, recorder.where, f"tap {recorder.tap!r}")
     if not isinstance(value, Tensor):
         raise UserError(
@@ -254,7 +270,13 @@ def read(recorder: Recorder, image: Grid, patch: int | None) -> Maps:
             "does not follow which grid they lie on (patches of one size, and up to 16 class and register tokens "
             "before them); tap a module that gives (N, C, h, w), or all tokens of the image"
         )
+    recorder.turned = _turned([value], [found])
     return found
+
+
+def _turned(given: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that were no maps (N, C, h, w) as they came."""
+    return [tuple(x.shape) for x, y in zip(given, found, strict=True) if x is not y]
 
 
 def levels(value: Any, who: str, module: str, image: Grid, patch: int | None) -> list[Tensor]:

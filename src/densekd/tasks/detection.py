@@ -22,6 +22,7 @@ from densekd.ops.resize import resize_image, resize_map
 from densekd.ops.tiling import Views
 from densekd.targets import BoxTarget
 from densekd.tasks._frequent_boxes import frequent_boxes
+from densekd.tasks._pseudo_boxes import as_targets
 from densekd.tasks._set_predictions import as_detections
 from densekd.tasks._torchvision_rules import (
     all_boxes,
@@ -223,7 +224,8 @@ class Detection:
             raise ValueError(
                 "the teacher predicts a set of boxes (DETR, RT-DETR, D-FINE): its queries are no places of the image "
                 "and cannot be compared with a dense head place by place. Compare features (pair_wise, fitnet and "
-                "others with a module path for the teacher, such as model.encoder:last_hidden_state.*)"
+                "others with a module path for the teacher, such as model.encoder:last_hidden_state.*), or let its "
+                "boxes teach images without labels (distill.pseudo_boxes)"
             )
         return class_logits(raw)
 
@@ -283,6 +285,23 @@ class Detection:
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
             found = decode_boxes(self.rules[raw.kind], raw, size)
         return [Detections(f["boxes"], f["scores"], f["labels"]) for f in found]
+
+    def pseudo_targets(
+        self, raw: DetectorOutput | SetPrediction, batch: Batch, score: float
+    ) -> list[Boxes]:
+        """A teacher's boxes as the truth of a batch's images: what `decode` gives, of scores from `score` on.
+
+        Raises:
+            ValueError: the teacher predicts other classes.
+        """
+        classes = raw.logits.shape[-1] if isinstance(raw, SetPrediction) else self.num_classes
+        if classes != self.num_classes:
+            raise ValueError(
+                f"the teacher predicts {classes} classes and this data has {self.num_classes}, so its boxes have no "
+                "names here; teacher.classes says which of them each of the student's is"
+            )
+        size = batch.images.shape[-2], batch.images.shape[-1]
+        return as_targets(self.decode(raw, size), batch.targets, score)
 
     def all_boxes(
         self, raw: DetectorOutput, size: tuple[int, int]

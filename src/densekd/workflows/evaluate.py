@@ -17,7 +17,12 @@ from densekd.build.data import VIEWS, build_eval_loader, build_reader, build_vie
 from densekd.build.networks import build_network, check_origin
 from densekd.build.settings import naming_settings
 from densekd.build.task import build_task
-from densekd.build.teachers import build_label_space, build_teacher, label_space_remarks
+from densekd.build.teachers import (
+    build_label_space,
+    build_teacher,
+    checked_scale,
+    label_space_remarks,
+)
 from densekd.config.schema import Config, Teacher
 from densekd.engine.evaluate import evaluate
 from densekd.engine.launch import started
@@ -134,6 +139,7 @@ def evaluate_teacher(
         report=report,
         results=results,
         label_space=lambda task: build_label_space(section, task, where),
+        scale=lambda task: checked_scale(section, task, where),
         role=where,
     )
 
@@ -180,6 +186,7 @@ def evaluate_network(
     report: Callable[[Task, dict[str, Any]], None] | None = None,
     results: Path | None = None,
     label_space: Callable[[Task], LabelSpace | None] = lambda task: None,
+    scale: Callable[[Task], float] = lambda task: 1.0,
     role: str = "model",
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -187,6 +194,7 @@ def evaluate_network(
 
     Args:
         label_space: how the network's classes become the task's.
+        scale: by how much the images are enlarged for the network.
         role: the section of the network, for messages.
         name: of what is scored, for the result.
         limit: score the first so many images only.
@@ -201,7 +209,8 @@ def evaluate_network(
         detections = getattr(metric, "results", None)
         if results is not None and detections is None:
             raise UserError(f"--results: {task.name} has no results file; leave it out")
-        tapped = Taps(network, {}, spec, label_space=label_space(task)).to(process.device)
+        space = label_space(task)
+        tapped = Taps(network, {}, spec, label_space=space, scale=scale(task)).to(process.device)
         loader = build_eval_loader(config, reader, spec, process, limit=limit)
         shown = (
             loader

@@ -132,10 +132,11 @@ def distill(
 
     Args:
         student: the network to train, as `model` of `train`.
-        teacher: the trained network, in the same forms, or an exported file (FILE.onnx, .xml or .pt2). It is frozen
-            and copied, and stands in place of all teachers of a recipe.
+        teacher: the trained network, in the same forms, or an exported file (FILE.onnx, .xml or .pt2, or TorchScript).
+            It is frozen and copied, and stands in place of all teachers of a recipe.
         terms: name of a loss -> its weight, or its section ``{"weight": 3, "temperature": 4}``. By default those of
-            the recipe, or pixel-wise and pair-wise with weight 10.
+            the recipe, or pixel-wise and pair-wise with weight 10; without those that an exported teacher, which has
+            no features, cannot serve.
 
     Example:
         >>> run = densekd.distill(  # doctest: +SKIP

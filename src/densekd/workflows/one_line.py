@@ -16,11 +16,12 @@ from densekd.build.networks import GIVEN
 from densekd.build.saved import read_description, saved_model
 from densekd.config.forms import paths_as_text, teachers_of
 from densekd.config.load import find_config, list_configs, setting_names
-from densekd.config.names import DATASETS, LOSSES, MODELS
+from densekd.config.names import DATASETS, LOSSES, MODELS, PROGRAMS
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides
 from densekd.errors import UserError
 from densekd.export import EXPORTED
+from densekd.models.foreign.exported import is_script
 from densekd.models.taps import Taps
 from densekd.models.weights import read_metadata
 from densekd.ops.names import nearest_few
@@ -105,6 +106,7 @@ def make_recipe(
         made.tree["distill"] = {k: _term(k, v) for k, v in terms.items()}
     elif distil:
         _leave_out_tapless(made)
+        _leave_out_unseen(made)
     made.settings = dict(settings)
     return made
 
@@ -250,6 +252,8 @@ def _network_section(
         return dict(base) if same else {"name": name}
     if path.is_file() and path.suffix in EXPORTED:
         return {"name": name}
+    if path.is_file() and is_script(path):
+        return {"name": "exported", "options": {"path": name}}
     if path.exists() and path.suffix not in (".yaml", ".yml"):
         file = weights_file(path)
         if "densekd" not in read_metadata(file):
@@ -306,6 +310,39 @@ def _leave_out_tapless(made: Made) -> None:
                 f"terms={{{name!r}: {{'weight': {term.get('weight')}, 'student': PATH, 'teacher': PATH}}}} "
                 "(densekd.Taps)"
             )
+
+
+def _leave_out_unseen(made: Made) -> None:
+    """Take out the terms on features of an exported teacher that do not say which; who asks for a term gets it or an
+    error. Where none is left, the prediction alone teaches."""
+    teacher = made.tree.get("teacher")
+    if not isinstance(teacher, Mapping) or not _is_program(teacher):
+        return
+    terms = made.tree.setdefault("distill", {})
+    named = [n for n, term in terms.items() if isinstance(term, dict)]
+    unseen = [
+        n
+        for n in named
+        if LOSSES.get(terms[n].get("loss") or n, ("", ""))[1] == "features"
+        and not terms[n].get("teacher")
+    ]
+    for name in unseen:
+        del terms[name]
+    left = [n for n in named if n not in unseen]
+    if not left:
+        terms["pixel_wise"] = copy.deepcopy(TERMS["pixel_wise"])
+        left = ["pixel_wise"]
+    if unseen:
+        made.remarks.append(
+            f"{', '.join(unseen)} is left out: an exported teacher shows its outputs, and no feature inside of it; it "
+            f"teaches by {', '.join(left)}. Where the file has a feature among its outputs, name it: "
+            f"terms={{{unseen[0]!r}: {{'weight': 10, 'teacher': OUTPUT}}, ...}}"
+        )
+
+
+def _is_program(section: Mapping[str, Any]) -> bool:
+    name = section.get("name")
+    return name == "exported" or (isinstance(name, str) and name.lower().endswith(PROGRAMS))
 
 
 def check_objects(config: Config, networks: Mapping[str, nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""The model that commands take: a run folder, a weights file, or a weights file with its recipe (FILE@RECIPE)."""
+"""The MODEL of commands: a run folder, a weights file, one with its recipe (FILE@RECIPE), a repository on the hub."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from densekd.export import EXPORTED, ExportedFile, Program, open_exported
 from densekd.models.weights import read_metadata
 from densekd.workflows.load import LoadedModel, load, weights_file
 from densekd.workflows.recipe import read_recipe, say_code
+from densekd.workflows.share import looks_like_hub_id
 from densekd.workflows.validate import stand_in_reader
 
 
@@ -43,7 +44,7 @@ def open_models(
     """Several models; `recipe` is that of the files among them that do not say which network they are of."""
     if not names:
         raise UserError(
-            "give at least one MODEL: the folder of a run, a weights file or an exported file"
+            "give at least one MODEL: the folder of a run, a weights file, an exported file or an id on the hub"
         )
     opened = []
     for name in names:
@@ -72,7 +73,8 @@ def open_model(
     """What `densekd.load` gives; a weights file that does not say which network it is of takes the recipe's.
 
     Args:
-        path: a run folder or a file; ``FILE@RECIPE`` names its recipe too.
+        path: a run folder or a file; ``FILE@RECIPE`` names its recipe too. What is none of these and looks like one is
+            the id of a repository on the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
         recipe: its model and task sections count, and its data set's names of classes. Its data is not read.
         device: ``"auto"`` too.
 
@@ -81,8 +83,11 @@ def open_model(
     """
     place = str(pick_device(device))
     path, recipe = split_name(path, recipe)
-    if not path.exists():
-        raise WeightsError(f"{path} does not exist; MODEL is the folder of a run or a weights file")
+    if not path.exists() and not looks_like_hub_id(path):
+        raise WeightsError(
+            f"{path} does not exist; MODEL is the folder of a run, a weights file, an exported file, or the id of a "
+            "repository on the Hugging Face hub (owner/name, where no folder is called owner)"
+        )
     if path.suffix in EXPORTED:
         if recipe is not None:
             raise UserError(
@@ -139,15 +144,23 @@ def model_titles(models: Sequence[str], names: Sequence[str] = ()) -> list[str]:
         if len(names) != len(models):
             raise UserError(f"--names: {len(names)} given for {len(models)} models; give one each")
         return list(names)
-    paths = [split_path(model) for model in models]
-    stems = [path.stem if path.suffix else path.name for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    stems = [name_of(model) for model in models]
+    return stems if len(set(stems)) == len(stems) else [str(split_path(m)) for m in models]
+
+
+def name_of(model: str | Path) -> str:
+    """What a MODEL is called: its file without the ending, its run, or its repository without the owner."""
+    path = split_path(model)
+    if not path.exists() and looks_like_hub_id(path):
+        return path.as_posix().partition("@")[0].rpartition("/")[2]
+    return path.stem if path.suffix else path.name
 
 
 def split_path(text: str | Path) -> Path:
-    """The path of a MODEL, without its recipe."""
+    """The path of a MODEL, without its recipe; of a repository on the hub, its id with the revision."""
     file, at, _ = str(text).rpartition("@")
-    return Path(text) if not at or Path(text).exists() else Path(file)
+    whole = not at or Path(text).exists() or looks_like_hub_id(Path(text))
+    return Path(text) if whole else Path(file)
 
 
 def _more_files(model: LoadedModel) -> dict[str, object]:

@@ -272,11 +272,15 @@ def opening_lines(run: Run) -> list[str]:
     terms = [f"{name} x {weight_text(term.weight)}" for name, term in config.distill.terms.items()]
     if config.distill.holistic is not None:
         terms.append(f"holistic x {config.distill.holistic.weight:g}")
+    boxes = config.distill.pseudo_boxes
+    if boxes is not None:
+        terms.append(f"boxes of score {boxes.score:g} and more as labels x {boxes.weight:g}")
     files = [(t.name, t.weights or t.options.get("path")) for t in teachers]
     whose = " and ".join(f"{name}{teacher_text(file)}" for name, file in files)
     return [
         f"distil {config.model.name} from {whose} for {steps}",
         f"terms: the task's own, {', '.join(terms)}",
+        *(f"aligned: {line}" for line in run.alignment),
     ]
 
 

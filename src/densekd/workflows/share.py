@@ -19,12 +19,15 @@ from densekd.config.forms import teachers_of
 from densekd.config.names import STEP_FORMS
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
+from densekd.export import EXPORTED
 from densekd.models.weights import save_weights
 from densekd.ops.files import read_object, write_text
 from densekd.report.card import Origin, model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# Endings of files, which no repository's name has.
+FILES = (".safetensors", ".pth", ".pt", ".yaml", ".yml", *EXPORTED)
 # What must be equal in two runs for one to be the other's student alone.
 SAME = ("model", "data", "task", "optim", "train", "seed")
 
@@ -155,7 +158,8 @@ def check_config(file: Path) -> None:
 def looks_like_hub_id(path: Path) -> bool:
     """``owner/name`` or ``owner/name@revision``, where no folder of the owner's name is here."""
     text = path.as_posix()
-    local = path.parent.exists() or path.suffix in (".safetensors", ".pth", ".pt", ".yaml")
+    name = Path(text.partition("@")[0])
+    local = name.parent.exists() or name.suffix in FILES
     return bool(HUB_ID.fullmatch(text)) and not local and not text.startswith(".")
 
 

@@ -24,6 +24,7 @@ from densekd.ops.names import nearest_few
 from densekd.types import InputSpec
 from densekd.workflows.load import weights_file
 from densekd.workflows.recipe import say_code
+from densekd.workflows.share import looks_like_hub_id
 from densekd.workflows.validate import stand_in_reader, untrained
 
 SIZE = (256, 256)  # of the image, where a network does not say which one it was made for
@@ -73,7 +74,8 @@ def tap_tables(
     """A table a network.
 
     Args:
-        what: a network's name or dotted path, a recipe (its model and its teacher), or a weights file or run folder.
+        what: a network's name or dotted path, a recipe (its model and its teacher), a weights file or run folder, or
+            the id of a repository on the Hugging Face hub (``owner/name``).
         settings: dotted name -> value, such as ``{"model.options.backbone": "resnet18"}``.
         size: (height, width) of the image; None takes what the network was made for, or `SIZE`.
     """
@@ -83,12 +85,16 @@ def tap_tables(
     is_recipe = path.suffix in (".yaml", ".yml")
     if what in MODELS or (_is_dotted(what) and not path.exists() and not is_recipe):
         return _of_recipe(_named(what, dict(settings)), size)
-    if path.exists() and not is_recipe:
+    known = [name.removesuffix(".yaml") for name in list_configs()]
+    folders = {
+        name.partition("/")[0] for name in known
+    }  # a recipe that is misspelt is no id on the hub
+    on_hub = looks_like_hub_id(path) and what.partition("/")[0] not in folders
+    if (path.exists() or on_hub) and not is_recipe:
         if settings:
             raise UserError(f"{what} says itself how its network is built; it takes no settings")
         saved = build_saved(weights_file(path))
         return [_table("model", saved.about["model"]["name"], saved.network, saved.spec, size)]
-    known = [name.removesuffix(".yaml") for name in list_configs()]
     if not path.exists() and not is_recipe and "/" not in what and what not in known:
         stems = {Path(name).name for name in known}
         if what not in stems:

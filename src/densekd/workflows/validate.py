@@ -79,6 +79,9 @@ def validate(config: Config) -> str:
             f"{term.name}: weight {term.weight}, student {term.student}, teacher {term.teacher}"
             + (f" of {term.teacher_name}" if term.teacher_name else "")
         )
+    boxes = config.distill.pseudo_boxes
+    if boxes is not None:
+        lines.append(f"pseudo_boxes: weight {boxes.weight}, boxes of score {boxes.score} and more")
     if config.distill.holistic is not None:
         lines.append(
             f"holistic: weight {config.distill.holistic.weight}, {config.distill.holistic.mode}"

@@ -1,5 +1,6 @@
 """The machine: each check fires on what it is for, and is quiet else."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from densekd.config.load import make_config
 from densekd.workflows.doctor import machine
 from densekd.workflows.doctor.machine import (
+    busy_finding,
     core_findings,
     disk_finding,
     extra_findings,
@@ -67,10 +69,20 @@ def test_extras_name_the_line_that_brings_them():
 
 def test_threads_beyond_the_cores(monkeypatch):
     monkeypatch.setattr(machine, "available_cores", lambda: 64)
+    monkeypatch.setattr(machine, "busy_finding", lambda threads: None)
     assert [f.level for f in core_findings()] == ["ok"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 65)
     (finding,) = core_findings()
     assert (finding.level, finding.advice) == ("warning", "Set OMP_NUM_THREADS=64, or leave it out")
+
+
+def test_several_threads_on_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    finding = busy_finding(2, load=6.0)
+    assert (finding.level, "load 6.0 on 2 cores" in finding.what) == ("note", True)
+    assert "OMP_NUM_THREADS=1" in finding.advice
+    assert busy_finding(1, load=6.0) is None  # one waits for nobody
+    assert busy_finding(2, load=2.0) is None
 
 
 def test_little_memory():

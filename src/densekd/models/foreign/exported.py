@@ -161,16 +161,21 @@ def deployed_input(about: Mapping[str, Any], channels: int, file: Path) -> Input
     return InputSpec(mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
+def is_script(file: Path) -> bool:
+    """Whether a file is a TorchScript program, which alone keeps its constants apart; nothing of it is run."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+
+
 def torch_program(file: Path, path: str) -> Exported:
     """A TorchScript file (``torch.jit.save``) or a program of ``torch.export.save``."""
     what = f"path {path}: neither a TorchScript file nor a program of torch.export"
     if not zipfile.is_zipfile(file):
         raise UserError(f"{what}, and its name ends with neither {' nor '.join(SUFFIXES)}")
-    with zipfile.ZipFile(file) as archive:
-        inside = [name.partition("/")[2] for name in archive.namelist()]
-    is_script = any(name == "constants.pkl" for name in inside)
     try:
-        if is_script:
+        if is_script(file):
             return Exported(torch.jit.load(file, map_location="cpu").eval())
         extra = {"densekd.json": ""}
         program = torch.export.load(file, extra_files=extra).module()

@@ -26,6 +26,7 @@ from densekd.workflows.doctor.finding import Finding
 
 AREA = "environment"
 SLOWER = 1.5  # a reduced precision that takes so many times float32's time is emulated
+BUSY = 1.5  # programs that want a core, over the cores, from which several threads of one are slower than one
 LITTLE_MEMORY, LITTLE_DISK = 2 * 2**30, 5 * 10**9
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -194,6 +195,9 @@ def core_findings() -> list[Finding]:
     cores, threads = available_cores(), torch.get_num_threads()
     if threads > cores:
         return [too_many_threads(threads, cores)]
+    busy = busy_finding(threads)
+    if busy is not None:
+        return [busy]
     return [Finding("ok", AREA, f"cores for this process: {cores}; threads for compute: {threads}")]
 
 
@@ -205,6 +209,24 @@ def too_many_threads(threads: int, cores: int) -> Finding:
         "step takes longer",
         f"Set OMP_NUM_THREADS={cores}, or leave it out",
     )
+
+
+def busy_finding(threads: int, load: float | None = None) -> Finding | None:
+    """A note where other programs keep all cores busy, beside which several threads wait for each other; else None.
+
+    Args:
+        load: programs that want a core, the mean of a minute; None: as the system says.
+    """
+    cores = os.cpu_count() or 1
+    if load is None:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
+    if threads < 2 or load < BUSY * cores:
+        return None
+    what = (
+        f"other programs keep this machine's cores busy (load {load:.1f} on {cores} cores), and {threads} threads for "
+        "compute wait for each other at every operation: a network of many small ones can take ten times as long"
+    )
+    return Finding("note", AREA, what, "Beside them OMP_NUM_THREADS=1 is faster")
 
 
 def memory_finding(free: int | None) -> Finding:
@@ -290,8 +312,12 @@ def setting_findings(
         used = "1 loader process is" if cores == 1 else f"{cores} loader processes are"
         what = f"data.workers is {workers}; {used} used, as many as there are cores"
         found.append(Finding("note", AREA, what, setting="data.workers"))
-    if device.type == "cpu" and torch.get_num_threads() > cores:
-        found.append(too_many_threads(torch.get_num_threads(), cores))
+    threads = torch.get_num_threads()
+    busy = busy_finding(threads)
+    if device.type == "cpu" and threads > cores:
+        found.append(too_many_threads(threads, cores))
+    elif device.type == "cpu" and busy is not None:
+        found.append(busy)
     teachers = config.every_teacher
     asked: dict[str, str] = {"train.amp": config.train.amp}
     if config.distill.teacher_cache is None:

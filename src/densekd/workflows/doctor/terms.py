@@ -221,4 +221,6 @@ def weights_of(run: Run) -> dict[str, float]:
     found = {name: w for name, (term, w) in at_end.items() if w or not callable(term.weight)}
     if run.distiller.adversary is not None:
         found[HOLISTIC] = run.distiller.adversary.weight
+    if run.distiller.pseudo_boxes is not None:
+        found["pseudo_boxes"] = run.distiller.pseudo_boxes.weight
     return found
