@@ -52,6 +52,8 @@ def with_links(text: str, page: Path, staged: set[Path]) -> str:
         target = (page.parent / match["path"]).resolve()
         if target in staged or not target.exists():  # a link that leads nowhere is for mkdocs to report
             return match[0]
+        if target == NOTEBOOK:
+            return match[0].replace(".ipynb", ".md")
         kind = "tree" if target.is_dir() else "blob"
         url = CODE.format(kind=kind, path=target.relative_to(ROOT).as_posix())
         return f"{match['start']}{url}{match['anchor'] or ''})"
@@ -118,10 +120,10 @@ def main() -> None:
     (PAGES / "api").mkdir()
     for room in ROOMS:
         (PAGES / "api" / f"{room}.md").write_text(room_page(room), encoding="utf-8")
-    if NOTEBOOK.exists():
-        page = PAGES / "examples" / "notebook.md"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(notebook_page(page.parent / "notebook_pictures"), encoding="utf-8")
+    page = PAGES / "examples" / "notebook.md"
+    page.parent.mkdir(exist_ok=True)
+    text = notebook_page(page.parent / "notebook_pictures")
+    page.write_text(with_links(text, NOTEBOOK, set(files)), encoding="utf-8")
 
 
 if __name__ == "__main__":
