@@ -10,7 +10,9 @@ from latex2mathml.converter import convert
 
 FORMULA = re.compile(r"^\.\. math:: (?P<latex>.*(?:\n[ ]+\S.*)*)", re.M)
 INLINE = re.compile(r":math:`(?P<latex>[^`]+)`")
-TABLE = re.compile(r"^(?P<rule>=+(?: =+)+)\n(?P<head>.*)\n(?P=rule)\n(?P<rows>(?:.*\n)*?)(?P=rule)$", re.M)
+TABLE = re.compile(
+    r"^(?P<rule>=+(?: =+)+)\n(?P<head>.*)\n(?P=rule)\n(?P<rows>(?:.*\n)*?)(?P=rule)$", re.M
+)
 
 
 def table(match: re.Match[str]) -> str:
@@ -20,7 +22,10 @@ def table(match: re.Match[str]) -> str:
     lines = [match["head"], *match["rows"].splitlines()]
     rows: list[list[str]] = []
     for line in lines:
-        cells = [line[start:end].strip().replace("|", r"\|").replace(r"\\|", r"\|") for start, end in columns]
+        cells = [
+            line[start:end].strip().replace("|", r"\|").replace(r"\\|", r"\|")
+            for start, end in columns
+        ]
         if cells[0] or not rows:
             rows.append(cells)
         else:

@@ -50,7 +50,9 @@ def with_links(text: str, page: Path, staged: set[Path]) -> str:
 
     def link(match: re.Match[str]) -> str:
         target = (page.parent / match["path"]).resolve()
-        if target in staged or not target.exists():  # a link that leads nowhere is for mkdocs to report
+        if (
+            target in staged or not target.exists()
+        ):  # a link that leads nowhere is for mkdocs to report
             return match[0]
         if target == NOTEBOOK:
             return match[0].replace(".ipynb", ".md")
@@ -76,7 +78,9 @@ def public_names(room: str) -> list[str]:
 
 def room_page(room: str) -> str:
     """The page of a room: one entry a name, functions before the classes that call them."""
-    names = sorted(public_names(room), key=lambda name: (name.lower().replace("_", ""), name[0].isupper()))
+    names = sorted(
+        public_names(room), key=lambda name: (name.lower().replace("_", ""), name[0].isupper())
+    )
     lines = [f"# {ROOMS[room]}", "", f"`{room}`", ""]
     for name in names:
         lines += [f"::: {room}.{name}", ""]
