@@ -19,6 +19,7 @@ PAGES = [
     ROOT / "docs" / "segmentation.md",
     ROOT / "docs" / "detection.md",
     ROOT / "docs" / "depth.md",
+    ROOT / "docs" / "paper.md",
     ROOT / "results" / "idd_lite" / "README.md",
 ]
 BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.S)
