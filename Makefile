@@ -1,12 +1,14 @@
-# make demo | test | test-all | lint | bench | gpu | setup. Everything runs in .venv, made from the two lock files.
+# make demo | test | test-all | lint | docs | bench | gpu | setup. Everything runs in .venv, made from the lock files; the
+# site has .venv-docs. CPU=1 takes PyTorch's build for CPUs, where .venv is made anew.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DOCS := .venv-docs
 
-.PHONY: setup demo test test-all lint bench gpu clean
+.PHONY: setup demo test test-all lint docs bench gpu clean
 
 setup: $(READY)
 
@@ -16,6 +18,7 @@ $(RUN): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "densekd needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(CPU),$(PIP) $(shell grep -E '^torch(vision)?==' requirements.lock) --index-url https://download.pytorch.org/whl/cpu)
 	$(PIP) -r requirements.lock
 	$(PIP) --no-deps -e .
 	@touch $(RUN)
@@ -44,6 +47,16 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
+# The site, in build/site: strict, every link and anchor checked. Nothing is fetched while it is built or read.
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/python docs/site/stage.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+$(DOCS)/.ready: requirements-docs.lock
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	@touch $@
+
 bench: $(RUN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
@@ -57,4 +70,4 @@ gpu: $(READY)
 endif
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) build/pages build/site .pytest_cache .ruff_cache

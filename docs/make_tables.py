@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "choosing.md",
+    ROOT / "docs" / "segmentation.md",
+    ROOT / "docs" / "detection.md",
+    ROOT / "docs" / "depth.md",
+    ROOT / "docs" / "paper.md",
     ROOT / "results" / "idd_lite" / "README.md",
 ]
 BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.S)
@@ -73,12 +77,15 @@ SETS = [
 ]
 
 
-def overview() -> str:
+def overview(scores: tuple[str, ...] = ("miou", "ap", "ap50", "abs_rel"), root: str = "") -> str:
+    """The sets with one of these scores; `root` leads from the page to the repository's root."""
     lines = [
         "| data | score | constant guess | teacher | student alone | distilled | seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, folder, metric, factor, digits, best, label in SETS:
+        if metric not in scores:
+            continue
         rows = rows_of(f"{folder}/results.json")
         teacher = next(title for title in rows if title.startswith("teacher"))
         cells = [
@@ -86,10 +93,21 @@ def overview() -> str:
             for title in ("constant guess", teacher, ALONE, best)
         ]
         seeds = len(rows[best][metric])
-        lines.append(
-            f"| [{name}](results/{folder}/README.md) | {label} | {' | '.join(cells)} | {seeds} |"
-        )
+        link = f"[{name}]({root}results/{folder}/README.md)"
+        lines.append(f"| {link} | {label} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
+
+
+def segmentation() -> str:
+    return overview(("miou",), "../")
+
+
+def detection() -> str:
+    return overview(("ap", "ap50"), "../")
+
+
+def depth() -> str:
+    return overview(("abs_rel",), "../")
 
 
 def few_labels() -> str:
