@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 READER = SimpleNamespace(classes=["a", "b"], palette=[(0, 0, 0), (1, 1, 1)], ignore_index=9)
 
 
-class Normals:
+class Steps:
+    """What a task is asked to do; nothing of it is called here."""
+
+    def loss(self, output, batch): ...
+
+    def predict(self, network, batch, views): ...
+
+    def metric(self): ...
+
+
+class Normals(Steps):
     """A task of a user's own, as far as settings go."""
 
     name = "normals"
@@ -40,7 +50,7 @@ class Normals:
         self.anything = anything
 
 
-class Unchecked:
+class Unchecked(Steps):
     """Its annotations cannot be read: one is imported for type checks alone."""
 
     def __init__(self, *, weights: Mapping[str, float] | None = None) -> None:
@@ -132,7 +142,7 @@ def test_what_the_reader_gives_is_no_option():
 
 
 def test_an_unknown_task_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"^task: 'dept' is unknown; did you mean 'depth'\?"):
+    with pytest.raises(UserError, match=r"^task: 'dept' is unknown; did you mean 'depth' or"):
         check_task(config("dept").task)
 
 
