@@ -50,7 +50,8 @@ lint: $(READY)
 # The site, in build/site: strict, every link and anchor checked. Nothing is fetched while it is built or read.
 docs: $(DOCS)/.ready
 	$(DOCS)/bin/python docs/site/stage.py
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	# Not with --quiet: it drops the warnings before --strict counts them.
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 $(DOCS)/.ready: requirements-docs.lock
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
