@@ -65,25 +65,39 @@ def with_links(text: str, page: Path, staged: set[Path]) -> str:
     return "".join(parts)
 
 
-def public_names(room: str) -> list[str]:
-    """What `__all__` of a room lists, or its public classes where it is a single file."""
+def room_tree(room: str) -> ast.Module:
+    """The syntax tree of a room's index, or of a room that is a single file."""
     path = ROOT / "src" / Path(*room.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def public_names(room: str) -> dict[str, str]:
+    """Public name -> where it is defined: what `__all__` lists, or the classes of a room that is a single file.
+
+    A name is followed one import far: several functions have the name of their file, which the room's own path means.
+    """
+    tree = room_tree(room)
+    found = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
-    return [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+            names = [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
+            return {name: found.get(name, f"{room}.{name}") for name in names}
+    classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+    return {name: f"{room}.{name}" for name in classes}
 
 
 def room_page(room: str) -> str:
     """The page of a room: one entry a name, functions before the classes that call them."""
-    names = sorted(
-        public_names(room), key=lambda name: (name.lower().replace("_", ""), name[0].isupper())
-    )
+    names = public_names(room)
     lines = [f"# {ROOMS[room]}", "", f"`{room}`", ""]
-    for name in names:
-        lines += [f"::: {room}.{name}", ""]
+    for name in sorted(names, key=lambda name: (name.lower().replace("_", ""), name[0].isupper())):
+        lines += [f"::: {names[name]}", ""]
     return "\n".join(lines)
 
 
