@@ -75,29 +75,38 @@ def room_tree(room: str) -> ast.Module:
 def public_names(room: str) -> dict[str, str]:
     """Public name -> where it is defined: what `__all__` lists, or the classes of a room that is a single file.
 
-    A name is followed one import far: several functions have the name of their file, which the room's own path means.
+    An entry needs the defining file: several functions have the name of their file, which the room's path would mean.
     """
     tree = room_tree(room)
-    found = {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             names = [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
-            return {name: found.get(name, f"{room}.{name}") for name in names}
+            return {name: definition(room, name) for name in names}
     classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
     return {name: f"{room}.{name}" for name in classes}
 
 
+def definition(room: str, name: str) -> str:
+    """The dotted path of a name, behind the imports of the rooms that offer it."""
+    for node in ast.walk(room_tree(room)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("densekd"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return definition(node.module, alias.name)
+    return f"{room}.{name}"
+
+
 def room_page(room: str) -> str:
-    """The page of a room: one entry a name, functions before the classes that call them."""
+    """The page of a room: functions before the classes that call them; a link to what an earlier room's page has."""
     names = public_names(room)
+    earlier = list(ROOMS)[: list(ROOMS).index(room)]
+    homes = {path: other for other in reversed(earlier) for path in public_names(other).values()}
     lines = [f"# {ROOMS[room]}", "", f"`{room}`", ""]
     for name in sorted(names, key=lambda name: (name.lower().replace("_", ""), name[0].isupper())):
-        lines += [f"::: {names[name]}", ""]
+        if home := homes.get(names[name]):
+            lines += [f"`{name}`: see [{ROOMS[home]}]({home}.md#{names[name]}).", ""]
+        else:
+            lines += [f"::: {names[name]}", ""]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -55,9 +56,12 @@ def test_the_rooms_pages_have_every_public_name(stage):
         assert set(stage.public_names(room)) == names
         page = stage.room_page(room)
         for path in stage.public_names(room).values():
-            assert f"::: {path}\n" in page
+            assert f"::: {path}\n" in page or f".md#{path})" in page
             home, _, attribute = path.rpartition(".")
             assert not isinstance(getattr(importlib.import_module(home), attribute), ModuleType)
+    pages = "".join(stage.room_page(room) for room in stage.ROOMS)
+    entries = re.findall(r"^::: (\S+)$", pages, re.M)
+    assert len(entries) == len(set(entries))
     assert "UserError" in stage.public_names("densekd.errors")
     assert "Batch" in stage.public_names("densekd.types")
 
