@@ -34,9 +34,14 @@ def table(match: re.Match[str]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def mathml(latex: str, display: str = "inline") -> str:
+    r"""A formula; the sizes of brackets (``\\Big``) are left to the browser."""
+    return convert(re.sub(r"\\[bB]ig[lr]?(?![a-z])", "", " ".join(latex.split())), display=display)
+
+
 def markdown(text: str) -> str:
-    text = FORMULA.sub(lambda m: convert(" ".join(m["latex"].split()), display="block"), text)
-    text = INLINE.sub(lambda m: convert(m["latex"]), text)
+    text = FORMULA.sub(lambda m: mathml(m["latex"], "block"), text)
+    text = INLINE.sub(lambda m: mathml(m["latex"]), text)
     return TABLE.sub(table, text)
 
 

@@ -65,25 +65,48 @@ def with_links(text: str, page: Path, staged: set[Path]) -> str:
     return "".join(parts)
 
 
-def public_names(room: str) -> list[str]:
-    """What `__all__` of a room lists, or its public classes where it is a single file."""
+def room_tree(room: str) -> ast.Module:
+    """The syntax tree of a room's index, or of a room that is a single file."""
     path = ROOT / "src" / Path(*room.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def public_names(room: str) -> dict[str, str]:
+    """Public name -> where it is defined: what `__all__` lists, or the classes of a room that is a single file.
+
+    An entry needs the defining file: several functions have the name of their file, which the room's path would mean.
+    """
+    tree = room_tree(room)
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
-    return [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+            names = [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
+            return {name: definition(room, name) for name in names}
+    classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+    return {name: f"{room}.{name}" for name in classes}
+
+
+def definition(room: str, name: str) -> str:
+    """The dotted path of a name, behind the imports of the rooms that offer it."""
+    for node in ast.walk(room_tree(room)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("densekd"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return definition(node.module, alias.name)
+    return f"{room}.{name}"
 
 
 def room_page(room: str) -> str:
-    """The page of a room: one entry a name, functions before the classes that call them."""
-    names = sorted(
-        public_names(room), key=lambda name: (name.lower().replace("_", ""), name[0].isupper())
-    )
+    """The page of a room: functions before the classes that call them; a link to what an earlier room's page has."""
+    names = public_names(room)
+    earlier = list(ROOMS)[: list(ROOMS).index(room)]
+    homes = {path: other for other in reversed(earlier) for path in public_names(other).values()}
     lines = [f"# {ROOMS[room]}", "", f"`{room}`", ""]
-    for name in names:
-        lines += [f"::: {room}.{name}", ""]
+    for name in sorted(names, key=lambda name: (name.lower().replace("_", ""), name[0].isupper())):
+        if home := homes.get(names[name]):
+            lines += [f"`{name}`: see [{ROOMS[home]}]({home}.md#{names[name]}).", ""]
+        else:
+            lines += [f"::: {names[name]}", ""]
     return "\n".join(lines)
 
 

@@ -65,6 +65,9 @@ def test_it_runs_from_the_first_cell_to_the_last(tmp_path, monkeypatch):
     first = next(cell for cell in notebook.cells if "STEPS =" in cell.source)
     first.source, found = re.subn(r"STEPS = \d+", "STEPS = 3", first.source)
     assert found == 1
+    fewer = r"""(length": |length=|range\()(96|32)\b"""
+    for cell in notebook.cells:  # a sixth of the scenes, a quarter of those that are scored
+        cell.source = re.sub(fewer, lambda m: m[1] + {"96": "16", "32": "8"}[m[2]], cell.source)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     share = re.search(r"that PyTorch gives: ([\d.]+) %", printed(notebook.cells))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -53,7 +55,13 @@ def test_the_rooms_pages_have_every_public_name(stage):
         names = {name for name in module.__all__ if not name.startswith("_")}
         assert set(stage.public_names(room)) == names
         page = stage.room_page(room)
-        assert all(f"::: {room}.{name}\n" in page for name in names)
+        for path in stage.public_names(room).values():
+            assert f"::: {path}\n" in page or f".md#{path})" in page
+            home, _, attribute = path.rpartition(".")
+            assert not isinstance(getattr(importlib.import_module(home), attribute), ModuleType)
+    pages = "".join(stage.room_page(room) for room in stage.ROOMS)
+    entries = re.findall(r"^::: (\S+)$", pages, re.M)
+    assert len(entries) == len(set(entries))
     assert "UserError" in stage.public_names("densekd.errors")
     assert "Batch" in stage.public_names("densekd.types")
 
@@ -67,6 +75,9 @@ def test_the_navigation_has_every_page_once(stage, settings):
 def test_nothing_is_fetched_or_counted(settings):
     assert settings["theme"]["font"] is False
     assert "analytics" not in settings["extra"]
+    # The theme asks GitHub for a repository's stars; the plugin loads a script from another host.
+    assert "repo_url" not in settings
+    assert "offline" not in str(settings["plugins"])
     assert settings["strict"] is True
 
 
