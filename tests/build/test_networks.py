@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from densekd.build.networks import with_class_count
+from densekd.build.networks import round_layers, with_class_count
 from densekd.build.resolve import import_dotted
 from densekd.errors import UserError
+from densekd.types import InputSpec
 
 GIVEN = {"in_channels": 3, "num_classes": 7}
 
@@ -58,3 +59,11 @@ def test_methods_have_dotted_paths():
     with pytest.raises(UserError, match=r"model\.name: .*Maker\.mak"):
         import_dotted(f"{__name__}.Maker.mak", "model.name")
     assert import_dotted("torch.nn.Conv2d", "model.name") is nn.Conv2d
+
+
+def test_an_object_that_rounds_already_stays_as_it_is():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    round_layers(network, InputSpec(size=(16, 16)), "model")
+    keys = list(network.state_dict())
+    round_layers(network, InputSpec(size=(16, 16)), "model")
+    assert list(network.state_dict()) == keys

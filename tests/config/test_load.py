@@ -66,6 +66,7 @@ def test_null_switches_a_term_off():
         ({"train": {"steps": 0}}, ["train.steps", "at least 1", "0"]),
         ({"data": {"dataset": "scenes", "scale": [2, 1]}}, ["data.scale", "low"]),
         ({"optim": {"lr": -1}}, ["optim.lr", "above 0"]),
+        ({"train": {"trackers": "wandb"}}, ["train.trackers", "a list, such as [wandb]"]),
     ],
 )
 def test_a_wrong_setting_names_file_key_and_cure(tmp_path, change, words):

@@ -92,6 +92,20 @@ def test_a_run_takes_what_was_remembered_and_keeps_it_when_it_goes_on(tree, tmp_
     tree["train"]["steps"] = 3
     assert go(tree, tmp_path / "run", resume=True) == 0
     assert {k: settings(tmp_path / "run")[k] for k in kept} == kept
+    tree["train"].update(amp="bf16", steps=4)
+    with pytest.raises(UserError, match=r"train\.amp: 'none' -> 'bf16'"):
+        go(tree, tmp_path / "run", resume=True)
+
+
+def test_what_rounds_to_int8_is_not_compiled(tree):
+    tree["model"]["int8"] = tree["teacher"]["int8"] = True
+    config = make_config(tree, "test")
+    compiled = [lever for lever in module.LEVERS if lever.compiles]
+    assert compiled
+    assert not any(lever.applies(config, torch.device("cpu")) for lever in compiled)
+    tree["teacher"]["compile"] = True
+    with pytest.raises(UserError, match=r"teacher\.compile: torch does not compile"):
+        make_config(tree, "test")
 
 
 @pytest.mark.usefixtures("half_the_time")

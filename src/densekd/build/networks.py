@@ -17,7 +17,7 @@ from densekd.errors import UserError, WeightsError
 from densekd.models.finite import check_finite
 from densekd.models.foreign.hf import adopt, fill
 from densekd.models.weights import load_weights
-from densekd.rewrite import to_int8
+from densekd.rewrite import is_int8, to_int8
 from densekd.tasks import Task
 from densekd.types import InputSpec
 
@@ -114,7 +114,12 @@ def build_network(
 
 
 def round_layers(network: nn.Module, spec: InputSpec | None, where: str) -> None:
-    """Make a network round as an int8 file does; UserError where there is nothing to round or it does not run."""
+    """Make a network round as an int8 file does; UserError where there is nothing to round or it does not run.
+
+    One that rounds already, an object that a run before this one trained, stays as it is.
+    """
+    if is_int8(network):
+        return
     spec = spec or InputSpec()
     draw = torch.Generator().manual_seed(0)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -28,6 +29,7 @@ _EXPECTED = {
     "mapping_type": "expected a section (key: value)",
     "dataclass_type": "expected a section (key: value)",
 }
+_WORD = re.compile(r"[\w.-]+")
 _OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
@@ -77,6 +79,9 @@ def _said(item: Any, annotation: Any) -> str:
         return f"expected {'a whole number' if int in parts_of(annotation)[0] else 'a number'}"
     if item["type"] == "is_instance_of" and item["ctx"]["class"] == "Sequence":
         return "expected a list"
+    text = item["input"]
+    if item["type"] == "list_type" and isinstance(text, str) and _WORD.fullmatch(text):
+        return f"expected a list, such as [{text}]"
     return _EXPECTED.get(item["type"], item["msg"])
 
 

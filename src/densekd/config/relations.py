@@ -50,6 +50,11 @@ def broken_relations(config: Config) -> list[str]:
             lines.append(
                 "train.compile: torch does not compile the rounding of model.int8; leave it out"
             )
+    lines += [
+        f"{where}.compile: torch does not compile the rounding of {where}.int8; leave it out"
+        for where, teacher in config.every_teacher.items()
+        if teacher.int8 and teacher.compile
+    ]
     if config.distill.balance is not None:
         forbidden = {
             "train.amp": config.train.amp == "fp16"

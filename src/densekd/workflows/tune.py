@@ -49,6 +49,10 @@ SECONDS, FEWEST, MOST = 6.0, 3, 10
 PATIENCE = 90.0
 
 
+# Values of `STEP_FORMS` with which a recipe leaves the choice open.
+AS_IT_IS = (None, False, "none", "same")
+
+
 @dataclass(frozen=True)
 class Lever:
     """Settings that make the same step in another way.
@@ -117,11 +121,17 @@ LEVERS = (
     Lever(
         {"teacher.compile": True},
         lambda config, device: (
-            _live(config, device) and config.teacher is not None and not config.teacher.compile
+            _live(config, device)
+            and config.teacher is not None
+            and not (config.teacher.compile or config.teacher.int8)
         ),
         compiles=True,
     ),
-    Lever({"train.compile": True}, lambda config, _: not config.train.compile, compiles=True),
+    Lever(
+        {"train.compile": True},
+        lambda config, _: not (config.train.compile or config.model.int8),
+        compiles=True,
+    ),
 )
 
 
@@ -193,7 +203,15 @@ def tuned(
     """
     if folder is not None and folder.config.exists():
         before = flatten(to_tree(make_config(settings_of(folder), str(folder.config))))
-        return _with(config, {k: before[k] for k in STEP_FORMS if k in before}), []
+        given = flatten(to_tree(config))
+        # What the user asks for now stays, and differs from the run's: `--resume` then says so.
+        chosen = {
+            key: value
+            for lever in LEVERS
+            for key, value in lever.changes.items()
+            if before.get(key) == value and given.get(key) in AS_IT_IS
+        }
+        return _with(config, chosen), []
     if networks:
         return config, ["train.auto: networks that are given as objects are left as they are"]
     if process.world_size > 1:
