@@ -15,6 +15,7 @@ from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.workflows import tune as module
 from densekd.workflows.run import run
+from densekd.workflows.tune_memory import memory_of, remembered
 from tests.cli.helpers import write_recipe
 
 
@@ -68,7 +69,7 @@ def test_every_lever_of_this_recipe_is_timed_and_compared(tree):
         assert 0 <= lever["loss_error"] < 1e-4
         assert 0 <= lever["gradient_error"] < 1e-3, "float rounding and no more"
     assert set(found["settings"]) <= set(STEP_FORMS)
-    assert json.loads(module.memory_of(make_config(tree, "t"), torch.device("cpu")).read_text())
+    assert json.loads(memory_of(make_config(tree, "t"), torch.device("cpu")).read_text())
 
 
 def test_levers_are_step_forms():
@@ -126,6 +127,21 @@ def test_a_lever_that_does_not_run_is_left_out(tree, monkeypatch):
     assert found["settings"] == {"teacher.channels_last": True}
 
 
+def test_the_last_word_have_all_levers_together(tree, monkeypatch):
+    ratios = iter([0.5, 2.0])  # the lever by itself; the kept ones against the recipe as it was
+
+    def interleave(arms, *, pairs, warmup):
+        lever = next(ratios)
+        return {name: [1.0 if name == "base" else lever] * pairs for name in arms}
+
+    monkeypatch.setattr(module, "interleave", interleave)
+    monkeypatch.setattr(module, "LEVERS", module.LEVERS[:1])
+    found = tuned_settings(tree)
+    assert found["settings"] == {}
+    assert found["levers"][0]["why"] == "together: saves nothing here"
+    assert not found["levers"][0]["kept"]
+
+
 def test_measuring_changes_nothing_of_the_run(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WORTH", 0.0)  # nothing is ever kept
     assert go(tree, tmp_path / "plain") == 0
@@ -142,8 +158,8 @@ def test_a_damaged_note_costs_a_measurement_and_not_a_run(tree):
     tuned_settings(tree)
     config, device = make_config(tree, "t"), torch.device("cpu")
     for text in ("", "[]", "{}", '{"settings": 3}', '{"settings": {}, "ratio": {}}'):
-        module.memory_of(config, device).write_text(text)
-        assert module._remembered(config, device) is None
+        memory_of(config, device).write_text(text)
+        assert remembered(config, device) is None
 
 
 def test_a_stored_teacher_leaves_the_students_levers(tree, tmp_path):

@@ -8,15 +8,11 @@ tolerance: float rounding passes, another number format does not, unless the tol
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +20,6 @@ from torch import Tensor, nn
 
 from densekd.build.run import Run, Sets, assemble
 from densekd.config.load import make_config, to_tree
-from densekd.config.names import STEP_FORMS
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides, flatten
 from densekd.engine.folder import RunFolder, describe_environment
@@ -32,11 +27,11 @@ from densekd.engine.launch import Process, started
 from densekd.engine.optim import set_lr
 from densekd.errors import UserError
 from densekd.ops.collectives import gather_objects
-from densekd.ops.files import cache_folder, read_object, write_text
 from densekd.profiling.machine import processor, reduced_precision_ratio
 from densekd.profiling.measure import interleave, ratio, spread, timed
 from densekd.workflows.forms import settled, training_set, with_random_teacher
 from densekd.workflows.resume import settings_of
+from densekd.workflows.tune_memory import remember, remembered
 from densekd.workflows.tune_text import settings_text
 
 # What the losses and the student's gradients of a kept lever may differ by, relative; rounding of float32 stays below.
@@ -183,7 +178,7 @@ def tune(
         "remembered": tolerance == TOLERANCE,
     }
     if result["remembered"]:
-        _remember(config, process.device, result)
+        remember(config, process.device, result)
     return result
 
 
@@ -214,13 +209,15 @@ def tuned(
         return _with(config, chosen), []
     if networks:
         return config, ["train.auto: networks that are given as objects are left as they are"]
+    if config.teachers:
+        return config, ["train.auto: a recipe of several teachers is left as it is"]
     if process.world_size > 1:
-        found = gather_objects(_remembered(config, process.device))[0]
+        found = gather_objects(remembered(config, process.device))[0]
         if found is None:
             remark = "train.auto: several processes do not tune themselves; run densekd tune first"
             return config, [remark]
         return _with(config, found["settings"]), [_line(found, "remembered")]
-    found = _remembered(config, process.device)
+    found = remembered(config, process.device)
     how = "remembered"
     if found is None:
         how = "measured now"
@@ -229,7 +226,7 @@ def tuned(
         found = _try_levers(
             config, process, sets, levers, rounds=MOST, seconds=SECONDS, tolerance=TOLERANCE, distil=distil
         )  # fmt: skip
-        _remember(config, process.device, found)
+        remember(config, process.device, found)
     return _with(config, found["settings"]), [_line(found, how)]
 
 
@@ -262,7 +259,7 @@ def _try_levers(
     make = partial(_Arm, process=process, sets=sets, distil=distil)
     first = best = make(config)
     kept: dict[str, Any] = {}
-    tried = []
+    tried: list[dict[str, Any]] = []
     for lever in levers:
         if not lever.applies(best.config, process.device):
             continue
@@ -281,6 +278,12 @@ def _try_levers(
     overall = None
     if best is not first:
         overall = _compare(first, best, first, process, rounds=rounds, seconds=seconds)
+        if (why := _reason_against(overall, tolerance)) is not None:
+            # On a busy machine a lever may seem to save; all of them against the recipe as it was have the last word.
+            for one in tried:
+                if one["kept"]:
+                    one.update(kept=False, why=f"together: {why}")
+            kept, overall = {}, None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(process.device),
@@ -373,44 +376,3 @@ def _with(config: Config, changes: Mapping[str, Any]) -> Config:
 def _images(config: Config) -> int:
     second = config.data.unlabelled
     return config.data.batch_size + (0 if second is None else second.batch_size)
-
-
-# Sections and settings on which the time of a step does not depend, or which name files.
-_OF_NO_MATTER = ("optim.", "evaluate.", "seed", "note", "data.root", "data.workers", "data.cache")
-
-
-def _key(config: Config, device: torch.device) -> str:
-    """Of the recipe's step, the machine and the versions."""
-    settings = {
-        k: v
-        for k, v in flatten(to_tree(config)).items()
-        if not k.startswith(_OF_NO_MATTER) and not k.endswith((".weights", ".allow_untrained"))
-        and (not k.startswith("train.") or k in (*STEP_FORMS, "train.accumulate", "train.recompute_norms"))
-    }  # fmt: skip
-    environment = describe_environment()
-    versions = {k: environment["versions"].get(k) for k in ("torch", "densekd")}
-    where = (str(device.type), processor(), environment["cuda_device"], environment["threads"])
-    text = json.dumps([settings, where, versions], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def memory_of(config: Config, device: torch.device) -> Path:
-    """The file in which the choice for this recipe, machine and versions is remembered."""
-    return cache_folder("tune") / f"{_key(config, device)}.json"
-
-
-def _remembered(config: Config, device: torch.device) -> dict[str, Any] | None:
-    path = memory_of(config, device)
-    if not path.is_file():
-        return None
-    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
-        found = read_object(path)
-        settings = {k: v for k, v in found["settings"].items() if k in STEP_FORMS}
-        found["ratio"]["median"], found["ratio"]["interval"][1]
-        return {**found, "settings": settings}
-    return None  # a damaged note costs a measurement, not a run
-
-
-def _remember(config: Config, device: torch.device, result: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # a machine without a home is tuned again
-        write_text(memory_of(config, device), json.dumps(result, indent=2) + "\n")
