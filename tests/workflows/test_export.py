@@ -156,7 +156,7 @@ def test_tflite_answers_as_predict_does_at_its_one_size(runs, tmp_path, capsys, 
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
     pytest.importorskip("litert_torch")
     file = tmp_path / "a.tflite"
-    assert export(runs / task, "--out", file) == 2
+    assert export(runs / task, "--out", file, "--size", 32, 64) == 2
     assert "give it, at least 64" in capsys.readouterr().err
     assert export(runs / task, "--out", file, "--size", *size, "--json") == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
