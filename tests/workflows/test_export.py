@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -147,6 +148,41 @@ def test_the_authors_checkpoint_as_onnx(shared, tmp_path, capsys):
     classes = onnx_runner(str(file), 1)(batch)[0]
     expected = open_model(weights, read_recipe("camvid/espnet")).predict(image)
     assert (classes == expected).mean() > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "size"), [("segmentation", (70, 70)), ("depth", (64, 96))])
+def test_tflite_answers_as_predict_does_at_its_one_size(runs, tmp_path, capsys, task, size):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    pytest.importorskip("litert_torch")
+    file = tmp_path / "a.tflite"
+    assert export(runs / task, "--out", file, "--size", 32, 64) == 2
+    assert "give it, at least 64" in capsys.readouterr().err
+    assert export(runs / task, "--out", file, "--size", *size, "--json") == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [check["shape"] for check in said["checks"]] == [[1, 3, *size]] * 3
+    with zipfile.ZipFile(file) as archive:
+        about = json.loads(archive.read("densekd/densekd.json"))
+    model = densekd.load(runs / task)
+    assert about["classes"] == model.classes
+    assert f"sizes: {size[0]}x{size[1]} alone" in about["input"]
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    network = interpreter.Interpreter(model_path=str(file))
+    network.allocate_tensors()
+    batch = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+    network.set_tensor(network.get_input_details()[0]["index"], batch)
+    network.invoke()
+    answer = network.get_tensor(network.get_output_details()[0]["index"])
+    if task == "segmentation":
+        assert (answer[0] == model.predict(image)).mean() > 0.999
+    else:
+        assert np.abs(answer[0, 0] - model.predict(image)).max() < 1e-3
+
+
+def test_tflite_without_its_packages_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("densekd.export.tflite.importlib.util.find_spec", lambda name: None)
+    assert export(tmp_path, "--out", tmp_path / "a.tflite") == 2
+    assert "densekd[tflite]" in capsys.readouterr().err
 
 
 def test_latency_counts_and_times(runs, capsys):
@@ -329,8 +365,8 @@ def _anchors(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--format", "tflite"], "--format tflite: is not written by densekd"),
-        (["--format", "coreml"], "Supported: onnx, pt2, openvino"),
+        (["--format", "coreml"], "Supported: onnx, pt2, openvino, tflite"),
+        (["--out", "a.tflite", "--int8"], "--int8: writes .onnx or .xml"),
         ([], "give --out FILE or --format"),
         (["--out", "a.onnx", "--format", "pt2"], "pt2 ends with .pt2"),
         (["--out", "a.pt2", "--int8"], "--int8: writes .onnx or .xml"),

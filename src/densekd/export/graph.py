@@ -83,6 +83,7 @@ class Graph:
         divisor: heights and widths must be multiples of it.
         example: (height, width) it was traced at.
         int8: its layers round, and weights are int8.
+        fixed: it takes one image of the example's size, and no other.
     """
 
     module: Deployed
@@ -91,10 +92,13 @@ class Graph:
     example: tuple[int, int]
     channels: int
     int8: bool = False
+    fixed: bool = False
 
     def shapes(self) -> list[tuple[int, int, int, int]]:
-        """Three shapes to check it at: the traced one, a single image, and an odd or longer size."""
+        """Three shapes to check it at: the traced one, a single image, and an odd or longer size; else three images."""
         height, width = self.example
+        if self.fixed:
+            return [(1, self.channels, height, width)] * 3
         other = (height + 13, width + 7) if self.divisor == 1 else (height + 64, width + 32)
         sizes = [(2, height, width), (1, height + 32, width + 96), (3, *other)]
         return [(n, self.channels, h, w) for n, h, w in sizes]
@@ -121,6 +125,27 @@ def example_size(spec: InputSpec, size: tuple[int, int] | None) -> tuple[int, in
         raise UserError(f"--size {height} {width}: must be at least {SMALLEST} pixels a side")
     height, width = (max(SMALLEST, round(v / DIVISOR) * DIVISOR) for v in (height, width))
     return height, width + (DIVISOR if height == width else 0)
+
+
+def fixed(
+    network: nn.Module, task: Task, spec: InputSpec, end: str, size: tuple[int, int]
+) -> Graph:
+    """Export for one image of exactly this (height, width), as runtimes without free sizes need it.
+
+    Raises:
+        UserError: the network cannot be traced at this size.
+    """
+    module = Deployed(network, task, spec, end).eval()
+    images = torch.rand(1, spec.channels, *size)
+    try:
+        with evaluating(module), torch.no_grad(), constants(network, plain=True):
+            program = torch.export.export(module, (images,))
+    except Exception as error:  # torch.export's errors have no common base class
+        raise UserError(
+            f"{type(network).__name__} cannot be exported at {size[0]}x{size[1]}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    return Graph(module, program, 1, size, spec.channels, fixed=True)
 
 
 def trace(

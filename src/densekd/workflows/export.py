@@ -18,14 +18,17 @@ from densekd.export import (
     Program,
     check_openvino,
     check_packages,
+    check_tflite,
     compare,
     onnx_bytes,
     onnx_runner,
     open_exported,
     save_openvino,
+    save_tflite,
+    tflite_runner,
     trace,
 )
-from densekd.export.graph import end_of, example_size
+from densekd.export.graph import OF_BOXES, SMALLEST, end_of, example_size, fixed
 from densekd.export.verify import ROUNDED_TOLERANCE, TOLERANCE
 from densekd.ops.files import open_atomic
 from densekd.ops.names import bytes_text
@@ -34,11 +37,11 @@ from densekd.workflows.int8 import Int8, int8_text, measured, quantised
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.open_model import loaded_file, model_titles
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
+FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "tflite": ".tflite"}
 # Formats that are not written, and what leads there.
 ELSEWHERE = {
-    "tflite": "convert the .onnx file with onnx2tf, or a network of plain operations with litert-torch",
-    "coreml": "convert a loaded densekd model with coremltools on a Mac",
+    "coreml": "its files run on a Mac alone and cannot be checked here. coremltools 9.0 converts ESPNet-C from "
+    "torch.export, see docs/deploy.md",
 }
 INT8 = (".onnx", ".xml")
 
@@ -72,10 +75,12 @@ def target(model: str, out: Path | None, format: str | None, *, int8: bool = Fal
     for path in [out, *([out.with_suffix(".bin")] if out.suffix == ".xml" else [])]:
         if path.exists():
             raise UserError(f"--out {path} exists; give another name")
-    if out.suffix != ".pt2":
+    if out.suffix not in (".pt2", ".tflite"):
         check_packages()
     if out.suffix == ".xml":
         check_openvino()
+    if out.suffix == ".tflite":
+        check_tflite()
     return out
 
 
@@ -113,15 +118,32 @@ def export(
             f"--with detections: a program of torch.export has no NMS for batches; write {' or '.join(INT8)}, or take "
             "--with boxes"
         )
-    size = example_size(model.input_spec, size)
-    plain = out.suffix == ".pt2"
-    graph = trace(model.model, model.task, model.input_spec, end, size, plain=plain)
+    one_size = out.suffix == ".tflite"
+    if one_size and end in OF_BOXES:
+        raise UserError("--out .tflite: detectors are not written as TensorFlow Lite; write .onnx")
+    if one_size and is_int8(model.model):
+        raise UserError(
+            f"--out .tflite: {model.path} was trained to be int8, which is written as {' or '.join(INT8)}"
+        )
+    if one_size:
+        size = size or model.input_spec.size
+        if size is None or min(size) < SMALLEST:
+            raise UserError(
+                f"--size: a .tflite file takes images of one size; give it, at least {SMALLEST} pixels a side"
+            )
+        graph = fixed(model.model, model.task, model.input_spec, end, size)
+    else:
+        size = example_size(model.input_spec, size)
+        plain = out.suffix == ".pt2"
+        graph = trace(model.model, model.task, model.input_spec, end, size, plain=plain)
     about = description(model, graph)
     extra: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, "draft" + out.suffix)
         if out.suffix == ".pt2":
             draft.write_bytes(_pt2_bytes(graph, about))
+        elif one_size:
+            save_tflite(graph, draft, about)
         else:
             content = onnx_bytes(graph, about)
             if int8 is not None:
@@ -131,12 +153,14 @@ def export(
             onnx.write_bytes(content)
             if out.suffix == ".xml":
                 save_openvino(onnx, draft, about)
-        file = open_exported(draft)
+        file = None if one_size else open_exported(draft)
+        run = tflite_runner(draft) if file is None else file.run
         tolerance = ROUNDED_TOLERANCE if graph.int8 else TOLERANCE
-        gaps = compare(graph, file.run, out.name, None if int8 is not None else tolerance)
-        if int8 is not None and int8.score is not None:
+        gaps = compare(graph, run, out.name, None if int8 is not None else tolerance)
+        if file is not None and int8 is not None and int8.score is not None:
             extra["scores"] = measured(int8, model, loaded_file(file))
-        moves = [(part, out.with_suffix(part.suffix)) for part in file.files()]
+        parts = [draft] if file is None else file.files()
+        moves = [(part, out.with_suffix(part.suffix)) for part in parts]
         size_bytes = sum(part.stat().st_size for part, _ in moves)
         for part, place in reversed(moves):  # the file that people name comes last
             with open_atomic(place, "wb") as written:
@@ -156,6 +180,8 @@ def export(
 def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
     """The metadata of the file."""
     sizes = "any" if graph.divisor == 1 else f"multiples of {graph.divisor}"
+    if graph.fixed:
+        sizes = f"{graph.example[0]}x{graph.example[1]} alone, one image a call"
     channels = model.input_spec.channels
     colours = "RGB" if channels == 3 else f"{channels} channels,"
     named = model.about.get("model", {}).get("name", type(model.model).__name__)
