@@ -23,7 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a weights file on a split"),
     "predict": ("predict", "write a network's answers for images, as pictures and numbers"),
     "compare": ("compare", "show several networks' answers side by side, moving or still"),
-    "export": ("export", "write a network as ONNX, OpenVINO, torch.export or TensorFlow Lite file, checked"),
+    "export": ("export", "write a network as ONNX, OpenVINO, torch.export or TFLite, checked"),
     "latency": ("latency", "show what one image costs a network: parameters, MACs, milliseconds"),
     "ablate": ("ablate", "student alone, +Pi, +Pi+Pa, +Pi+Pa+Ho, or the values of one setting"),
     "doctor": ("doctor", "say what would stop or spoil a run on this machine, before it starts"),
