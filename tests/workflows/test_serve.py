@@ -123,6 +123,6 @@ def test_what_is_wrong_is_said_before_anything_is_served(runs, capsys, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "starlette", None)
     assert main(["serve", str(runs / "depth")]) == 2
     error = capsys.readouterr().err
-    assert "does not exist" in error
+    assert "no file and no folder here" in error
     assert "--names: 2 given for 1 models" in error
     assert "pip install 'densekd[serve]'" in error
