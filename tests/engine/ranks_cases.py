@@ -1,6 +1,7 @@
 """Trainings of tiny networks in float64, on a rank's share of each batch or on all of it.
 
-Run as a process of a group, it trains every case and writes the weights: ``python -m tests.engine.ranks_cases FOLDER``.
+Run as a process of a group, it trains every case, or those named, and writes the weights:
+``python -m tests.engine.ranks_cases FOLDER [CASE ...]``.
 """
 
 from __future__ import annotations
@@ -294,12 +295,12 @@ def _share_draws(distiller: Distiller, of_rank: slice) -> None:
     distiller.discriminator_phase = phase
 
 
-def main(folder: str) -> None:
+def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     with started("cpu") as process:
-        result = {name: train(name, process) for name in CASES}
+        result = {name: train(name, process) for name in names or CASES}
         torch.save(result, Path(folder) / f"rank{process.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -15,7 +15,7 @@ from densekd.engine.folder import RunFolder
 from tests.cli.helpers import ENVIRONMENT, write_recipe
 from tests.reliability.runs import small_tree
 
-STEPS, KILLED_AT = 60, 8
+STEPS, KILLED_AT = 30, 8
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
 
 
