@@ -90,7 +90,7 @@ def test_recipes_are_read_or_refused():
 
 @pytest.mark.slow
 def test_recipes_are_built_or_refused():
-    try_recipes(120, seed=1, build=True)
+    try_recipes(80, seed=1, build=True)
 
 
 def test_bytes_of_recipes_are_read_or_refused(tmp_path):
