@@ -118,6 +118,14 @@ def test_a_lever_that_changes_the_function_is_refused(tree, monkeypatch):
     assert "changes losses or gradients" in found["levers"][0]["why"]
 
 
+def test_a_run_with_nothing_to_try_measures_nothing(tree, tmp_path, monkeypatch, capsys):
+    tree["train"].update(auto=True, channels_last=True)
+    tree["data"]["batch_size"] = 1
+    monkeypatch.setattr(module, "_try_levers", None)
+    assert go(tree, tmp_path / "run") == 0
+    assert "has every form of the step already" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("half_the_time")
 def test_a_lever_that_does_not_run_is_left_out(tree, monkeypatch):
     other = module.Lever({"teacher.options.nonsense": 1}, lambda config, device: True)

@@ -32,7 +32,7 @@ from densekd.profiling.measure import interleave, ratio, spread, timed
 from densekd.workflows.forms import settled, training_set, with_random_teacher
 from densekd.workflows.resume import settings_of
 from densekd.workflows.tune_memory import remember, remembered
-from densekd.workflows.tune_text import settings_text
+from densekd.workflows.tune_text import ratio_text, settings_text
 
 # What the losses and the student's gradients of a kept lever may differ by, relative; rounding of float32 stays below.
 TOLERANCE = 1e-3
@@ -222,6 +222,8 @@ def tuned(
     if found is None:
         how = "measured now"
         levers = [lever for lever in LEVERS if lever.exact and not lever.compiles]
+        if not any(lever.applies(config, process.device) for lever in levers):
+            return config, ["train.auto: the recipe has every form of the step already"]
         sets = training_set(config, made_up=False)
         found = _try_levers(
             config, process, sets, levers, rounds=MOST, seconds=SECONDS, tolerance=TOLERANCE, distil=distil
@@ -234,9 +236,7 @@ def _line(found: Mapping[str, Any], how: str) -> str:
     if not found["settings"]:
         return f"train.auto ({how}): no other form of the step is faster on this machine"
     kept = settings_text(found["settings"])
-    low, high = found["ratio"]["interval"]
-    time = f"{found['ratio']['median']:.2f} [{low:.2f}, {high:.2f}]"
-    return f"train.auto ({how}): {kept}; a step takes {time} of its time"
+    return f"train.auto ({how}): {kept}; a step takes {ratio_text(found['ratio'])} of its time"
 
 
 def _try_levers(

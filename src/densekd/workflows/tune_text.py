@@ -20,7 +20,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     rows = [
         [
             settings_text(lever["changes"]),
-            _ratio(lever["ratio"]) if "ratio" in lever else "",
+            ratio_text(lever["ratio"]) if "ratio" in lever else "",
             f"{lever['loss_error']:.0e}" if "ratio" in lever else "",
             f"{lever['gradient_error']:.0e}" if "ratio" in lever else "",
             "kept" if lever["kept"] else lever["why"],
@@ -40,7 +40,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"together a step takes {_ratio(result['ratio'])} of its time ({result['seconds']['median']:.3f} s)",
+            f"together a step takes {ratio_text(result['ratio'])} of its time ({result['seconds']['median']:.3f} s)",
             f"settings: {flags}",
             "runs of this recipe with --train.auto true take them by themselves"
             if result["remembered"]
@@ -53,6 +53,7 @@ def settings_text(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {str(value).lower()}" for key, value in changes.items())
 
 
-def _ratio(row: Mapping[str, Any]) -> str:
+def ratio_text(row: Mapping[str, Any]) -> str:
+    """A median and its interval: ``0.74 [0.71, 0.77]``."""
     low, high = row["interval"]
     return f"{row['median']:.2f} [{low:.2f}, {high:.2f}]"
