@@ -16,18 +16,8 @@ from densekd.errors import UserError
 from densekd.report.moving import save_moving
 from densekd.workflows.compare_inputs import spread
 from densekd.workflows.open_model import model_titles, split_name
-from tests.workflows.test_functions import TASKS, tree_of
 
 WIDTH = 64
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folder of a finished run a task."""
-    out = tmp_path_factory.mktemp("runs")
-    for task in TASKS:
-        densekd.train(tree_of(task), name=task, out=out, device="cpu")
-    return out
 
 
 @pytest.fixture

@@ -22,18 +22,9 @@ from densekd.tasks import Segmentation
 from densekd.types import InputSpec
 from densekd.workflows.int8 import int8_data, int8_text, measured
 from densekd.workflows.open_model import open_model
-from tests.workflows.test_functions import TASKS, tree_of
+from tests.workflows.test_functions import TASKS
 
 SIZE = ("--size", "64", "96")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folder of a finished run a task."""
-    out = tmp_path_factory.mktemp("runs")
-    for task in TASKS:
-        densekd.train(tree_of(task), name=task, out=out, device="cpu")
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,7 @@ from densekd.cli.main import main
 from densekd.errors import UserError
 from densekd.workflows.open_model import open_model
 from densekd.workflows.serve import Models, in_turns, serve
-from tests.workflows.test_functions import TASKS, tree_of
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folder of a finished run a task."""
-    out = tmp_path_factory.mktemp("runs")
-    for task in TASKS:
-        densekd.train(tree_of(task), name=task, out=out, device="cpu")
-    return out
+from tests.workflows.test_functions import TASKS
 
 
 @pytest.fixture(scope="module")
