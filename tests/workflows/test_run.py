@@ -206,7 +206,10 @@ def test_a_teacher_that_knows_something_is_not_doubted(
     monkeypatch.setattr("densekd.workflows.run.teacher_knows", lambda *_: known)
     tiny_tree["train"]["steps"] = 1
     go(tiny_tree, tmp_path / "r")
-    assert ("warning: on this batch the teacher" in capsys.readouterr().out) == warns
+    out = capsys.readouterr().out
+    assert ("warning: on this batch the teacher" in out) == warns
+    assert ("the first batch has no label, so the teacher's" in out) == (known != known)
+    assert "nan" not in out
 
 
 def test_the_first_lines_say_what_the_machine_will_not_do(tiny_tree, tmp_path, capsys, monkeypatch):

@@ -128,8 +128,9 @@ def setting_of(key: str) -> str:
             f"{found[0].replace('.', '__')}="
         )
     near = nearest_few(key, {name.rpartition(".")[2] for name in known})
+    end = "" if near.endswith("?") else "."
     raise UserError(
-        f"{key}= is no setting; {near}. The settings of a recipe are given by their last name (steps=100) or with "
+        f"{key}= is no setting; {near}{end} The settings of a recipe are given by their last name (steps=100) or with "
         "their section (train__steps=100)"
     )
 

@@ -340,6 +340,9 @@ def say_teacher_knows(log: Log, run: Run, teacher: Teacher, name: str = "") -> N
     quick = task.quick_metric
     known = teacher_knows(teacher, task, batch)
     whose = f"teacher {name}'s" if name else "teacher's"
+    if math.isnan(known):
+        log.say(f"the first batch has no label, so the {whose} {quick} on it was not measured")
+        return
     line = f"{whose} {quick} on a first batch, cut as the student sees it: {known:.3f}"
     try:
         scores = guess_scores(
