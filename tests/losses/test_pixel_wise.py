@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densekd.losses import PixelWise, pixel_wise
+from densekd.losses._upsampled import bands_pay
 from densekd.ops.resize import resize_map
 from tests.golden_rule import load_golden
 
@@ -288,3 +290,58 @@ def test_gradcheck_of_other_forms(form):
     student = (torch.randn(1, 2, 3, 3, dtype=torch.float64).exp() + 0.2).requires_grad_()
     teacher = torch.randn(1, 2, 3, 3, dtype=torch.float64).exp() + 0.3
     assert torch.autograd.gradcheck(lambda s: pixel_wise(s, teacher, form=form), (student,))
+
+
+def test_class_weights_by_hand():
+    student, teacher = torch.randn(2, 3, 2, 4), 3 * torch.randn(2, 3, 2, 4)
+    weights = torch.tensor([0.2, 3.0, 1.0])
+    kl = F.kl_div(
+        student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    at = (teacher.softmax(1) * weights[:, None, None]).sum(1)  # what the teacher expects
+    torch.testing.assert_close(
+        pixel_wise(student, teacher, class_weights=weights), (kl * at).sum() / at.sum()
+    )
+    mask = torch.rand(2, 2, 4) > 0.3
+    dirty = torch.where(mask[:, None], teacher, float("nan"))
+    masked = pixel_wise(student, dirty, mask=mask, class_weights=weights)
+    torch.testing.assert_close(masked, (kl * at)[mask].sum() / at[mask].sum())
+    # Where a teacher is sure, the weight is that of its class; the factor of all weights cancels.
+    sure = F.one_hot(torch.tensor([[[0, 1, 1, 2]]]), 3).movedim(3, 1) * 200.0
+    one = torch.randn(1, 3, 1, 4)
+    expected = F.cross_entropy(one, sure.argmax(1), weight=weights)
+    torch.testing.assert_close(pixel_wise(one, sure, class_weights=weights), expected)
+    torch.testing.assert_close(pixel_wise(one, sure, class_weights=5 * weights), expected)
+
+
+def test_equal_class_weights_change_nothing():
+    student, teacher = torch.randn(2, 5, 6, 4), torch.randn(2, 5, 3, 2)
+    for more in ({"size": (6, 4)}, {"size": (6, 4), "convention": "cirkd", "temperature": 2.0}):
+        torch.testing.assert_close(
+            pixel_wise(student, teacher, class_weights=torch.full((5,), 0.7), **more),
+            pixel_wise(student, teacher, **more),
+        )
+
+
+def test_class_weights_of_maps_that_would_be_compared_in_bands():
+    student, teacher = torch.randn(1, 8, 16, 16), torch.randn(1, 8, 16, 16)
+    assert bands_pay(student, (400, 400))
+    weighted = pixel_wise(student, teacher, size=(400, 400), class_weights=torch.ones(8))
+    torch.testing.assert_close(weighted, pixel_wise(student, teacher, size=(400, 400)))
+
+
+@pytest.mark.parametrize("weights", [[-1.0, 2.0], [0.0, 0.0], [float("nan"), 1.0], [], ["a"], 3.0])
+def test_exception_class_weights(weights):
+    with pytest.raises(ValueError, match=r"class_weights is .*expected a finite number"):
+        PixelWise(class_weights=weights)
+
+
+def test_exception_class_weights_of_others():
+    with pytest.raises(ValueError, match="class_weights are for form 'softmax'"):
+        PixelWise(class_weights=[1, 2], form="sigmoid")
+    loss = PixelWise(class_weights=[1, 2])
+    assert not loss.state_dict()
+    with pytest.raises(
+        ValueError, match=r"shape \(2,\); expected one weight for each of the 3 classes"
+    ):
+        loss(torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2))

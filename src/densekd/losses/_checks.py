@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 def check_positive(name: str, value: float) -> None:
     if not value > 0 or value == float("inf"):
         raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+
+
+def as_class_weights(given: Sequence[float] | Tensor) -> Tensor:
+    """Class weights (C,) as float32, checked when a loss is made, so that no step has to ask the device."""
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        weights = torch.empty(0)
+    finite = weights.ndim == 1 and len(weights) > 0 and bool(torch.isfinite(weights).all())
+    if not finite or bool((weights < 0).any()) or not bool((weights > 0).any()):
+        raise ValueError(
+            f"class_weights is {given!r}; expected a finite number for each class, none below 0 and not all 0"
+        )
+    return weights
 
 
 def check_map(name: str, x: Tensor) -> None:

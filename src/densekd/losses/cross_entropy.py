@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekd.losses._checks import check_map, full_precision
+from densekd.losses._checks import as_class_weights, check_map, full_precision
 from densekd.losses._upsampled import bands_pay, cross_entropy_map, cross_entropy_sum
 from densekd.ops.collectives import (
     count_over_ranks,
@@ -194,7 +194,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         _check_smoothing(label_smoothing)
         if class_weights is not None:
-            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            class_weights = as_class_weights(class_weights)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.losses._checks import (
+    as_class_weights,
     check_choice,
     check_map,
     check_mask,
@@ -34,6 +35,7 @@ def pixel_wise(
     form: str = "softmax",
     convention: str = "paper",
     size: Sequence[int] | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Kullback–Leibler divergence of class distributions, averaged over the valid pixels.
 
@@ -71,6 +73,10 @@ def pixel_wise(
         size: height and width at which to compare, for ``"softmax"``. Both maps, which may then differ in size, are
             resized to it bilinearly (align_corners); where this makes them large, some rows at a time. The mask
             has that size, and so does the map that ``"mmrazor"`` multiplies by. None: the size that both have.
+        class_weights: (C,), each at least 0, on the maps' device, for ``"softmax"``. The mean over valid pixels is then
+            weighted, as that of a cross-entropy with class weights is; a pixel's weight is the one that the teacher
+            expects there, :math:`\sum_c w_c \, \mathrm{softmax}(z^t_i)_c` (at temperature 1). Ours: where the task
+            weighs its classes and this term does not, it takes back what the weights gave to rare classes.
 
     Returns:
         A scalar, at least 0 (float32 for half-precision input).
@@ -83,7 +89,7 @@ def pixel_wise(
         >>> student = torch.randn(2, 19, 33, 41, requires_grad=True)
         >>> pixel_wise(student, torch.randn(2, 19, 33, 41), temperature=4.0).backward()
     """
-    _check_arguments(temperature, form, convention, size)
+    _check_arguments(temperature, form, convention, size, class_weights)
     if size is None:
         check_pair(student, teacher, same_channels=True)
         size = student.shape[2:]
@@ -98,8 +104,13 @@ def pixel_wise(
             "a softmax over one channel is 1 whatever the network says; take form 'sigmoid' for one class, "
             "'regression' for depth"
         )
+    if class_weights is not None and tuple(class_weights.shape) != (c,):
+        raise ValueError(
+            f"class_weights have shape {tuple(class_weights.shape)}; expected one weight for each of the {c} classes"
+        )
     s, t = full_precision(student), full_precision(teacher.detach())
-    if bands_pay(s, (h, w)) or bands_pay(t, (h, w)):
+    count = n * h * w if mask is None else mask.sum()
+    if class_weights is None and (bands_pay(s, (h, w)) or bands_pay(t, (h, w))):
         # Differs from the paper for "authors": see `_softmax_form`.
         s, t = s / temperature, t / temperature
         total = divergence_sum(s, t, (h, w), mask, entropy=convention != "authors")
@@ -116,8 +127,13 @@ def pixel_wise(
             per_pixel = _regression_form(s, t, mask)
         if mask is not None:
             per_pixel = per_pixel.masked_fill(~mask, 0.0)
+        if class_weights is not None:
+            weights = torch.einsum("nchw,c->nhw", t.softmax(dim=1), class_weights.to(t.dtype))
+            if mask is not None:
+                weights = weights.masked_fill(~mask, 0.0)
+            per_pixel, count = per_pixel * weights, weights.sum()
         total = per_pixel.sum()
-    mean = mean_over_ranks(total, n * h * w if mask is None else mask.sum())
+    mean = mean_over_ranks(total, count)
     scale = {
         "paper": temperature**2,
         "authors": n * world_size()
@@ -170,7 +186,11 @@ def _check_images_and_classes(student: Tensor, teacher: Tensor) -> None:
 
 
 def _check_arguments(
-    temperature: float, form: str, convention: str, size: Sequence[int] | None
+    temperature: float,
+    form: str,
+    convention: str,
+    size: Sequence[int] | None,
+    class_weights: Tensor | None = None,
 ) -> None:
     check_choice("form", form, FORMS)
     check_choice("convention", convention, CONVENTIONS)
@@ -187,6 +207,8 @@ def _check_arguments(
         raise ValueError(
             f"temperature is {temperature}, but convention 'authors' knows only 1: take 'paper' for another"
         )
+    if class_weights is not None and form != "softmax":
+        raise ValueError(f"class_weights are for form 'softmax'; form {form!r} has no classes")
     if size is None:
         return
     sides = isinstance(size, Sequence) and [isinstance(side, int) and side > 0 for side in size]
@@ -206,9 +228,13 @@ class PixelWise(nn.Module):
         form: str = "softmax",
         convention: str = "paper",
         size: Sequence[int] | None = None,
+        class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(temperature, form, convention, size)
+        if class_weights is not None:
+            class_weights = as_class_weights(class_weights)
+        _check_arguments(temperature, form, convention, size, class_weights)
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.temperature = temperature
         self.form = form
         self.convention = convention
@@ -227,9 +253,13 @@ class PixelWise(nn.Module):
             form=self.form,
             convention=self.convention,
             size=self.size,
+            class_weights=self.class_weights,
         )
 
     def extra_repr(self) -> str:
         form = "" if self.form == "softmax" else f"form={self.form!r}, "
         size = "" if self.size is None else f", size={self.size}"
-        return f"temperature={self.temperature}, {form}convention={self.convention!r}{size}"
+        weights = "" if self.class_weights is None else f", class_weights={len(self.class_weights)}"
+        return (
+            f"temperature={self.temperature}, {form}convention={self.convention!r}{size}{weights}"
+        )

@@ -7,8 +7,9 @@ import torch
 
 from densekd.distill.maps import TeacherMaps
 from densekd.distill.term import Term
-from densekd.losses import PairWise, PixelWise
-from densekd.workflows.doctor.terms import gradient_findings, node_findings
+from densekd.losses import ChannelWise, PairWise, PixelWise
+from densekd.tasks import Segmentation
+from densekd.workflows.doctor.terms import gradient_findings, node_findings, unweighted_findings
 
 
 def one(value, norm, weight=10.0, task=1.0):
@@ -71,3 +72,13 @@ def test_a_single_node_at_one_of_two_levels():
     levels = [torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 2)]
     found = node_findings([term], {"pair_wise": levels}, TeacherMaps({"pair_wise": levels}))
     assert [(f.level, "at 1 of 2 levels (2×2)" in f.what) for f in found] == [("note", True)]
+
+
+def test_class_weights_of_the_task_alone():
+    weighted = Segmentation(["a", "b"], [(0, 0, 0), (9, 9, 9)], class_weights=[1, 5])
+    plain = Segmentation(["a", "b"], [(0, 0, 0), (9, 9, 9)])
+    pi = Term("pi", PixelWise())
+    others = [Term("cwd", ChannelWise()), Term("pi", PixelWise(class_weights=[1, 5]))]
+    (found,) = unweighted_findings([pi, *others], weighted)
+    assert (found.level, found.setting) == ("note", "distill.pi.class_weights")
+    assert unweighted_findings([pi], plain) == []

@@ -241,6 +241,7 @@ class Examination:
         self.findings += terms.tap_findings(distiller, output, maps, size)
         student = {t.name: t.student_maps(output, run.task) for t in distiller.terms}
         self.findings += terms.node_findings(distiller.terms, student, maps)
+        self.findings += terms.unweighted_findings(distiller.terms, run.task)
 
     def look_at_steps(self, run: Run, batch: Batch) -> None:
         """Real steps, then the gradients (terms with a memory have something in it by then), then what all takes."""

@@ -14,10 +14,11 @@ from densekd.distill.distiller import Distiller
 from densekd.distill.maps import TeacherMaps, compared_size
 from densekd.distill.term import Term
 from densekd.engine.step import Step, bare
-from densekd.losses import PairWise
+from densekd.losses import PairWise, PixelWise
 from densekd.losses.pair_wise.nodes import cell_of
 from densekd.models.taps import evaluating
 from densekd.profiling.step_time import LATE
+from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput
 from densekd.workflows.doctor.finding import Finding
 
@@ -110,6 +111,30 @@ def node_findings(
             )
             findings.append(Finding("note", AREA, what, advice, setting))
     return findings
+
+
+def unweighted_findings(terms: Sequence[Term], task: Task) -> list[Finding]:
+    """Pixel-wise terms without class weights beside a task that has them: the two disagree about rare classes."""
+    own = getattr(getattr(task, "term", None), "class_weights", None)
+    if own is None:
+        return []
+    advice = (
+        "Rare classes may lose what the task's weights give them: try task.class_weights in the term too, or "
+        "channel_wise (docs/choosing.md)"
+    )
+    return [
+        Finding(
+            "note",
+            AREA,
+            f"the task weighs its classes, and {term.name} counts every pixel alike",
+            advice,
+            f"distill.{term.name}.class_weights",
+        )
+        for term in terms
+        if isinstance(term.loss, PixelWise)
+        and term.loss.form == "softmax"
+        and term.loss.class_weights is None
+    ]
 
 
 def _is_one_node(granularity: int | float, size: torch.Size) -> bool:
