@@ -63,9 +63,7 @@ class ExportedFile:
         return [self.path, weights] if self.path.suffix == ".xml" else [self.path]
 
 
-def open_exported(
-    path: Path, threads: int | None = None, *, trusted: bool = False
-) -> ExportedFile:
+def open_exported(path: Path, threads: int | None = None, *, trusted: bool = False) -> ExportedFile:
     """An ONNX, torch.export or OpenVINO file that `densekd export` wrote.
 
     Args:

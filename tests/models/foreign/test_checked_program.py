@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ def test_a_plain_program_is_read(good, tmp_path):
 def test_a_hostile_program_is_refused_and_runs_nothing(good, tmp_path, kind):
     mark = tmp_path / "mark"
     path = write(tmp_path / "a.pt2", HOSTILE[kind](dict(good), mark))
-    with pytest.raises(UserError, match=r"a\.pt2: is no torch\.export file that can be read"):
+    with pytest.raises(
+        UserError, match=r"a\.pt2: (is no torch\.export file that can be read|neither)"
+    ):
         exported(path=str(path))
     assert not mark.exists()
 
@@ -197,10 +200,8 @@ def test_the_same_files_run_code_where_they_are_trusted(good, tmp_path, kind):
     """Else the test above would say nothing."""
     mark = tmp_path / "mark"
     path = write(tmp_path / "a.pt2", HOSTILE[kind](dict(good), mark))
-    try:
+    with suppress(Exception):  # what the payload gives is no tensor
         load_program(path, {}, trusted=True).module()(IMAGES)
-    except Exception as error:  # what the payload gives is no tensor
-        assert mark.exists(), error
     assert mark.exists()
 
 

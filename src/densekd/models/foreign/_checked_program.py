@@ -21,6 +21,7 @@ import torch
 
 from densekd.errors import UserError
 
+PROGRAM = "models/model.json"
 # The files of an archive, below its first folder. All that PyTorch writes for a plain program is among them.
 PLAIN = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/sample_inputs/model\.pt|"
@@ -29,20 +30,26 @@ PLAIN = re.compile(
 )
 TENSORS = re.compile(r"(weight|tensor)_\d+")
 # Namespaces of operators that compute.
-OPERATORS = re.compile(r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed|densekd)\.([a-z_]\w*)\.([A-Za-z]\w*)")
+OPERATORS = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed|densekd)\.([a-z_]\w*)\.([A-Za-z]\w*)"
+)
 SIZES = re.compile(
     r"_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)|"
     r"math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|ite|int|float|sum)"
 )
 FORBIDDEN = ("from_file",)  # opens any file, and can make it longer
-WORDS = re.compile(r"[\w.,:;/+\-\[\]()<>=* ]{0,2000}")  # no quotes and no lines: some of them become parts of code
+WORDS = re.compile(
+    r"[\w.,:;/+\-\[\]()<>=* ]{0,2000}"
+)  # no quotes and no lines: some of them become parts of code
 TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 SYMBOL = re.compile(r"[a-z]\w*")
-ARITHMETIC = frozenset(
-    """Symbol Integer Float Rational Mul Add Pow Max Min Abs Mod PythonMod FloorDiv CeilDiv CleanDiv ModularIndexing
-    Where ToFloat TruncToInt TruncToFloat FloorToInt CeilToInt RoundToInt IntTrueDiv FloatTrueDiv PowByNatural FloatPow
-    Equality Unequality StrictLessThan StrictGreaterThan LessThan GreaterThan Eq Ne Lt Le Gt Ge And Or Not""".split()
-)
+ARITHMETIC = frozenset([
+    "Symbol", "Integer", "Float", "Rational", "Mul", "Add", "Pow", "Max", "Min", "Abs", "Mod", "PythonMod",
+    "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "Where", "ToFloat", "TruncToInt", "TruncToFloat",
+    "FloorToInt", "CeilToInt", "RoundToInt", "IntTrueDiv", "FloatTrueDiv", "PowByNatural", "FloatPow", "Equality",
+    "Unequality", "StrictLessThan", "StrictGreaterThan", "LessThan", "GreaterThan", "Eq", "Ne", "Lt", "Le", "Gt",
+    "Ge", "And", "Or", "Not",
+])  # fmt: skip
 OF_TENSORS = ("size", "stride", "storage_offset", "numel", "dim")
 OPERATIONS = (
     ast.Expression, ast.Call, ast.Constant, ast.Name, ast.Load, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare,
@@ -70,10 +77,14 @@ def load_program(file: Path, extra: dict[str, Any], *, trusted: bool = False) ->
         trusted: let PyTorch read the file as it is, with whatever code it holds.
 
     Raises:
+        ValueError: the file is no such archive.
         UserError: the file holds more than plain tensors and known operators.
     """
     if trusted:
         return torch.export.load(file, extra_files=extra)
+    with zipfile.ZipFile(file) as archive:
+        if not any(name.partition("/")[2] == PROGRAM for name in archive.namelist()):
+            raise ValueError(f"it has no {PROGRAM}")
     try:
         content = _checked_copy(file)
     except _BROKEN as error:
@@ -108,7 +119,7 @@ def _checked_copy(file: Path) -> bytes:
 def _checked_json(name: str, content: Any) -> Any:
     if not isinstance(content, dict):
         raise _Refused(f"{name} holds no object")
-    if name == "models/model.json":
+    if name == PROGRAM:
         _walk(content, "")
         return content
     for key, entry in content["config"].items():
@@ -191,7 +202,11 @@ def _arithmetic(text: str, functions: frozenset[str], of_tensors: bool = False) 
         if not isinstance(node, OPERATIONS):
             raise wrong
         if isinstance(node, ast.Constant):
-            fits = SYMBOL.fullmatch(node.value) if isinstance(node.value, str) else abs(node.value or 0) < 2**64
+            fits = (
+                SYMBOL.fullmatch(node.value)
+                if isinstance(node.value, str)
+                else abs(node.value or 0) < 2**64
+            )
             if isinstance(node.value, (bytes, complex)) or not fits:
                 raise wrong
         elif isinstance(node, ast.Name):
