@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import measure
-from benchmarks.cases import CASES, make_case, make_step
-from densekd.build.step import wrap_ddp
+from benchmarks.cases import CASES, make_case
+from densekd.build.step import build_step
 from densekd.distill import distiller as distiller_module
 from densekd.engine.launch import Process, started
 from densekd.ops import collectives
@@ -55,8 +55,7 @@ def counted(sizes: list[tuple[int, torch.dtype]]):
 
 def measure_case(name: str, process: Process, pairs: int, dry: bool) -> dict[str, Any]:
     config, distiller, batch = make_case(CASES[name], process.device, dry=dry)
-    wrap_ddp(distiller, process)
-    step = make_step(config, distiller, process.device)
+    step = build_step(config, distiller, process)
     taken: dict[str, list[float]] = {"with": [], "without": []}
     calls: dict[str, list[tuple[int, torch.dtype]]] = {}
     for number in range(pairs + 1):  # the first pair warms up
@@ -119,7 +118,9 @@ def main() -> None:
         ]
         print(measure.table(head, rows))
         if given.output:
-            result = measure.record("collectives", process.device, processes=process.world_size, cases=found)
+            result = measure.record(
+                "collectives", process.device, processes=process.world_size, cases=found
+            )
             measure.write(result, given.output)
 
 

@@ -40,7 +40,8 @@ def make(name: str, channels: int) -> nn.Module:
     needed = {
         key: NEEDS[key](channels)
         for key, parameter in inspect.signature(builder).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     torch.manual_seed(0)
     return builder(**{**needed, **OPTIONS.get(name, {})})

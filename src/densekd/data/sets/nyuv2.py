@@ -150,7 +150,14 @@ class NYUv2:
                 yield file
             except UserError:
                 raise
-            except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            except (
+                OSError,
+                LookupError,
+                RuntimeError,
+                ValueError,
+                TypeError,
+                AttributeError,
+            ) as error:
                 raise DataError(f"{self._mat}: {what} cannot be read: {error}") from None
 
 

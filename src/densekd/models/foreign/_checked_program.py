@@ -202,12 +202,12 @@ def _arithmetic(text: str, functions: frozenset[str], of_tensors: bool = False) 
         if not isinstance(node, OPERATIONS):
             raise wrong
         if isinstance(node, ast.Constant):
-            fits = (
-                SYMBOL.fullmatch(node.value)
-                if isinstance(node.value, str)
-                else abs(node.value or 0) < 2**64
-            )
-            if isinstance(node.value, (bytes, complex)) or not fits:
+            value = node.value
+            if isinstance(value, str):
+                fits = SYMBOL.fullmatch(value) is not None
+            else:
+                fits = value is None or (isinstance(value, (int, float)) and abs(value) < 2**64)
+            if not fits:
                 raise wrong
         elif isinstance(node, ast.Name):
             if node.id not in functions and not SYMBOL.fullmatch(node.id):
