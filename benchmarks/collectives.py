@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import measure
-from benchmarks.cases import CASES, make_case
+from benchmarks.cases import CASES, SIZE, make_case
 from densekd.build.step import build_step
 from densekd.distill import distiller as distiller_module
 from densekd.engine.launch import Process, started
@@ -53,8 +53,10 @@ def counted(sizes: list[tuple[int, torch.dtype]]):
         collectives.dist.all_reduce = original
 
 
-def measure_case(name: str, process: Process, pairs: int, dry: bool) -> dict[str, Any]:
-    config, distiller, batch = make_case(CASES[name], process.device, dry=dry)
+def measure_case(
+    name: str, process: Process, pairs: int, dry: bool, size: tuple[int, int, int] | None
+) -> dict[str, Any]:
+    config, distiller, batch = make_case(CASES[name], process.device, size=size, dry=dry)
     step = build_step(config, distiller, process)
     taken: dict[str, list[float]] = {"with": [], "without": []}
     calls: dict[str, list[tuple[int, torch.dtype]]] = {}
@@ -97,10 +99,14 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=["espnet_c_from_espnet"])
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--dry", action="store_true", help="tiny networks; the numbers say nothing")
+    parser.add_argument("--size", **SIZE, help="of a rank's batch, in place of the case's own")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     with started("cpu") as process:
-        found = {name: measure_case(name, process, given.pairs, given.dry) for name in given.case}
+        found = {
+            name: measure_case(name, process, given.pairs, given.dry, given.size)
+            for name in given.case
+        }
         if process.rank:
             return
         head = ["pair", "calls", "bytes", "step with ms", "without ms", "ratio", "calls alone ms"]
@@ -119,7 +125,11 @@ def main() -> None:
         print(measure.table(head, rows))
         if given.output:
             result = measure.record(
-                "collectives", process.device, processes=process.world_size, cases=found
+                "collectives",
+                process.device,
+                processes=process.world_size,
+                size=given.size,
+                cases=found,
             )
             measure.write(result, given.output)
 

@@ -1,4 +1,4 @@
-"""What holds for every loss that a recipe can name, whichever is added: the list is the one of `densekd list losses`."""
+"""What holds for every loss that a recipe can name: the list is the one of `densekd list losses`."""
 
 from __future__ import annotations
 

@@ -129,8 +129,8 @@ def test_bytes_of_recipes_are_read_or_refused(tmp_path):
 WORDS = [
     "demo", "train", "distill", "evaluate", "predict", "export", "latency", "ablate", "taps", "data", "list",
     "config", "show", "validate", "check", "models", "losses", "doctor", "report", "watch", "serve", "compare", "tune",
-    "bench", "completion", "--over", "train.steps=1,2", "--port=99999999", "--port", "--models", "nowhere", "", "--", "-x", "--help",
-    "--name", "--out",
+    "bench", "completion", "--over", "train.steps=1,2", "--port=99999999", "--port", "--models", "nowhere", "",
+    "--", "-x", "--help", "--name", "--out",
     "--resume", "--seed", "--seed=x", "--seed=9" + "9" * 30, "--device", "tpu", "--train.steps", "--train.steps=0",
     "--model.name", "--model.name=x.y", "--a.b.c=1", "--data.root=/nowhere", "[1,", "é", "\x1b[2J", "x" * 400, "../..",
     "/dev/null", "/proc", "camvid/espnet", "--weights", "/nowhere.pth",
