@@ -37,6 +37,33 @@ def test_scale(dry):
     assert "| files listed | 50 |" in printed
 
 
+@pytest.mark.slow  # two processes
+def test_collectives(tmp_path):
+    words = [
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "benchmarks.collectives",
+        "--dry",
+        "--pairs",
+        "2",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *words,
+        "--output",
+        str(tmp_path / "c.json"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    (case,) = json.loads((tmp_path / "c.json").read_text())["cases"].values()
+    assert case["calls"] > case["calls_without"] > 0
+    assert 0 < case["bytes"] < 1000
+
+
 @pytest.mark.slow  # a process for each arm
 def test_levers(dry):
     found, _ = dry(levers, *PAIR, "--lever", "allocator_untouched", "channels_last")

@@ -128,7 +128,9 @@ def test_bytes_of_recipes_are_read_or_refused(tmp_path):
 
 WORDS = [
     "demo", "train", "distill", "evaluate", "predict", "export", "latency", "ablate", "taps", "data", "list",
-    "config", "show", "validate", "check", "models", "losses", "nowhere", "", "--", "-x", "--help", "--name", "--out",
+    "config", "show", "validate", "check", "models", "losses", "doctor", "report", "watch", "serve", "compare", "tune",
+    "bench", "completion", "--over", "train.steps=1,2", "--port=99999999", "--port", "--models", "nowhere", "",
+    "--", "-x", "--help", "--name", "--out",
     "--resume", "--seed", "--seed=x", "--seed=9" + "9" * 30, "--device", "tpu", "--train.steps", "--train.steps=0",
     "--model.name", "--model.name=x.y", "--a.b.c=1", "--data.root=/nowhere", "[1,", "é", "\x1b[2J", "x" * 400, "../..",
     "/dev/null", "/proc", "camvid/espnet", "--weights", "/nowhere.pth",
@@ -168,6 +170,8 @@ def mutated(draw: random.Random, data: bytes) -> bytes:
     """Bytes with a piece overwritten, left out, doubled or put elsewhere."""
     content = bytearray(data)
     for _ in range(draw.randint(1, 4)):
+        if not content:
+            break
         at = draw.randrange(min(len(content), draw.choice([300, len(content)])))
         size = draw.randint(1, 40)
         what = draw.randrange(4)

@@ -55,7 +55,8 @@ def command(arguments: list[str]) -> int:
             fps: frames a second.
             quality: of WebP, 1 to 100.
             table: Markdown file for the scores by class, a column a network; must not exist.
-            trusted: allow a file to name a network outside of densekd, whose code is then run.
+            trusted: allow a file to name a network outside of densekd, or to hold a program of its own (.pt2), whose
+                code is then run.
             device: auto, cpu, cuda, cuda:N or mps.
             as_json: print times and scores as JSON.
         """

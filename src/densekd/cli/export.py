@@ -62,7 +62,8 @@ def command(arguments: list[str]) -> int:
             score_images: how many validation images are scored; by default all.
             recipe: recipe of the network, for weights files that do not say which one they are of (.pth).
             best: of a run, the weights that scored best.
-            trusted: allow a file to name a network outside of densekd, whose code is then run.
+            trusted: allow a file to name a network outside of densekd, or to hold a program of its own (.pt2), whose
+                code is then run.
             as_json: print what was done as JSON.
         """
         config = recipe_for_model(recipe, overrides)

@@ -50,7 +50,8 @@ def command(arguments: list[str]) -> int:
             submission: write label_ids/ and submission.zip as the test server of Cityscapes takes them.
             recipe: recipe of the network, for weights files that do not say which one they are of (.pth).
             best: of a run, the weights that scored best.
-            trusted: allow a file to name a network outside of densekd, whose code is then run.
+            trusted: allow a file to name a network outside of densekd, or to hold a program of its own (.pt2), whose
+                code is then run.
             device: auto, cpu, cuda, cuda:N or mps.
             as_json: print what was done as JSON.
         """

@@ -40,7 +40,8 @@ def command(arguments: list[str]) -> int:
             max_side: images of a longer side are made smaller before networks see them; the page offers smaller ones.
             recipe: recipe of the networks, for weights files that do not say which one they are of (.pth).
             best: of runs, the weights that scored best.
-            trusted: allow a file to name a network outside of densekd, whose code is then run.
+            trusted: allow a file to name a network outside of densekd, or to hold a program of its own (.pt2), whose
+                code is then run.
             device: auto, cpu, cuda, cuda:N or mps.
         """
         config = recipe_for_model(recipe, overrides)

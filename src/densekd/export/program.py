@@ -17,6 +17,7 @@ from densekd.config.names import PROGRAMS
 from densekd.errors import UserError, WeightsError
 from densekd.export.onnx import Run, check_packages, session_runner
 from densekd.export.openvino import check_openvino, compiled_runner
+from densekd.models.foreign._checked_program import load_program
 from densekd.models.foreign._runtimes import onnx_session, openvino_about, openvino_program
 from densekd.types import DecodedBoxes, FinalBoxes, InputSpec
 
@@ -62,8 +63,12 @@ class ExportedFile:
         return [self.path, weights] if self.path.suffix == ".xml" else [self.path]
 
 
-def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
+def open_exported(path: Path, threads: int | None = None, *, trusted: bool = False) -> ExportedFile:
     """An ONNX, torch.export or OpenVINO file that `densekd export` wrote.
+
+    Args:
+        threads: of one operator; None takes all cores.
+        trusted: as in `load_program`.
 
     Raises:
         WeightsError: there is no such file, its runtime cannot read it, or it is of another origin.
@@ -80,7 +85,7 @@ def open_exported(path: Path, threads: int | None = None) -> ExportedFile:
             model, compiled = openvino_program(path, threads)
             texts, run = openvino_about(model), compiled_runner(compiled)
         else:
-            texts, run = read_pt2(path)
+            texts, run = read_pt2(path, trusted=trusted)
     except UserError:
         raise
     except Exception as error:  # the runtimes have no common base class
@@ -107,9 +112,9 @@ def _value(text: Any) -> Any:
         return text
 
 
-def read_pt2(path: Path) -> tuple[dict[str, Any], Run]:
+def read_pt2(path: Path, *, trusted: bool) -> tuple[dict[str, Any], Run]:
     extra = {"densekd.json": ""}
-    module = torch.export.load(path, extra_files=extra).module()
+    module = load_program(path, extra, trusted=trusted).module()
 
     def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         with torch.no_grad():

@@ -103,11 +103,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
-        UserError: it is no JSON, or holds something else.
+        UserError: it cannot be read, is no JSON, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise disk_error(error, path) from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no object; copy the file again")

@@ -105,7 +105,8 @@ def short_name(name: str) -> str:
 def first_sentence(
     about: Mapping[str, Any], network: str, teacher: str | None, origin: Origin
 ) -> str:
-    size = f" ({origin.result['parameters'] / 1e6:.3f} M parameters)" if origin.result else ""
+    parameters = (origin.result or {}).get("parameters")
+    size = "" if parameters is None else f" ({number(parameters, 1e6)} M parameters)"
     classes = f" of {len(about['classes'])} classes" if about["classes"] else ""
     how = f", trained with knowledge distillation from {teacher}" if teacher else ""
     return f"The network `{network}`{size}, for {about['task']}{classes}{how}."

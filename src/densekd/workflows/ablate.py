@@ -20,6 +20,7 @@ from densekd.errors import UserError
 from densekd.ops.files import write_text
 from densekd.ops.names import teacher_section
 from densekd.profiling import count_macs, count_parameters
+from densekd.report.records import read_result
 from densekd.workflows.ablation_table import CONSTANT, task_and_size, write_table
 from densekd.workflows.baseline import constant_guess_scores
 from densekd.workflows.children import Child, run_children
@@ -149,7 +150,7 @@ def _teacher_rows(config: Config, folder: Path, device: str, quiet: bool) -> dic
     path = folder / "teacher.json"
     digest = provenance.identity(config)
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_result(path, needs=("digest",)) or {}
         if found["digest"] != digest:
             raise UserError(
                 f"{folder} holds an ablation from another teacher: the content of {' or '.join(digest)} has changed; "

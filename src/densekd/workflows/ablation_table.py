@@ -11,7 +11,8 @@ from densekd.build.data import build_reader, input_size
 from densekd.build.task import build_task
 from densekd.config.schema import Config
 from densekd.engine.folder import RunFolder
-from densekd.ops.files import write_text
+from densekd.ops.files import read_object, write_text
+from densekd.report.records import read_result
 from densekd.tasks import Column, Task
 from densekd.workflows.variants import Variant, few_labels
 from densekd.workflows.verdict import REMEDY, is_above
@@ -36,11 +37,11 @@ def write_table(
     rows: list[dict[str, Any]] = []
 
     def add(title: str, scores: list[dict[str, Any]], **more: Any) -> None:
-        values = {column.key: [s[column.key] for s in scores] for column in task.columns}
+        values = {column.key: [s.get(column.key) for s in scores] for column in task.columns}
         rows.append({"title": title, "scores": values, **more})
 
     if (folder / CONSTANT).exists():
-        guess = json.loads((folder / CONSTANT).read_text(encoding="utf-8"))
+        guess = read_object(folder / CONSTANT)
         add("constant guess", [guess])
     for where, section in config.every_teacher.items():
         if teacher is None:
@@ -54,8 +55,9 @@ def write_table(
         results = []
         for seed in range(config.seed, config.seed + seeds):
             path = RunFolder(folder / variant.key / f"seed{seed}").result
-            if path.exists():
-                results.append(json.loads(path.read_text(encoding="utf-8")))
+            found = read_result(path, needs=("scores", "parameters", "macs", "seconds"))
+            if found is not None:
+                results.append(found)
         if results:
             sizes = {k: results[0][k] for k in ("parameters", "macs")}
             seconds = [r["seconds"] for r in results]

@@ -32,7 +32,7 @@ from densekd.export import EXPORTED, Program, open_exported
 from densekd.models.label_space import LabelSpace
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.collectives import merge_ranks
-from densekd.ops.files import write_text
+from densekd.ops.files import read_object, write_text
 from densekd.ops.names import did_you_mean, teacher_section
 from densekd.tasks import Task
 from densekd.types import InputSpec
@@ -43,11 +43,8 @@ def check_output(path: Path) -> None:
     if not path.exists():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        is_score_file = (
-            isinstance(content, dict) and {"weights", "split", "images"} <= content.keys()
-        )
-    except (ValueError, OSError):
+        is_score_file = {"weights", "split", "images"} <= read_object(path).keys()
+    except UserError:
         is_score_file = False
     if not is_score_file:
         raise UserError(f"--output {path} exists and is no score file; give another path")

@@ -252,6 +252,8 @@ def _network_section(
     if name in MODELS and isinstance(value, str):
         return dict(base) if same else {"name": name}
     if path.is_file() and path.suffix in EXPORTED:
+        if trusted and path.suffix == ".pt2":
+            return {"name": name, "options": {"trusted": True}}
         return {"name": name}
     if path.is_file() and is_script(path):
         return {"name": "exported", "options": {"path": name}}

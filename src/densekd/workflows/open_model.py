@@ -93,7 +93,7 @@ def open_model(
             raise UserError(
                 f"--recipe: {path} is an exported file and knows its own network; leave --recipe out"
             )
-        return loaded_file(open_exported(path), trusted=trusted)
+        return loaded_file(open_exported(path, trusted=trusted), trusted=trusted)
     if recipe is None:
         try:
             return load(path, best=best, device=place, trusted=trusted)

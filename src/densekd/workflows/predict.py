@@ -19,7 +19,7 @@ import densekd
 from densekd.data import video
 from densekd.data.files import read_image
 from densekd.errors import DataError, UserError
-from densekd.ops.files import write_text
+from densekd.ops.files import read_object, write_text
 from densekd.report.answers import (
     OF_ANY_TASK,
     PICTURES,
@@ -242,10 +242,11 @@ def claim(out: Path, model: LoadedModel) -> None:
         raise UserError(f"--out {out} is a file; give a folder")
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError):
+            found = read_object(path)
+        except UserError:
             found = {}
-        before = found.get("answers", {}) if isinstance(found, dict) else {}
+        before = found.get("answers")
+        before = before if isinstance(before, dict) else {}
         # As JSON gives it back: tuples become lists.
         different = [k for k, v in json.loads(json.dumps(own)).items() if before.get(k) != v]
         if different:
@@ -294,8 +295,12 @@ def write_results(out: Path, model: LoadedModel) -> None:
     images = {}
     for path in sorted((out / BOXES).rglob("*.json")):
         if not path.name.startswith("."):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            images[content["file_name"]] = content
+            content = read_object(path)
+            if not {"file_name", "height", "width", "boxes"} <= content.keys():
+                raise UserError(
+                    f"{path}: is no file of predict; delete it, and the same command makes it again"
+                )
+            images[str(content["file_name"])] = content
     results, listed = join_boxes(model.task, images)
     write_text(out / "results.json", json.dumps(results) + "\n")
     write_text(out / "images.json", json.dumps(listed, indent=1) + "\n")

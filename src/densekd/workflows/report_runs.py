@@ -17,7 +17,7 @@ from densekd.config.load import load_config
 from densekd.config.tree import flatten
 from densekd.errors import UserError
 from densekd.ops.files import read_object
-from densekd.report.records import RunRecord, is_run, read_run
+from densekd.report.records import RunRecord, is_run, read_result, read_run
 from densekd.report.rows import ALONE, DISTILLED, GUESS, REFERENCE, TEACHER, Row, row_of
 from densekd.workflows.ablation_table import CONSTANT
 from densekd.workflows.recipe import say_code
@@ -109,7 +109,7 @@ def _family(folder: Path) -> Collected:
     constant, teacher = ablation / CONSTANT, ablation / "teacher.json"
     if constant.is_file():
         rows.append(Row("constant guess", GUESS, scores=[read_object(constant)], seeds=[0]))
-    lessons = read_object(teacher) if teacher.is_file() else {}
+    lessons = read_result(teacher) or {}
     run = folder / "teacher"
     if ablation != folder and is_run(run):
         rows.append(row_of("teacher", TEACHER, [read_run(run)]))
@@ -117,7 +117,12 @@ def _family(folder: Path) -> Collected:
         rows.append(Row("teacher", TEACHER))
     if "scores" in lessons:
         _put_lessons(rows[-1], lessons)
-    for name, own in lessons.get("rows", {}).items():  # of several teachers
+    rows_of = lessons.get("rows") or {}
+    if not isinstance(rows_of, dict) or not all(
+        isinstance(own, dict) and isinstance(own.get("scores"), dict) for own in rows_of.values()
+    ):
+        raise UserError(f"{teacher}: rows are not those of teachers; copy the file again")
+    for name, own in rows_of.items():  # of several teachers
         rows.append(Row(f"teacher {name}", TEACHER))
         _put_lessons(rows[-1], own)
     titles = _titles(ablation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from densekd.build.provenance import about_weights
 from densekd.config.forms import teachers_of
+from densekd.config.load import load_config, to_tree
 from densekd.config.names import STEP_FORMS
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError, WeightsError
@@ -23,6 +24,7 @@ from densekd.export import EXPORTED
 from densekd.models.weights import save_weights
 from densekd.ops.files import read_object, write_text
 from densekd.report.card import Origin, model_card
+from densekd.report.records import read_result
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -78,8 +80,8 @@ def origin_of(file: Path) -> Origin:
     folder = run_around(file)
     if folder is None:
         return Origin()
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    result = read_result(folder)
+    config = to_tree(load_config(folder.config))
+    result = read_result(folder.result)
     if result is not None and file.resolve() == folder.best.resolve():
         best = {k.removeprefix("best_"): v for k, v in result.items() if k.startswith("best_")}
         result = {**result, "scores": best}  # the other scores are those of the last weights
@@ -89,7 +91,7 @@ def origin_of(file: Path) -> Origin:
     return Origin(
         config=config,
         result=result,
-        teacher=None if teacher is None else read_result(teacher),
+        teacher=None if teacher is None else _of_another(teacher),
         alone=student_alone(folder, result) if teachers else None,
     )
 
@@ -101,25 +103,27 @@ def run_around(file: Path) -> RunFolder | None:
     return folder if inside else None
 
 
-def read_result(folder: RunFolder) -> dict[str, Any] | None:
-    """result.json; None before the run has finished."""
-    if not folder.result.exists():
+def _of_another(folder: RunFolder) -> dict[str, Any] | None:
+    """The result of a run that the card only compares with; None where it has none that can be read."""
+    try:
+        return read_result(folder.result)
+    except UserError:
         return None
-    return read_object(folder.result)
 
 
 def student_alone(folder: RunFolder, result: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The result of a run beside this one that trained the same student without a teacher."""
-    if result is None:
+    if result is None or not os.access(folder.path.parent.parent, os.R_OK | os.X_OK):
         return None
     # Beside it, or under the same name beside its folder, as an ablation has its seeds.
     around = folder.path.parent
     cousins = [path / folder.path.name for path in around.parent.iterdir() if path.is_dir()]
     for other in sorted([*around.iterdir(), *cousins]):
-        found = read_result(RunFolder(other)) if other.is_dir() else None
-        if found is None or teachers_of(found["config"]):
+        found = _of_another(RunFolder(other)) if other.is_dir() else None
+        config = None if found is None else found.get("config")
+        if config is None or teachers_of(config):
             continue
-        if all(_comparable(found["config"], k) == _comparable(result["config"], k) for k in SAME):
+        if all(_comparable(config, k) == _comparable(result.get("config") or {}, k) for k in SAME):
             return found
     return None
 
@@ -142,10 +146,10 @@ def check_config(file: Path) -> None:
         return
     from_file = about_weights(str(file))
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("library_name") != "densekd":
+        config = read_object(path)
+    except UserError as error:
+        raise WeightsError(str(error)) from error
+    if config.get("library_name") != "densekd":
         return
     wrong = [key for key, value in from_file.items() if key in config and config[key] != value]
     if wrong:

@@ -149,7 +149,7 @@ def read_camera(path: Path) -> Intrinsics:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return camera_of([content[key] for key in ("fx", "fy", "cx", "cy")], path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise DataError(str(error)) from None
         raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -102,20 +104,17 @@ class NYUv2:
         if self._files is not None:
             return self._files.read(index)
         frame = self._frames[index] - 1
-        try:
-            # Opened anew each time (a fraction of a millisecond): HDF5 must not carry an open file over a fork.
-            with self._opened() as file:
-                # (3, W, H) and (W, H), as MATLAB's column order comes out.
-                image = np.ascontiguousarray(file["images"][frame].transpose(2, 1, 0))
-                depth = np.ascontiguousarray(file[self._depth][frame].T, dtype=np.float32)
-        except (OSError, KeyError) as error:
-            raise DataError(f"{self._mat}: {self.name(index)} cannot be read: {error}") from None
+        # Opened anew each time (a fraction of a millisecond): HDF5 must not carry an open file over a fork.
+        with self._opened(self.name(index)) as file:
+            # (3, W, H) and (W, H), as MATLAB's column order comes out.
+            image = np.ascontiguousarray(file["images"][frame].transpose(2, 1, 0))
+            depth = np.ascontiguousarray(file[self._depth][frame].T, dtype=np.float32)
         target = DepthTarget(depth, INTRINSICS) if self._labelled else None
         return Sample(image, target, self.name(index))
 
     def _check_file(self) -> int:
         """The number of frames."""
-        with self._opened() as file:
+        with self._opened("it") as file:
             for name in ("images", self._depth):
                 if name not in file:
                     raise DataError(f"{self._mat} lacks {name!r}; is it {MAT}, whole?")
@@ -132,7 +131,9 @@ class NYUv2:
         check_pixels(images[2], images[3], f"a frame of {self._mat}")
         return int(images[0])
 
-    def _opened(self) -> Any:
+    @contextmanager
+    def _opened(self, what: str) -> Iterator[Any]:
+        """The file; what h5py says of a damaged one within becomes a DataError that names `what`."""
         require_plain_file(self._mat, MAT)
         try:
             import h5py
@@ -141,9 +142,23 @@ class NYUv2:
                 f"{MAT} is read through h5py, which is not installed: pip install 'densekd[depth]'"
             ) from None
         try:
-            return h5py.File(self._mat, "r")
+            file = h5py.File(self._mat, "r")
         except OSError as error:
             raise DataError(f"{self._mat} cannot be opened as HDF5: {error}") from None
+        with file:
+            try:
+                yield file
+            except UserError:
+                raise
+            except (
+                OSError,
+                LookupError,
+                RuntimeError,
+                ValueError,
+                TypeError,
+                AttributeError,
+            ) as error:
+                raise DataError(f"{self._mat}: {what} cannot be read: {error}") from None
 
 
 def _elsewhere(file: Any, name: str) -> bool:

@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         known = {"id": found["id"], "step": found["step"], "scored": found["scored"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = {}
     if isinstance(known.get("id"), str) and all(
         isinstance(known[k], int) for k in ("step", "scored")

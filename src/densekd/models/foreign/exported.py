@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.errors import UserError
+from densekd.models.foreign._checked_program import load_program
 from densekd.models.foreign._runtimes import Runtime, onnxruntime, openvino, parts_of
 from densekd.types import InputSpec
 
@@ -114,15 +115,21 @@ class RuntimeNetwork(nn.Module):
             )
 
 
-def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = None) -> nn.Module:
+def exported(
+    *,
+    path: str,
+    runtime: Literal["onnxruntime", "openvino"] | None = None,
+    trusted: bool = False,
+) -> nn.Module:
     """A frozen teacher from a file: TorchScript, a program of torch.export, ONNX, or OpenVINO's .xml.
 
     A program should be exported in eval mode, with a dynamic batch and, where images vary, dynamic sizes. A TorchScript
-    file or a program of torch.export can hold any code: use only files whose origin is known.
+    file is a program in a language of its own, which can open files: use only those whose origin is known.
 
     Args:
         path: the file; .onnx and .xml go by their suffix.
         runtime: what runs an ONNX file; null: ONNX Runtime.
+        trusted: read a program of torch.export that holds code of its own, pickled objects or libraries.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -137,7 +144,7 @@ def exported(*, path: str, runtime: Literal["onnxruntime", "openvino"] | None = 
         raise UserError(
             f"runtime is {runtime} and path {path} ends with neither {' nor '.join(SUFFIXES)}; leave the runtime out"
         )
-    return torch_program(file, path)
+    return torch_program(file, path, trusted=trusted)
 
 
 def deployed_input(about: Mapping[str, Any], channels: int, file: Path) -> InputSpec | None:
@@ -169,7 +176,7 @@ def is_script(file: Path) -> bool:
         return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
-def torch_program(file: Path, path: str) -> Exported:
+def torch_program(file: Path, path: str, *, trusted: bool = False) -> Exported:
     """A TorchScript file (``torch.jit.save``) or a program of ``torch.export.save``."""
     what = f"path {path}: neither a TorchScript file nor a program of torch.export"
     if not zipfile.is_zipfile(file):
@@ -178,7 +185,7 @@ def torch_program(file: Path, path: str) -> Exported:
         if is_script(file):
             return Exported(torch.jit.load(file, map_location="cpu").eval())
         extra = {"densekd.json": ""}
-        program = torch.export.load(file, extra_files=extra).module()
+        program = load_program(file, extra, trusted=trusted).module()
         about = json.loads(extra["densekd.json"] or "{}")
         seen = about.get("model", {}).get("input", {}).get("mean", (0.0,) * 3)
         return Exported(program, deployed_input(about, len(seen), file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from densekd.errors import UserError, WeightsError
 from densekd.models.foreign._package import declare, package
+from densekd.ops.files import read_object
 from densekd.ops.names import first_few
 from densekd.types import InputSpec
 
@@ -177,13 +177,13 @@ def class_count(source: str) -> int | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        return read_object(path)
+    except UserError as error:
+        if path.exists():
+            raise
         raise UserError(
             f"{path}: no such file; give a folder that save_pretrained wrote"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from error
 
 
 def input_spec(folder: Path) -> InputSpec:
