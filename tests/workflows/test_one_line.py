@@ -217,7 +217,9 @@ def test_keywords_are_settings():
     assert {key: setting_of(key) for key in names} == names
     with pytest.raises(UserError, match=r"model\.weights, teacher\.weights.*model__weights="):
         setting_of("weights")
-    with pytest.raises(UserError, match=r"stepss= is no setting; did you mean .*'\? The settings of"):
+    with pytest.raises(
+        UserError, match=r"stepss= is no setting; did you mean .*'\? The settings of"
+    ):
         setting_of("stepss")
 
 

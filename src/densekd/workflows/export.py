@@ -265,8 +265,8 @@ def as_text(result: dict[str, Any]) -> str:
             lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{how}{other}")
     if not result["checks"]:
         lines.append(
-            "not checked: what it answers. Core ML runs on a Mac alone; its input, outputs, shapes and description were "
-            "read back and are right. Exported on a Mac, it is compared with PyTorch too"
+            "its answers were not checked, since Core ML runs on a Mac alone. Its input, outputs, shapes and "
+            "description were read back and are right; exported on a Mac, it is compared with PyTorch too"
         )
     if "calibrated" in result:
         lines += int8_text(result)

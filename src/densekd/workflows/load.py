@@ -22,7 +22,6 @@ from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput, InputSpec
 from densekd.workflows.share import check_config, download, looks_like_hub_id, push, save_folder
 
-
 CORE_ML = ".mlpackage"  # how the names of Core ML's folders end
 
 
