@@ -138,6 +138,26 @@ def idd_lite() -> str:
     return "\n".join(lines)
 
 
+RARE = ("non-drivable", "living things", "vehicles")
+
+
+def idd_lite_espnet_c() -> str:
+    lines = [
+        f"| ESPNet-C | mIoU on val (%) | each seed | {' | '.join(RARE)} | pixels right |",
+        f"| --- | ---: | --- |{' ---: |' * (len(RARE) + 1)}",
+    ]
+    rows = json.loads((ROOT / "results/idd_lite/espnet_c.json").read_text(encoding="utf-8"))
+    for row in rows:
+        values = percent(row["scores"]["miou"])
+        seeds = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
+        cells = [spread(percent([iou[name] for iou in row["iou"]]), 1) for name in RARE]
+        cells.append(spread(percent(row["scores"]["pixel_accuracy"]), 1))
+        lines.append(
+            f"| {row['title']} | {spread(values, 2)} | {seeds} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
 def filled(page: str) -> str:
     """The page's text with every block as the files have it now."""
 

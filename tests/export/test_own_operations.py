@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,21 @@ import torch
 from torch import nn
 
 from densekd.errors import UserError
-from densekd.export import compare, onnx_bytes, onnx_runner, quantise, trace
-from densekd.export.graph import OUTPUTS
+from densekd.export import (
+    ExportedFile,
+    Program,
+    compare,
+    onnx_bytes,
+    onnx_runner,
+    quantise,
+    trace,
+)
+from densekd.export.graph import OUTPUTS, Deployed, large_enough, limits_of
 from densekd.models.taps import Taps
+from densekd.ops.tiling import Views
 from densekd.rewrite import to_int8
 from densekd.tasks import Detection, Segmentation
-from densekd.types import DecodedBoxes, DetectorOutput, FinalBoxes, InputSpec
+from densekd.types import Batch, Boxes, DecodedBoxes, DetectorOutput, FinalBoxes, InputSpec
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -199,3 +209,71 @@ def test_boxes_before_nms_stand_in_the_file_too():
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
         assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("end", ["detections", pytest.param("boxes", marks=pytest.mark.slow)])
+def test_a_file_has_the_ap_of_pytorch(end):
+    """The truth is a part of PyTorch's own boxes, moved, so that the AP is neither 0 nor 1."""
+    net, task = TinyDetector("fcos").eval(), detection()
+    pixels = torch.rand(3, 3, 80, 112, generator=torch.Generator().manual_seed(3))
+    batch = Batch(
+        images=pixels,
+        targets=task.example_targets(3, (80, 112), torch.device("cpu")),
+        labelled=torch.ones(3, dtype=torch.bool),
+        inside=torch.ones(3, 80, 112, dtype=torch.bool),
+        names=list("abc"),
+    )
+    content = onnx_bytes(trace(net, task, InputSpec(), end, SIZE), {})
+    about = {
+        "model": {"classes": task.classes, "input": InputSpec().as_dict()},
+        "end": end,
+        "kind": "fcos",
+        "multiple_of": "1",
+    }
+    program = Program(ExportedFile(Path("a.onnx"), onnx_runner(content, 1), about))
+    with torch.no_grad():
+        expected = task.predict(Taps(net, {}, InputSpec()), batch, Views())
+        found = task.predict(Taps(program, {}, program.input_spec), batch, Views())
+    truth = [
+        Boxes(
+            boxes=image.boxes[1::2] + 2,
+            labels=image.labels[1::2],
+            ignored=torch.zeros(len(image.labels[1::2]), dtype=torch.bool),
+            areas=torch.full((len(image.labels[1::2]),), 100.0),
+            image_id=i,
+            size=(80, 112),
+        )
+        for i, image in enumerate(expected)
+    ]
+    scores = []
+    for answer in (expected, found):
+        metric = task.metric()
+        metric.update(answer, truth)
+        scores.append(metric.compute())
+    assert 0.05 < scores[0]["ap"] < 0.9
+    for name in ("ap", "ap50", "ap75"):
+        assert scores[1][name] == pytest.approx(scores[0][name], abs=1e-6)
+
+
+class OneLevelMore(TinyDetector):
+    """Its coarsest maps have one place at the usual example."""
+
+    def __init__(self) -> None:
+        super().__init__("fcos")
+        self.heads[1] = nn.Conv2d(3, self.a * (self.k + 4) + 1, 64, stride=64)
+
+
+def test_a_detector_is_traced_where_no_map_has_one_place():
+    module = Deployed(OneLevelMore(), detection(), InputSpec(), "boxes").eval()
+    assert large_enough(module, 3, SIZE) == ("fcos", (128, 160))
+    assert large_enough(module, 3, (128, 192)) == ("fcos", (128, 192))
+
+
+def test_the_sizes_that_a_graph_holds_for_are_those_of_its_tracing():
+    height, width = 32 * torch.export.Dim("h", min=3, max=9), torch.export.Dim("w", min=50)
+    program = torch.export.export(
+        nn.Conv2d(3, 4, 1),
+        (torch.rand(2, 3, 96, 64),),
+        dynamic_shapes={"input": {2: height, 3: width}},
+    )
+    assert limits_of(program) == ((96, 288), (50, None))

@@ -208,3 +208,43 @@ def test_boxes_stay_inside_the_image():
     assert isinstance(found, DecodedBoxes)
     assert found.kind == "fcos"
     assert found.boxes.tolist() == [[[0, 0, 20, 12], [1, 2, 3, 4]]]
+
+
+def test_a_file_of_one_size_takes_no_other():
+    about = {**ABOUT, "end": "argmax"}
+
+    def run(given):
+        return expected(given).argmax(1).astype(np.uint8)
+
+    network = Program(ExportedFile(Path("a.tflite"), run, about, (12, 20)))
+    assert network.input_spec.size == (12, 20)
+    assert network(torch.from_numpy(images(2, 12, 20)))["out"].shape == (2, 3, 12, 20)
+    with pytest.raises(
+        UserError, match="takes images of 12x20 alone and the image is 12x21; resize"
+    ):
+        network(torch.from_numpy(images(1, 12, 21)))
+    # Larger images are seen through windows of its size.
+    task = Segmentation(CLASSES, [(0, 0, 0)] * 3)
+    batch = batch_of(torch.from_numpy(images(1, 20, 33)))
+    tapped = Taps(network, {}, network.input_spec)
+    found = task.predict(tapped, batch, Views(window=(12, 20), overlap=0.5))
+    assert found.shape == (1, 20, 33)
+    assert torch.equal(found[0, :11, :19], torch.from_numpy(run(images(1, 20, 33)))[0, :11, :19])
+
+
+def test_a_runtime_that_fails_is_named():
+    def run(given):
+        raise RuntimeError("no such shape\nand more")
+
+    network = program("argmax", run)
+    with pytest.raises(
+        UserError, match=r"a\.onnx does not run on \(1, 3, 12, 20\): no such shape\. It"
+    ):
+        network(torch.from_numpy(images(1, 12, 20)))
+
+
+def test_a_tflite_file_without_its_runtime_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("densekd.export.tflite.importlib.util.find_spec", lambda name: None)
+    (tmp_path / "a.tflite").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"needs ai_edge_litert: pip install 'densekd\[tflite\]'"):
+        open_exported(tmp_path / "a.tflite")

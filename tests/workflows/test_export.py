@@ -168,6 +168,61 @@ def test_tflite_answers_as_predict_does_at_its_one_size(runs, tmp_path, capsys, 
         assert (answer[0] == model.predict(image)).mean() > 0.999
     else:
         assert np.abs(answer[0, 0] - model.predict(image)).max() < 1e-3
+    again = open_model(file)
+    difference = np.abs(again.predict(image).astype(float) - model.predict(image))
+    assert (difference > 1e-3).mean() < 1e-3
+    with pytest.raises(UserError, match=rf"takes images of {size[0]}x{size[1]} alone and the"):
+        again.predict(image[:-1])
+    capsys.readouterr()
+    assert main(["latency", str(file), str(runs / task), "--runs", "1", "--json"]) == 0
+    timed = json.loads(capsys.readouterr().out)
+    assert timed["size"] == list(size)
+    assert [row["runtime"] for row in timed["rows"]] == ["LiteRT", "PyTorch"]
+    if task == "depth":  # the scenes are of this size
+        found = densekd.evaluate(file, runs / task / "config.yaml", device="cpu")
+        exact = densekd.evaluate(runs / task, device="cpu")
+        assert found["abs_rel"] == pytest.approx(exact["abs_rel"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "answers"),
+    [("segmentation", ["classes"]), ("detection", ["boxes", "scores", "levels"])],
+)
+def test_a_core_ml_package_says_what_it_takes_and_gives(
+    runs, tmp_path, capsys, monkeypatch, task, answers
+):
+    tools = pytest.importorskip("coremltools")
+    package = tmp_path / "a.mlpackage"
+    assert export(runs / task, "--out", package, *SIZE) == 0
+    assert "its answers were not checked, since Core ML runs on a Mac" in capsys.readouterr().out
+    said = tools.utils.load_spec(str(package)).description
+    assert [list(entry.type.multiArrayType.shape) for entry in said.input] == [[1, 3, 64, 96]]
+    assert [entry.name for entry in said.output] == answers
+    about = said.metadata.userDefined
+    assert json.loads(about["classes"]) == densekd.load(runs / task).classes
+    assert "sizes: 64x96 alone" in about["input"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mlpackage"]
+    assert export(runs / task, "--out", package, *SIZE) == 2
+    assert "exists" in capsys.readouterr().err
+    # On a Mac the answers are compared, and a wrong one leaves no package behind.
+    monkeypatch.setattr("densekd.workflows.export.runs_here", lambda: True)
+    shape = (1, 64, 96) if task == "segmentation" else (1, 7, 4)
+    monkeypatch.setattr(
+        "densekd.workflows.export.coreml_runner", lambda *_: lambda images: np.zeros(shape)
+    )
+    assert export(runs / task, "--out", tmp_path / "b.mlpackage", *SIZE) == 2
+    assert "Core ML" not in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mlpackage"]
+
+
+def test_core_ml_without_its_package_and_packages_as_models(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("densekd.export.coreml.importlib.util.find_spec", lambda name: None)
+    assert export(tmp_path, "--out", tmp_path / "a.mlpackage") == 2
+    assert "densekd[coreml]" in capsys.readouterr().err
+    (tmp_path / "b.mlpackage").mkdir()
+    with pytest.raises(UserError, match="runs on a Mac alone and is not read by densekd"):
+        open_model(tmp_path / "b.mlpackage")
 
 
 def test_tflite_without_its_packages_names_the_extra(tmp_path, capsys, monkeypatch):
@@ -356,7 +411,7 @@ def _anchors(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--format", "coreml"], "Supported: onnx, pt2, openvino, tflite"),
+        (["--out", "a.mlpackage", "--int8"], "--int8: writes .onnx or .xml"),
         (["--out", "a.tflite", "--int8"], "--int8: writes .onnx or .xml"),
         ([], "give --out FILE or --format"),
         (["--out", "a.onnx", "--format", "pt2"], "pt2 ends with .pt2"),

@@ -42,15 +42,17 @@ def command(arguments: list[str]) -> int:
         left behind. ONNX needs the extra: pip install 'densekd[export]'; OpenVINO: 'densekd[export,openvino]'.
         The file is a MODEL of evaluate (--weights), predict, compare and latency too.
 
-        TensorFlow Lite (.tflite; 'densekd[tflite]') is of one size (--size) and one image a call, for segmentation and
-        depth; evaluate, predict, compare and latency do not take it.
+        TensorFlow Lite (.tflite; 'densekd[tflite]') and Core ML (.mlpackage; 'densekd[coreml]') are of one size
+        (--size) and one image a call. TensorFlow Lite is for segmentation and depth. What a Core ML package answers is
+        checked on a Mac alone, and no other command takes it.
 
         --int8 quantises weights and activations of convolutions and products, calibrated on training images, and prints
         what the score loses on validation images.
 
         Args:
             model: folder of a run, a weights file, FILE@RECIPE, or an id on the Hugging Face hub (owner/name).
-            out: the file, FILE.onnx, FILE.xml, FILE.pt2 or FILE.tflite; must not exist. By default the model's name.
+            out: the file, FILE.onnx, FILE.xml, FILE.pt2, FILE.tflite or FILE.mlpackage; must not exist. By default the
+                model's name.
             format: where --out is not given.
             size: height and width of the images it is traced and checked with, rounded to multiples of 32.
             end: what the graph ends with: the class of each pixel, metres, boxes before NMS, detections (boxes after

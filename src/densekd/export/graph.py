@@ -34,6 +34,7 @@ SMALLEST = (
     64  # pixels: below, the coarsest maps of many networks have one place, which is another program
 )
 DIVISOR = 32  # of the sizes of a network whose program holds for its multiples only
+LARGEST = 1024  # pixels to which a detector's example grows
 
 
 class Deployed(nn.Module):
@@ -84,6 +85,8 @@ class Graph:
         example: (height, width) it was traced at.
         int8: its layers round, and weights are int8.
         fixed: it takes one image of the example's size, and no other.
+        limits: the smallest and the largest height, and width, that the tracing found it to hold for; None where there
+            is no largest.
     """
 
     module: Deployed
@@ -93,6 +96,7 @@ class Graph:
     channels: int
     int8: bool = False
     fixed: bool = False
+    limits: tuple[tuple[int, int | None], ...] = ((SMALLEST, None), (SMALLEST, None))
 
     def shapes(self) -> list[tuple[int, int, int, int]]:
         """Three shapes to check it at: the traced one, a single image, and an odd or longer size; else three images."""
@@ -139,6 +143,8 @@ def fixed(
     images = torch.rand(1, spec.channels, *size)
     try:
         with evaluating(module), torch.no_grad(), constants(network, plain=True):
+            if end in OF_BOXES:
+                module.kind = module.tapped(images).prediction.kind
             program = torch.export.export(module, (images,))
     except Exception as error:  # torch.export's errors have no common base class
         raise UserError(
@@ -159,7 +165,8 @@ def trace(
 ) -> Graph:
     """Export with free batch, height and width, from two images that are not square.
 
-    A network whose program depends on how its sizes divide is exported for multiples of `DIVISOR`.
+    A network whose program depends on how its sizes divide is exported for multiples of `DIVISOR`. A detector whose
+    coarsest maps have one place at `size` is traced at a larger one.
 
     Args:
         plain: of torch's own operations alone, as a program must be that runs without densekd.
@@ -174,7 +181,6 @@ def trace(
             "train the network with model.int8 first"
         )
     module = Deployed(network, task, spec, end).eval()
-    images = torch.rand(2, spec.channels, *size)
     batch = Dim("batch", min=1)
     kinds = {
         1: (Dim("height", min=SMALLEST), Dim("width", min=SMALLEST)),
@@ -182,7 +188,8 @@ def trace(
     }
     with evaluating(module), torch.no_grad(), constants(network, plain=plain):
         if end in OF_BOXES:
-            module.kind = module.tapped(images).prediction.kind
+            module.kind, size = large_enough(module, spec.channels, size)
+        images = torch.rand(2, spec.channels, *size)
         error: Exception | None = None
         for divisor, (height, width) in kinds.items():
             shapes = {"images": {0: batch, 2: height, 3: width}}
@@ -191,7 +198,56 @@ def trace(
             except Exception as failure:  # torch.export's errors have no common base class
                 error = failure
                 continue
-            return Graph(module, program, divisor, size, spec.channels, int8=is_int8(network))
+            return Graph(
+                module,
+                program,
+                divisor,
+                size,
+                spec.channels,
+                int8=is_int8(network),
+                limits=limits_of(program),
+            )
     raise UserError(
         f"{type(network).__name__} cannot be exported by torch.export: {str(error).strip().splitlines()[0]}"
     ) from error
+
+
+def large_enough(
+    module: Deployed, channels: int, size: tuple[int, int]
+) -> tuple[str, tuple[int, int]]:
+    """A detector's kind, and the size at which no map has one place, which would fix the graph to such sizes.
+
+    SSD's last map has one place at the size that it is made for.
+    """
+    while True:
+        raw = module.tapped(torch.rand(1, channels, *size)).prediction
+        levels = raw.logits[:-1] if raw.kind == "ssd" else raw.logits
+        if min(min(x.shape[-2:]) for x in levels) > 1 or max(size) >= LARGEST:
+            return raw.kind, size
+        size = (size[0] + DIVISOR, size[1] + DIVISOR)
+
+
+def limits_of(program: ExportedProgram) -> tuple[tuple[int, int | None], ...]:
+    """The smallest and the largest height, and width, of the images that a traced program holds for."""
+    (images,) = (
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    )
+    found = []
+    for side in images.shape[-2:]:
+        if isinstance(side, int):
+            found.append((side, side))
+            continue
+        symbols = {
+            symbol: program.range_constraints[symbol]
+            for symbol in side.node.expr.free_symbols
+            if symbol in program.range_constraints
+        }
+        bounds = [
+            side.node.expr.subs({symbol: getattr(limit, end) for symbol, limit in symbols.items()})
+            for end in ("lower", "upper")
+        ]
+        low, high = (int(bound) if bound.is_Integer else None for bound in bounds)
+        found.append((low or 1, high))
+    return tuple(found)

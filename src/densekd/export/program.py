@@ -17,12 +17,18 @@ from densekd.config.names import PROGRAMS
 from densekd.errors import UserError, WeightsError
 from densekd.export.onnx import Run, check_packages, session_runner
 from densekd.export.openvino import check_openvino, compiled_runner
+from densekd.export.tflite import open_tflite
 from densekd.models.foreign._checked_program import load_program
 from densekd.models.foreign._runtimes import onnx_session, openvino_about, openvino_program
 from densekd.types import DecodedBoxes, FinalBoxes, InputSpec
 
-EXPORTED = PROGRAMS
-RUNTIMES = {".onnx": "ONNX Runtime", ".pt2": "torch.export", ".xml": "OpenVINO"}
+EXPORTED = (*PROGRAMS, ".tflite")
+RUNTIMES = {
+    ".onnx": "ONNX Runtime",
+    ".pt2": "torch.export",
+    ".xml": "OpenVINO",
+    ".tflite": "LiteRT",
+}
 NEEDED = ("model", "end", "multiple_of")  # entries that files of older versions lack
 
 
@@ -35,11 +41,13 @@ class ExportedFile:
         about: all entries of the metadata.
         end: what the graph ends with, see `Deployed`.
         multiple_of: heights and widths must be multiples of it.
+        size: (height, width) of a file that takes no other; None where sizes are free.
     """
 
     path: Path
     run: Run
     about: dict[str, Any]
+    size: tuple[int, int] | None = None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -57,6 +65,13 @@ class ExportedFile:
     def runtime(self) -> str:
         return RUNTIMES[self.path.suffix]
 
+    def refusal(self, height: int, width: int) -> str:
+        """Why it does not take images of this size; empty where it does."""
+        if self.size is not None and self.size != (height, width):
+            return f"takes images of {self.size[0]}x{self.size[1]} alone"
+        unit = self.multiple_of
+        return f"takes multiples of {unit}" if height % unit or width % unit else ""
+
     def files(self) -> list[Path]:
         """All files that it consists of."""
         weights = self.path.with_suffix(".bin")
@@ -64,7 +79,7 @@ class ExportedFile:
 
 
 def open_exported(path: Path, threads: int | None = None, *, trusted: bool = False) -> ExportedFile:
-    """An ONNX, torch.export or OpenVINO file that `densekd export` wrote.
+    """An ONNX, torch.export, OpenVINO or TensorFlow Lite file that `densekd export` wrote.
 
     Args:
         threads: of one operator; None takes all cores.
@@ -75,6 +90,7 @@ def open_exported(path: Path, threads: int | None = None, *, trusted: bool = Fal
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist")
+    size = None
     try:
         if path.suffix == ".onnx":
             check_packages()
@@ -84,6 +100,8 @@ def open_exported(path: Path, threads: int | None = None, *, trusted: bool = Fal
             check_openvino()
             model, compiled = openvino_program(path, threads)
             texts, run = openvino_about(model), compiled_runner(compiled)
+        elif path.suffix == ".tflite":
+            texts, run, size = open_tflite(path, threads)
         else:
             texts, run = read_pt2(path, trusted=trusted)
     except UserError:
@@ -99,7 +117,7 @@ def open_exported(path: Path, threads: int | None = None, *, trusted: bool = Fal
             f"{path}: does not say which network it is of (no {', '.join(missing)} in its metadata); only files that "
             "this version of densekd export wrote can be scored and asked. Export the model again"
         )
-    return ExportedFile(path, run, about)
+    return ExportedFile(path, run, about, size)
 
 
 def _value(text: Any) -> Any:
@@ -140,7 +158,7 @@ class Program(nn.Module):
 
     Classes come back as maps of 0 and 1, one a class, so that windows, scales and flips vote. Sizes that the file does
     not take are padded at the bottom and right with the mean colour, and the answer is cut; that is not what PyTorch
-    does with such an image.
+    does with such an image. A file of one size takes that alone.
     """
 
     no_taps = "an exported file has no modules to be tapped; compare its predictions"
@@ -149,20 +167,35 @@ class Program(nn.Module):
         super().__init__()
         self.file = file
         spec = InputSpec(**file.model["input"])
-        self.input_spec = InputSpec(mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
+        zeros, ones = (0.0,) * spec.channels, (1.0,) * spec.channels
+        self.input_spec = InputSpec(mean=zeros, std=ones, size=file.size)
         self.fill = [value / 255 for value in spec.fill()]
         self.classes = len(file.model["classes"])
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         height, width = images.shape[-2:]
         seen, unit = images.float().cpu(), self.file.multiple_of
-        if (height % unit or width % unit) and self.file.end == "none":
+        refusal = self.file.refusal(height, width)
+        if refusal and self.file.size is not None:
             raise UserError(
-                f"{self.file.path} takes multiples of {unit} and the image is {height}x{width}; export the model "
-                "with its decoding (without --with none), or resize the image"
+                f"{self.file.path} {refusal} and the image is {height}x{width}; resize the images, export the model "
+                f"with --size {height} {width}, or score larger images by evaluate.window "
+                f"{list(self.file.size)}"
+            )
+        if refusal and self.file.end == "none":
+            raise UserError(
+                f"{self.file.path} {refusal} and the image is {height}x{width}; export the model with its decoding "
+                "(without --with none), or resize the image"
             )
         seen = padded(seen, unit, self.fill)
-        answer = self.file.run(np.ascontiguousarray(seen.numpy()))
+        try:
+            answer = self.file.run(np.ascontiguousarray(seen.numpy()))
+        except Exception as error:  # the runtimes have no common base class
+            taken = self.file.about.get("input", "")
+            raise UserError(
+                f"{self.file.path} does not run on {tuple(seen.shape)}: {str(error).strip().splitlines()[0]}. "
+                f"It takes {taken}"
+            ) from error
         parts = [
             torch.from_numpy(np.asarray(a))
             for a in (answer if isinstance(answer, tuple) else (answer,))

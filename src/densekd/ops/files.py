@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.replace(neighbour, path)
         finally:
             neighbour.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path` to write into; once the body ends, it takes `path`'s name.
+
+    Raises:
+        UserError: `path` exists, or nothing can be written there.
+    """
+    path = Path(path)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    with writing(path):
+        neighbour.mkdir(parents=True)
+        try:
+            yield neighbour
+            if path.exists():
+                raise UserError(f"{path} exists; give another name")
+            os.rename(neighbour, path)
+        finally:
+            shutil.rmtree(neighbour, ignore_errors=True)
 
 
 @contextmanager

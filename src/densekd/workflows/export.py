@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,41 @@ from densekd.export import (
     Gap,
     Graph,
     Program,
+    check_coreml,
     check_openvino,
+    check_package,
     check_packages,
     check_tflite,
     compare,
+    coreml_runner,
     onnx_bytes,
     onnx_runner,
     open_exported,
+    runs_here,
+    save_coreml,
     save_openvino,
     save_tflite,
-    tflite_runner,
     trace,
 )
-from densekd.export.graph import OF_BOXES, SMALLEST, end_of, example_size, fixed
+from densekd.export.graph import DIVISOR, OF_BOXES, SMALLEST, end_of, example_size, fixed
 from densekd.export.verify import ROUNDED_TOLERANCE, TOLERANCE
-from densekd.ops.files import open_atomic
+from densekd.ops.files import new_folder, open_atomic
 from densekd.ops.names import bytes_text
 from densekd.rewrite import is_int8
 from densekd.workflows.int8 import Int8, int8_text, measured, quantised
 from densekd.workflows.load import LoadedModel
 from densekd.workflows.open_model import loaded_file, model_titles
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "tflite": ".tflite"}
-# Formats that are not written, and what leads there.
-ELSEWHERE = {
-    "coreml": "its files run on a Mac alone and cannot be checked here. coremltools 9.0 converts ESPNet-C from "
-    "torch.export, see docs/deploy.md",
+FORMATS = {
+    "onnx": ".onnx",
+    "pt2": ".pt2",
+    "openvino": ".xml",
+    "tflite": ".tflite",
+    "coreml": ".mlpackage",
 }
 INT8 = (".onnx", ".xml")
+NMS = (".onnx", ".xml")  # formats whose graphs can hold it
+ONE_SIZE = {".tflite": "TensorFlow Lite", ".mlpackage": "Core ML"}
 
 
 def target(model: str, out: Path | None, format: str | None, *, int8: bool = False) -> Path:
@@ -53,12 +61,8 @@ def target(model: str, out: Path | None, format: str | None, *, int8: bool = Fal
         model: as it was named; the file takes its name where there is no `out`.
 
     Raises:
-        UserError: the format is not supported or does not fit the name, or the file exists.
+        UserError: the format does not fit the name, its packages are missing, or the file exists.
     """
-    if format in ELSEWHERE:
-        raise UserError(
-            f"--format {format}: is not written by densekd; {ELSEWHERE[format]}. Supported: {', '.join(FORMATS)}"
-        )
     if out is None:
         if format is None:
             raise UserError(f"give --out FILE or --format {', '.join(FORMATS)}")
@@ -75,12 +79,14 @@ def target(model: str, out: Path | None, format: str | None, *, int8: bool = Fal
     for path in [out, *([out.with_suffix(".bin")] if out.suffix == ".xml" else [])]:
         if path.exists():
             raise UserError(f"--out {path} exists; give another name")
-    if out.suffix not in (".pt2", ".tflite"):
+    if out.suffix in (".onnx", ".xml"):
         check_packages()
     if out.suffix == ".xml":
         check_openvino()
     if out.suffix == ".tflite":
         check_tflite()
+    if out.suffix == ".mlpackage":
+        check_coreml()
     return out
 
 
@@ -113,23 +119,24 @@ def export(
             f"--int8: {model.path} was trained to be int8 and is written so by itself; leave --int8 out"
         )
     end = end_of(model.task, end)
-    if end == "detections" and out.suffix == ".pt2":
+    if end in OF_BOXES and out.suffix == ".tflite":
+        raise UserError("--out .tflite: detectors are not written as TensorFlow Lite; write .onnx")
+    if end == "detections" and out.suffix not in NMS:
         raise UserError(
-            f"--with detections: a program of torch.export has no NMS for batches; write {' or '.join(INT8)}, or take "
+            f"--with detections: a graph in {out.suffix} has no NMS for batches; write {' or '.join(NMS)}, or take "
             "--with boxes"
         )
-    one_size = out.suffix == ".tflite"
-    if one_size and end in OF_BOXES:
-        raise UserError("--out .tflite: detectors are not written as TensorFlow Lite; write .onnx")
+    one_size = out.suffix in ONE_SIZE
     if one_size and is_int8(model.model):
         raise UserError(
-            f"--out .tflite: {model.path} was trained to be int8, which is written as {' or '.join(INT8)}"
+            f"--out {out.suffix}: {model.path} was trained to be int8, which is written as {' or '.join(INT8)}"
         )
     if one_size:
         size = size or model.input_spec.size
         if size is None or min(size) < SMALLEST:
             raise UserError(
-                f"--size: a .tflite file takes images of one size; give it, at least {SMALLEST} pixels a side"
+                f"--size: a file of {ONE_SIZE[out.suffix]} takes images of one size; give it, at least {SMALLEST} "
+                "pixels a side"
             )
         graph = fixed(model.model, model.task, model.input_spec, end, size)
     else:
@@ -142,8 +149,11 @@ def export(
         draft = Path(folder, "draft" + out.suffix)
         if out.suffix == ".pt2":
             draft.write_bytes(_pt2_bytes(graph, about))
-        elif one_size:
+        elif out.suffix == ".tflite":
             save_tflite(graph, draft, about)
+        elif out.suffix == ".mlpackage":
+            save_coreml(graph, draft, about)
+            check_package(graph, draft, about)
         else:
             content = onnx_bytes(graph, about)
             if int8 is not None:
@@ -153,18 +163,24 @@ def export(
             onnx.write_bytes(content)
             if out.suffix == ".xml":
                 save_openvino(onnx, draft, about)
-        file = None if one_size else open_exported(draft)
-        run = tflite_runner(draft) if file is None else file.run
         tolerance = ROUNDED_TOLERANCE if graph.int8 else TOLERANCE
-        gaps = compare(graph, run, out.name, None if int8 is not None else tolerance)
-        if file is not None and int8 is not None and int8.score is not None:
-            extra["scores"] = measured(int8, model, loaded_file(file))
-        parts = [draft] if file is None else file.files()
-        moves = [(part, out.with_suffix(part.suffix)) for part in parts]
-        size_bytes = sum(part.stat().st_size for part, _ in moves)
-        for part, place in reversed(moves):  # the file that people name comes last
-            with open_atomic(place, "wb") as written:
-                written.write(part.read_bytes())
+        if out.suffix == ".mlpackage":
+            gaps = _on_a_mac(graph, draft, out.name)
+            parts = sorted(part for part in draft.rglob("*") if part.is_file())
+        else:
+            file = open_exported(draft)
+            gaps = compare(graph, file.run, out.name, None if int8 is not None else tolerance)
+            if int8 is not None and int8.score is not None:
+                extra["scores"] = measured(int8, model, loaded_file(file))
+            parts = file.files()
+        size_bytes = sum(part.stat().st_size for part in parts)
+        if draft.is_dir():
+            with new_folder(out) as place:
+                shutil.copytree(draft, place, dirs_exist_ok=True)
+        else:
+            for part in reversed(parts):  # the file that people name comes last
+                with open_atomic(out.with_suffix(part.suffix), "wb") as written:
+                    written.write(part.read_bytes())
     return {
         "file": str(out),
         "bytes": size_bytes,
@@ -180,6 +196,9 @@ def export(
 def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
     """The metadata of the file."""
     sizes = "any" if graph.divisor == 1 else f"multiples of {graph.divisor}"
+    for side, (low, high) in zip(("heights", "widths"), graph.limits, strict=True):
+        if low > 2 * DIVISOR or high is not None:
+            sizes += f", {side} from {low}" + ("" if high is None else f" to {high}")
     if graph.fixed:
         sizes = f"{graph.example[0]}x{graph.example[1]} alone, one image a call"
     channels = model.input_spec.channels
@@ -207,6 +226,13 @@ def description(model: LoadedModel, graph: Graph) -> dict[str, Any]:
         "kind": graph.module.kind,
         "multiple_of": str(graph.divisor),
     }
+
+
+def _on_a_mac(graph: Graph, package: Path, who: str) -> list[Gap]:
+    """The check of a Core ML package's answers; none where Core ML does not run."""
+    if not runs_here():
+        return []
+    return compare(graph, coreml_runner(package, graph.module.outputs), who)
 
 
 def _check(gap: Gap) -> dict[str, Any]:
@@ -237,6 +263,11 @@ def as_text(result: dict[str, Any]) -> str:
         else:
             how = " on average" if result["trained_int8"] else ""
             lines.append(f"equals PyTorch at {shape} within {check['error']:.1g}{how}{other}")
+    if not result["checks"]:
+        lines.append(
+            "its answers were not checked, since Core ML runs on a Mac alone. Its input, outputs, shapes and "
+            "description were read back and are right; exported on a Mac, it is compared with PyTorch too"
+        )
     if "calibrated" in result:
         lines += int8_text(result)
     return "\n".join(lines)

@@ -63,14 +63,15 @@ def latency(
     Args:
         models: each is measured on its own device; exported files run on the CPU.
         names: one a model.
-        size: (height, width) of the image; None takes the size the first network was trained at, else `SIZE`.
+        size: (height, width) of the image; None takes that of a file of one size, else the size the first network was
+            trained at, else `SIZE`.
         onnx: one more file, of the first model.
         formats: of `FORMATS`; each network is exported into a temporary folder and measured there too. An int8 file is
             calibrated on random images, for its time alone.
         threads: of all; None takes PyTorch's own number.
         runs: that are counted; three come before.
     """
-    size = size or models[0].input_spec.size or SIZE
+    size = size or _own_size(models) or SIZE
     before = torch.get_num_threads()
     threads = threads or before
     torch.set_num_threads(threads)
@@ -111,6 +112,11 @@ def latency(
         "milliseconds": {row["runtime"]: {k: row[k] for k in ("median", "p95")} for row in first},
         "rows": rows,
     }
+
+
+def _own_size(models: Sequence[LoadedModel]) -> tuple[int, int] | None:
+    files = [model.input_spec.size for model in models if isinstance(model.model, Program)]
+    return next((size for size in files if size), models[0].input_spec.size)
 
 
 def describe(model: LoadedModel, name: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -184,10 +190,9 @@ def _arms(
 
 def _file_arm(file: ExportedFile, name: str, runtime: str, owner: int, images: torch.Tensor) -> Arm:
     height, width = images.shape[-2:]
-    if height % file.multiple_of or width % file.multiple_of:
-        raise UserError(
-            f"--size {height} {width}: {name} in {runtime} takes multiples of {file.multiple_of}"
-        )
+    refusal = file.refusal(height, width)
+    if refusal:
+        raise UserError(f"--size {height} {width}: {name} in {runtime} {refusal}")
     stored = sum(part.stat().st_size for part in file.files())
     call = partial(file.run, images.numpy())
     return Arm(name, runtime, owner, call, torch.device("cpu"), stored)

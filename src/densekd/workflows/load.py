@@ -22,6 +22,8 @@ from densekd.tasks import Task
 from densekd.types import Batch, DenseOutput, InputSpec
 from densekd.workflows.share import check_config, download, looks_like_hub_id, push, save_folder
 
+CORE_ML = ".mlpackage"  # how the names of Core ML's folders end
+
 
 class LoadedModel(nn.Module):
     """A network with all that is needed to use it.
@@ -224,6 +226,11 @@ def weights_file(path: Path, *, best: bool = False) -> Path:
         path = download(path.as_posix())
     if not path.is_dir():
         return path
+    if path.suffix == CORE_ML:
+        raise WeightsError(
+            f"{path}: is a Core ML package, which runs on a Mac alone and is not read by densekd; give the run or the "
+            "weights file that it was made of, or its .onnx file"
+        )
     folder = RunFolder(path)
     if not folder.config.exists():
         found = sorted(path.glob("*.safetensors"))

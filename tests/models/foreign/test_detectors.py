@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import get_model
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD, SSDHead
 
 from densekd.errors import UserError
+from densekd.export import compare, onnx_bytes, onnx_runner, trace
 from densekd.models import LabelSpace
 from densekd.models.foreign.torchvision import torchvision
+from densekd.models.foreign.torchvision_detection import TorchvisionDetector, default_boxes
 from densekd.tasks.detection import Detection
-from densekd.types import Batch, Boxes, DenseOutput, DetectorOutput, SetPrediction
+from densekd.types import Batch, Boxes, DenseOutput, DetectorOutput, InputSpec, SetPrediction
 
 K = 3
 CLASSES, PALETTE = ["cat", "dog", "cow"], [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -142,6 +148,66 @@ def test_any_size(shape):
     assert [len(a) for a in raw.anchors] == [
         x.shape[1] // (K + 1) * x.shape[-2] * x.shape[-1] for x in raw.logits
     ]
+
+
+@pytest.mark.parametrize("steps", [None, [8, 16]])
+def test_ssds_anchors_are_torchvisions(steps):
+    generator = DefaultBoxGenerator([[2], [2, 3]], steps=steps)
+    images, levels = torch.rand(1, 3, 70, 100), [(9, 13), (5, 7)]
+    maps = [torch.rand(1, 1, *level) for level in levels]
+    (wanted,) = generator(ImageList(images, [(70, 100)]), maps)
+    found = [default_boxes(generator, k, s, (70, 100), images.device) for k, s in enumerate(levels)]
+    torch.testing.assert_close(torch.cat(found), wanted)
+
+
+class TinyMaps(nn.Module):
+    """Two levels of 32 channels, of strides 8 and 16."""
+
+    out_channels = 32
+
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Conv2d(3, 32, s, stride=s) for s in (8, 16))
+
+    def forward(self, x):
+        return {str(i): level(x) for i, level in enumerate(self.levels)}
+
+
+def tiny(kind):
+    """torchvision's own detector of a kind on `TinyMaps`."""
+    torch.manual_seed(0)
+    if kind == "ssd":
+        grid = DefaultBoxGenerator([[2], [2]])
+        head = SSDHead([32, 32], grid.num_anchors_per_location(), K + 1)
+        detector = SSD(TinyMaps(), grid, (64, 96), K + 1, head=head)
+    else:
+        grid = AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
+        detector = {"fcos": FCOS, "retinanet": RetinaNet}[kind](
+            TinyMaps(), K, anchor_generator=grid
+        )
+    for name, parameter in detector.head.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2 if "cls_logits" in name else 1)
+    return TorchvisionDetector(detector, kind, K).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["boxes", "detections"])
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "ssd"])
+def test_they_are_exported_for_sizes_that_vary(kind, end):
+    """With boxes before and after NMS, in ONNX Runtime, at the three shapes of the check."""
+    pytest.importorskip("onnxruntime")
+    task = Detection(
+        CLASSES, PALETTE, score_threshold=0.01, topk_candidates=30, detections_per_image=9
+    )
+    graph = trace(tiny(kind), task, InputSpec(), end, (64, 96))
+    run = onnx_runner(onnx_bytes(graph, {}), 1)
+    gaps = compare(graph, run, "the file")
+    assert len({gap.shape[-2:] for gap in gaps}) == 3
+    if end == "detections":
+        with torch.no_grad():
+            labels = graph.module(torch.rand(1, 3, 64, 96))[2]
+        assert (labels >= 0).any()  # there are boxes to compare
 
 
 def test_names_that_are_none_of_these():

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from densekd.errors import UserError
-from densekd.models._pyramid import by_level
 from densekd.types import DetectorOutput, InputSpec
 
 KINDS = {
@@ -57,43 +56,72 @@ class TorchvisionDetector(nn.Module):
         maps = self.backbone(images)
         levels = list(maps.values()) if isinstance(maps, dict) else [maps]
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        raw = self.head(levels)
-        anchors = self._grid(images, levels, sizes)
-        centerness = raw.get("bbox_ctrness")
+        logits, boxes, centerness = self._raw(levels)
         return DetectorOutput(
-            logits=split_levels(raw["cls_logits"], sizes, anchors),
-            boxes=split_levels(raw["bbox_regression"], sizes, anchors),
-            centerness=None if centerness is None else by_level(centerness, sizes),
-            anchors=anchors,
+            logits=logits,
+            boxes=boxes,
+            centerness=centerness,
+            anchors=self._grid(images, sizes),
             kind=self.kind,
         )
 
-    def _grid(
-        self, images: Tensor, levels: list[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[Tensor]:
+    def _raw(
+        self, levels: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+        """What the head's last convolutions give, (N, A * C, h, w), anchor-major: logits, boxes, centerness.
+
+        The head's own forward joins all levels into one row of places, which a graph of free sizes can hardly take
+        apart again.
+        """
+        classes, places = self.head.classification_head, self.head.regression_head
+        if self.kind == "ssd":
+            logits = [head(x) for head, x in zip(classes.module_list, levels, strict=True)]
+            boxes = [head(x) for head, x in zip(places.module_list, levels, strict=True)]
+            return logits, boxes, None
+        logits = [classes.cls_logits(classes.conv(x)) for x in levels]
+        towers = [places.conv(x) for x in levels]
+        boxes = [places.bbox_reg(tower) for tower in towers]
+        if self.kind != "fcos":
+            return logits, boxes, None
+        return logits, [x.relu() for x in boxes], [places.bbox_ctrness(tower) for tower in towers]
+
+    def _grid(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Anchors (h * w * A, 4) float32 of each level."""
         if self.kind == "ssd":
-            height, width = images.shape[-2:]
-            # torchvision's own forward makes a tensor of the size, which no graph of free sizes can hold.
-            shares = self.anchors._grid_default_boxes(sizes, (height, width)).to(images.device)
-            centre, half = shares[:, :2], shares[:, 2:] / 2
-            corners = torch.cat([centre - half, centre + half], dim=1)
-            limits = (width, height, width, height)
-            whole = torch.stack([corners[:, i] * limit for i, limit in enumerate(limits)], dim=1)
-            per_place = self.anchors.num_anchors_per_location()
-            counts = [h * w * a for (h, w), a in zip(sizes, per_place, strict=True)]
-            return list(whole.split(counts))
+            size = (images.shape[-2], images.shape[-1])
+            return [
+                default_boxes(self.anchors, k, level, size, images.device)
+                for k, level in enumerate(sizes)
+            ]
         self.anchors.set_cell_anchors(torch.float32, images.device)
         strides = [[FINEST * 2**i] * 2 for i in range(len(sizes))]
         return self.anchors.grid_anchors([list(size) for size in sizes], strides)
 
 
-def split_levels(
-    x: Tensor, sizes: Sequence[tuple[int, int]], anchors: Sequence[Tensor]
-) -> list[Tensor]:
-    """torchvision's (N, sum of h * w * A, C) -> (N, A * C, h, w), one a level, anchor-major; A may differ by level."""
-    parts = x.split([level.shape[0] for level in anchors], dim=1)
-    return [by_level(part, [size])[0] for part, size in zip(parts, sizes, strict=True)]
+def default_boxes(
+    generator: Any, k: int, level: tuple[int, int], size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """SSD's anchors (h * w * A, 4) XYXY of level `k`, in pixels of an image of this (height, width).
+
+    torchvision's own forward makes a tensor of the size, which no graph of free sizes can hold.
+    """
+    (rows, columns), (height, width) = level, size
+    shares = generator._wh_pairs[k].to(device)
+    shares = shares.clamp(0, 1) if generator.clip else shares
+    per_row, per_column = columns, rows
+    if generator.steps is not None:
+        per_row, per_column = width / generator.steps[k], height / generator.steps[k]
+    x = ((torch.arange(columns, device=device) + 0.5) / per_row).view(1, -1, 1)
+    y = ((torch.arange(rows, device=device) + 0.5) / per_column).view(-1, 1, 1)
+    half_width, half_height = (shares / 2).unbind(1)
+    sides = (
+        (x - half_width) * width,
+        (y - half_height) * height,
+        (x + half_width) * width,
+        (y + half_height) * height,
+    )
+    shape = (rows, columns, len(shares))
+    return torch.stack([side.expand(shape) for side in sides], dim=-1).flatten(0, 2)
 
 
 def torchvision_detector(
