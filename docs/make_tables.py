@@ -152,9 +152,7 @@ def idd_lite_espnet_c() -> str:
         seeds = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
         cells = [spread(percent([iou[name] for iou in row["iou"]]), 1) for name in RARE]
         cells.append(spread(percent(row["scores"]["pixel_accuracy"]), 1))
-        lines.append(
-            f"| {row['title']} | {spread(values, 2)} | {seeds} | {' | '.join(cells)} |"
-        )
+        lines.append(f"| {row['title']} | {spread(values, 2)} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ def command(arguments: list[str]) -> int:
         results: Path | None = None,
         device: str = "auto",
         note: str | None = None,
+        trusted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
         """Score a weights file on a split.
@@ -47,6 +48,7 @@ def command(arguments: list[str]) -> int:
             results: detection: file for all detections in COCO's result form; must not exist.
             device: auto, cpu, cuda, cuda:N or mps.
             note: stands for the setting note; it stands beside every score.
+            trusted: allow an exported file (.pt2) to hold a program of its own, whose code is then run.
             quiet: print the scores without a progress bar.
         """
         settings = read_recipe(config, overrides, note=note)
@@ -89,7 +91,7 @@ def command(arguments: list[str]) -> int:
         if asked:
             evaluate_teacher(settings, split, name=teacher_name, **more)
         else:
-            evaluate_weights(settings, file, split, **more)
+            evaluate_weights(settings, file, split, trusted=trusted, **more)
         return 0
 
     return parse(evaluate, "evaluate", own)

@@ -59,12 +59,14 @@ def evaluate_weights(
     quiet: bool = False,
     report: Callable[[Task, dict[str, Any]], None] | None = None,
     results: Path | None = None,
+    trusted: bool = False,
 ) -> dict[str, Any]:
     """Score `config.model` with `weights` on `split`; an exported file is scored in its own runtime.
 
     Args:
         report: called once with the task and what is returned, by rank 0 alone.
         results: file for the detections in COCO's result form (detection only).
+        trusted: let a torch.export file hold code of its own.
 
     Returns:
         the task's scores, e.g. ``{"miou", "pixel_accuracy", "iou": {class: ...}}``, with what was scored.
@@ -75,7 +77,7 @@ def evaluate_weights(
     if file.suffix in EXPORTED:
         return evaluate_network(
             alone(config),
-            lambda task: exported_network(file, task),
+            lambda task: exported_network(file, task, trusted=trusted),
             split,
             name=str(file),
             note=config.note,
@@ -163,9 +165,11 @@ def alone(config: Config) -> Config:
     return replace(config, evaluate=replace(config.evaluate, batch_size=1))
 
 
-def exported_network(file: Path, task: Task) -> tuple[nn.Module, InputSpec]:
+def exported_network(
+    file: Path, task: Task, *, trusted: bool = False
+) -> tuple[nn.Module, InputSpec]:
     """An exported file in a network's place, where it is of this task and these classes."""
-    found = open_exported(file)
+    found = open_exported(file, trusted=trusted)
     check_origin(found.model, task, str(file))
     program = Program(found)
     return program, program.input_spec
