@@ -42,7 +42,7 @@ class Asked(TorchDispatchMode):
         self.found: Counter[str] = Counter()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN201
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         self.total += 1
         by_mask = name in ("aten::index", "aten::index_put_", "aten::index_put") and any(
