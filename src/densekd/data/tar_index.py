@@ -82,8 +82,9 @@ class TarMembers:
         key = bytes(self._keys[self._ends[index] : self._ends[index + 1]])
         return f"{Path(self.shards[self.shard(index)]).name}/{key.decode('utf-8', 'replace')}"
 
-    def has(self, index: int, suffix: str) -> bool:
-        return bool(self.places[index, self.suffixes.index(suffix), 0] >= 0)
+    def has(self, suffix: str) -> np.ndarray:
+        """(samples,) bool: which samples have such a member."""
+        return self.places[:, self.suffixes.index(suffix), 0] >= 0
 
     def read(self, index: int, suffix: str) -> bytes | None:
         """The bytes of a sample's member, or None where it has none.

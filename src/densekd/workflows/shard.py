@@ -8,7 +8,8 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -191,45 +192,41 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _write(
-    folder: Path, split: str, samples: Iterator[Any], images: int, advance: Any
+    folder: Path, split: str, samples: Iterator[Any], images: int, advance: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """Write shards of so many samples, and give an entry of the index for each."""
-    tar: tarfile.TarFile | None = None
-    rows: list[list[Any]] = []
-    number = 0
 
-    def close() -> dict[str, Any]:
-        assert tar is not None
-        tar.close()
+    def readable() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for sample in samples:
+            advance()
+            if sample is not None:
+                yield sample
+
+    left = readable()
+    for number in count():
+        first = next(left, None)
+        if first is None:
+            return
         path = folder / f"{split}-{number:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            rows = [_add(tar, *sample) for sample in chain([first], islice(left, images - 1))]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {
+        yield {
             "url": path.name, "nsamples": len(rows), "filesize": path.stat().st_size, "sha256": digest,
             "samples": rows,
         }  # fmt: skip
 
-    for sample in samples:
-        advance()
-        if sample is None:
-            continue
-        if tar is not None and len(rows) == images:
-            yield close()
-            tar, rows, number = None, [], number + 1
-        if tar is None:
-            tar = tarfile.open(folder / f"{split}-{number:06d}.tar", "w", format=tarfile.PAX_FORMAT)
-        key, files = sample
-        places = {}
-        for suffix, content in files.items():
-            member = tarfile.TarInfo(f"{key}.{suffix}")
-            assert split_name(member.name) == (key, suffix)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-            # The content ends at the last block that was written.
-            places[suffix] = [
-                tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE,
-                len(content),
-            ]
-        rows.append([key, places])
-    if tar is not None:
-        yield close()
+
+def _add(tar: tarfile.TarFile, key: str, files: dict[str, bytes]) -> list[Any]:
+    """Add a sample's files; its key, and offset and size of each by its suffix."""
+    places = {}
+    for suffix, content in files.items():
+        member = tarfile.TarInfo(f"{key}.{suffix}")
+        assert split_name(member.name) == (key, suffix)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+        # The content ends with the last block that was written.
+        blocks = -(-len(content) // tarfile.BLOCKSIZE)
+        places[suffix] = [tar.offset - blocks * tarfile.BLOCKSIZE, len(content)]
+    return [key, places]

@@ -37,8 +37,8 @@ class Shards:
     places in the tars (`densekd.data.tar_index`), so order and resume are those of every other data set. Of the
     shards of ``densekd data shard`` the index knows places, classes and suffixes; of others the headers are read once.
 
-    `mask`, `boxes` and `depth` are suffixes, and one of them says what is known, and so the task; with none of them
-    (and no index that says) the images have no labels. A suffix that ends with ``json`` holds an object, into whose
+    `mask`, `boxes` and `depth` are suffixes, and one of them says what is known, and so the task; images alone are read
+    with ``labelled=0, allow_unlabelled=True``. A suffix that ends with ``json`` holds an object, into whose
     parts the rest of the name leads (``json.boxes``); ``npy`` is an array of NumPy's.
 
     Args:
@@ -101,6 +101,12 @@ class Shards:
         self._images = (image or known.get("image") or IMAGE).lower().split(";")
         self._keys = {name: value for name, value in options.items() if value}
         self._truth = next((name for name in _TRUTH if name in self._keys), None)
+        if self._truth is None and not (labelled == 0 and allow_unlabelled):
+            raise UserError(
+                "`mask`, `boxes` and `depth` are missing; give the suffix of the files that say what is known "
+                "(mask: seg.png). Images alone are taken with `labelled` 0 and `allow_unlabelled`, as data.unlabelled "
+                "takes them"
+            )
         paths = find_shards(root, shards.replace("{split}", split))
         entries = index.get("by_url", {})
         found = [samples_of(p, entries.get(p.relative_to(root).as_posix())) for p in paths]
@@ -110,7 +116,7 @@ class Shards:
             raise DataError(
                 f"{first_few(paths)}: no sample in {len(paths)} shards; expected files KEY.SUFFIX"
             )
-        self._kept = self._chosen(allow_unlabelled, labelled)
+        self._numbers, self._labelled = self._chosen(allow_unlabelled, labelled)
         self.channels = channels
         if self._truth is None:
             self._items = None
@@ -139,45 +145,56 @@ class Shards:
         if self.task == "detection":
             self.category_ids = known.get("category_ids") or list(range(1, len(self.classes) + 1))
 
-    def _chosen(self, allow_unlabelled: bool, labelled: int | None) -> list[tuple[int, bool]]:
+    def _chosen(
+        self, allow_unlabelled: bool, labelled: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of each sample its number among the members, and whether its label is read."""
-        numbers = range(len(self.members))
-        bare = [i for i in numbers if not any(self.members.has(i, s) for s in self._images)]
-        if bare:
-            raise DataError(
-                f"{len(bare)} of {len(numbers)} samples have no image ({', '.join(self._images)}): "
-                f"{first_few([self.members.name(i) for i in bare])}. Say in `image` how images end"
-            )
+        numbers = np.arange(len(self.members))
+        self._demand(
+            np.any([self.members.has(s) for s in self._images], axis=0),
+            "image",
+            ";".join(self._images),
+        )
         if self._truth is None:
-            return [(i, False) for i in numbers]
+            return numbers, np.zeros(len(numbers), dtype=bool)
         suffix = _parts(self._keys[self._truth])[0]
-        with_label = [i for i in numbers if self.members.has(i, suffix)]
-        if len(with_label) < len(numbers) and not allow_unlabelled:
-            without = sorted(set(numbers) - set(with_label))
-            raise DataError(
-                f"{len(without)} of {len(numbers)} samples have no {suffix}: "
-                f"{first_few([self.members.name(i) for i in without])}. Say in `{self._truth}` how labels end, or "
-                "set `allow_unlabelled` to use these images without"
-            )
+        taken = self.members.has(suffix)
+        if not allow_unlabelled:
+            self._demand(taken, self._truth, suffix)
         if labelled is not None:
+            with_label = np.flatnonzero(taken)
             least = 0 if allow_unlabelled else 1
             if not least <= labelled <= len(with_label):
                 raise UserError(
-                    f"`labelled` is {labelled}; expected {least} to {len(with_label)}, the number of images with a label"
+                    f"`labelled` is {labelled}; expected {least} to {len(with_label)}, the number of images with a "
+                    "label"
                 )
-            with_label = sorted(with_label, key=self.members.name)[:labelled]
-        taken = set(with_label)
-        return [(i, i in taken) for i in numbers if allow_unlabelled or i in taken]
+            taken = np.zeros_like(taken)
+            taken[sorted(with_label.tolist(), key=self.members.name)[:labelled]] = True
+        kept = numbers if allow_unlabelled else numbers[taken]
+        return kept, taken[kept]
+
+    def _demand(self, there: np.ndarray, option: str, suffix: str) -> None:
+        """DataError where samples lack a file."""
+        bare = [self.members.name(i) for i in np.flatnonzero(~there)]
+        unless = (
+            "" if option == "image" else ", or set `allow_unlabelled` to use these images without"
+        )
+        if bare:
+            raise DataError(
+                f"{len(bare)} of {len(there)} samples have no {suffix}: {first_few(bare)}. Say in `{option}` how these "
+                f"files end{unless}"
+            )
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._numbers)
 
     def name(self, index: int) -> str:
-        return self.members.name(self._kept[index][0])
+        return self.members.name(self._numbers[index])
 
     def paths(self, index: int) -> tuple[None, None]:
         """None twice: a sample is a part of a file; see `sources`."""
@@ -185,10 +202,10 @@ class Shards:
 
     def sources(self, index: int) -> list[Path]:
         """See `DenseSet`."""
-        return [Path(self.members.shards[self.members.shard(self._kept[index][0])])]
+        return [Path(self.members.shards[self.members.shard(self._numbers[index])])]
 
     def read(self, index: int) -> Sample:
-        if self._items is None or not self._kept[index][1]:
+        if self._items is None or not self._labelled[index]:
             name = self.name(index)
             return Sample(read_image(self._image(index), self.channels, name=name), None, name)
         sample = self._items.read(index)
@@ -197,11 +214,11 @@ class Shards:
         return sample
 
     def _image(self, index: int) -> bytes:
-        number = self._kept[index][0]
-        suffix = next(s for s in self._images if self.members.has(number, s))
-        found = self.members.read(number, suffix)
-        assert found is not None
-        return found
+        for suffix in self._images:
+            found = self.members.read(self._numbers[index], suffix)
+            if found is not None:
+                return found
+        raise AssertionError("every sample has an image")
 
     def _add_facts(self, target: BoxTarget, index: int) -> None:
         """Areas of masks and the image's id, where `densekd data shard` wrote them beside the boxes."""
@@ -218,7 +235,7 @@ class Shards:
 
     def _part(self, index: int, key: str) -> Any:
         """What a key leads to: bytes of a file, an array, or a part of a JSON object; None where there is none."""
-        number, _ = self._kept[index]
+        number = self._numbers[index]
         suffix, path = _parts(key)
         content = self.members.read(number, suffix)
         if content is None:
@@ -266,7 +283,7 @@ class _Row(Mapping):
             return self._shards.name(self._index)
         if key == "image":
             return self._shards._image(self._index)
-        if not self._shards._kept[self._index][1]:
+        if not self._shards._labelled[self._index]:
             return None
         return self._shards._part(self._index, self._shards._keys[key])
 
@@ -322,8 +339,8 @@ def _known(index: Mapping[str, Any], root: Path) -> dict[str, Any]:
         )
     if not good:
         raise DataError(
-            f"{root / INDEX} says of the set {str(known)[:200]}; expected suffixes, classes and colours. Write it again "
-            "by `densekd data shard`, or remove it and give these as options"
+            f"{root / INDEX} says of the set {str(known)[:200]}; expected suffixes, classes and colours. Write it "
+            "again by `densekd data shard`, or remove it and give these as options"
         )
     return known
 
