@@ -220,7 +220,7 @@ class Boxes:
         if device.type == "cuda" and packed.device.type == "cpu":
             packed = packed.pin_memory()  # else the host waits for the copy
         there = packed.to(device, non_blocking=True).split([len(part) for part in flat])
-        moved: list[dict[str, Tensor]] = [{} for _ in images]
+        moved: list[dict[str, Any]] = [{} for _ in images]
         for (i, name, tensor), part in zip(tensors, there, strict=True):
             moved[i][name] = part.view(tensor.dtype).view(tensor.shape)
         return [replace(image, **fields) for image, fields in zip(images, moved, strict=True)]

@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ from densekd.data.files import read_image
 from densekd.data.tar_index import INDEX, split_name
 from densekd.errors import DataError, UserError
 from densekd.ops.files import write_text, writing
-from densekd.targets import BoxTarget, DepthTarget
+from densekd.targets import BoxTarget, ClassMap, DepthTarget, kind_of_set
 
 _AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
 # What the targets' files are called, as options of the reader `shards`.
@@ -34,6 +35,7 @@ _SUFFIXES = {
     "detection": {"boxes": "json.boxes", "labels": "json.labels", "crowd": "json.ignored"},
     "depth": {"depth": "depth.npy", "intrinsics": "json.intrinsics"},
 }
+_TASKS = {BoxTarget: "detection", DepthTarget: "depth", ClassMap: "segmentation"}
 _BEYOND = 65535  # a 16-bit label that is not scored
 
 
@@ -68,7 +70,7 @@ def shard(config: Config, folder: Path, *, splits: list[str], images: int) -> di
             "data.val_fraction: training and validation images are parts of one split; write it whole by --split, and "
             "set data.val_fraction where the shards are read"
         )
-    data = config.data.model_copy(update={"val_fraction": None}) if parted else config.data
+    data = replace(config.data, val_fraction=None) if parted else config.data
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         if not all(path.suffix in (".tar", ".json") for path in partial.iterdir()):
@@ -128,15 +130,14 @@ def _said_once(readers: dict[str, DenseSet]) -> dict[str, Any]:
     return known
 
 
-def _task(reader: Any) -> str:
-    kind = getattr(reader, "target", None)
-    of_kind = {BoxTarget: "detection", DepthTarget: "depth"}.get(kind)
-    task = of_kind or getattr(reader, "task", "segmentation")
-    if task not in _SUFFIXES:
-        raise UserError(
-            f"data.dataset: its task {task!r} has no form of files; expected {', '.join(_SUFFIXES)}"
-        )
-    return task
+def _task(reader: DenseSet) -> str:
+    kind = kind_of_set(reader)
+    for known, task in _TASKS.items():
+        if issubclass(kind, known):
+            return task
+    raise UserError(
+        f"data.dataset gives {kind.name}, which have no form of files here; expected class maps, boxes or depth"
+    )
 
 
 def _samples(

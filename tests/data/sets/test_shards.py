@@ -9,9 +9,11 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from densekd.cli.main import main
 from densekd.config.load import make_config
-from densekd.data import SceneSet, Shards, TrainLoader, Unlabelled
+from densekd.data import Folder, SceneSet, Shards, TrainLoader, Unlabelled, cached
 from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, DepthTarget
 from densekd.workflows.shard import shard
@@ -354,6 +356,56 @@ def test_a_reader_travels_to_other_processes_and_sees_a_shard_cut_off(root, tmp_
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="ends before it does"):
         [other.read(i) for i in range(3)]
+
+
+def test_samples_are_cached_until_their_tar_changes(root, tmp_path):
+    folder = forged(root, tmp_path, lambda content: None)
+    kept = [
+        cached({"train": Shards(folder)}, folder=tmp_path / "cache", budget_gb=1)["train"]
+        for _ in "ab"
+    ]
+    for i in range(7):
+        assert np.array_equal(kept[1].read(i).target, Shards(root).read(i).target)
+
+
+def test_a_tar_may_be_a_link(root, tmp_path):
+    for path in root.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    assert np.array_equal(Shards(tmp_path).read(4).image, Shards(root).read(4).image)
+
+
+def test_the_command_and_a_file_that_cannot_be_read(tmp_path, capsys):
+    """A folder of JPEGs, whose bytes are taken as they are; one is damaged."""
+    for kind in ("images", "masks"):
+        (tmp_path / "set/all" / kind).mkdir(parents=True)
+    scenes = SceneSet("train", **SCENES)
+    for i in range(4):
+        Image.fromarray(scenes.read(i).image).save(tmp_path / f"set/all/images/a.b {i}.jpg")
+        Image.fromarray(scenes.read(i).target).save(tmp_path / f"set/all/masks/a.b {i}.png")
+    (tmp_path / "set/all/images/a.b 2.jpg").write_bytes(b"no image")
+    (tmp_path / "set/classes.txt").write_text("\n".join(f"c{i}" for i in range(scenes.num_classes)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name: espnet_c}}\ndata: {{dataset: folder, root: {tmp_path}/set}}\n"
+    )
+    words = ["data", "shard", str(recipe), "--out", str(tmp_path / "out"), "--split", "all"]
+    assert main(words) == 2
+    assert "a.b 2.jpg cannot be opened as an image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--data.on_bad_file", "skip", "--shard-images", "2"]) == 0
+    assert "3 all samples in" in capsys.readouterr().out
+    reader, source = Shards(tmp_path / "out", "all"), Folder(tmp_path / "set", "all")
+    assert [reader.name(i) for i in range(3)] == [
+        "all-000000.tar/0_a-b-0", "all-000000.tar/1_a-b-1", "all-000001.tar/3_a-b-3",
+    ]  # fmt: skip
+    assert reader.members.read(2, "jpg") == source.paths(3)[0].read_bytes()
+    assert np.array_equal(reader.read(2).target, source.read(3).target)
+    assert main([*words, "--shard-images", "0"]) == 2
+    # The parts of a split are made where it is read, so it is written whole.
+    words[words.index("--out") + 1] = str(tmp_path / "whole")
+    parts = ["--data.val_fraction", "0.5", "--data.train_split", "all"]
+    assert main([*words, *parts, "--data.on_bad_file", "skip"]) == 0
+    assert "3 all samples in" in capsys.readouterr().out
 
 
 def test_writing(tmp_path, root):

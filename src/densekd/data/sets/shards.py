@@ -176,7 +176,7 @@ class Shards:
 
     def _demand(self, there: np.ndarray, option: str, suffix: str) -> None:
         """DataError where samples lack a file."""
-        bare = [self.members.name(i) for i in np.flatnonzero(~there)]
+        bare = [self.members.name(i) for i in np.flatnonzero(~there).tolist()]
         unless = (
             "" if option == "image" else ", or set `allow_unlabelled` to use these images without"
         )
@@ -267,7 +267,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> _Row:
         return _Row(self.shards, index)
 
 
