@@ -13,7 +13,7 @@ from densekd.config.load import make_config
 from densekd.config.schema import Config
 from densekd.distill.distiller import Distiller
 from densekd.engine.step import Step
-from densekd.tasks import Detection, Segmentation, Task
+from densekd.tasks import Depth, Detection, Segmentation, Task
 from densekd.types import Batch, Boxes
 
 
@@ -26,8 +26,9 @@ class Case:
         classes: the number of classes.
         cpu, cuda: (batch, height, width) on that device.
         dry: small networks of the same kind, for ``--dry``.
-        task: ``"segmentation"`` or ``"detection"``.
+        task: ``"segmentation"``, ``"detection"`` or ``"depth"``, whose `classes` are bins (0: metres).
         pair_wise: the options of that term.
+        losses: of depth, its supervised terms.
     """
 
     student: tuple[str, dict[str, Any]]
@@ -38,6 +39,7 @@ class Case:
     dry: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
     task: str = "segmentation"
     pair_wise: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, float] | None = None
 
 
 _ESPNET = {"p": 2, "q": 8}
@@ -48,6 +50,8 @@ _FCOS = {
     "extra_levels": 0,
     "head_convs": 1,
 }
+_DEPTH = {"backbone": "tf_efficientnet_lite0"}
+_TINY = {"backbone": "test_resnet", "pyramid_channels": 16}
 _LITE = {"backbone": "tf_efficientnet_lite0", "output_stride": 8, "psp_channels": 128}
 CASES = {
     "espnet_c_from_espnet": Case(
@@ -73,6 +77,14 @@ CASES = {
     "fcos_mv2_from_r50": Case(  # class logits and pyramids, level by level
         ("fcos_mobilenetv2_c128", {}), ("fcos_resnet50", {}), 80, (2, 256, 256), (8, 800, 1088),
         (("fcos_timm", _FCOS), ("fcos_timm", _FCOS)), "detection", {"granularity": 4},
+    ),
+    "depth_lite0_from_r18": Case(
+        ("depth_timm", _DEPTH), ("depth_timm", {"backbone": "resnet18"}), 0, (2, 240, 320), (16, 240, 320),
+        (("depth_timm", _TINY), ("depth_timm", _TINY)), "depth", {}, {"silog": 1.0, "berhu": 1.0},
+    ),
+    "bins_lite0_from_r18": Case(
+        ("depth_timm", _DEPTH), ("depth_timm", {"backbone": "resnet18"}), 40, (2, 240, 320), (16, 240, 320),
+        (("depth_timm", _TINY), ("depth_timm", _TINY)), "depth", {},
     ),
 }  # fmt: skip
 # The pairs that are measured where none is named.
@@ -134,6 +146,9 @@ def make_case(
     if case.task == "detection":
         task = Detection(names, palette)
         targets = [make_boxes(8, case.classes, (height, width), i) for i in range(n)]
+    elif case.task == "depth":
+        task = Depth(bins=case.classes, losses=case.losses)
+        targets = task.example_targets(n, (height, width), torch.device("cpu"))
     else:
         task = Segmentation(names, palette)
         targets = torch.randint(0, case.classes, (n, height, width))

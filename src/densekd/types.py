@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -178,6 +179,9 @@ class Feature:
     stride: int
 
 
+_BOX_FIELDS = ("boxes", "labels", "ignored", "areas")  # the tensors of `Boxes`
+
+
 @dataclass
 class Boxes:
     """The objects of one image.
@@ -199,8 +203,27 @@ class Boxes:
     size: tuple[int, int]
 
     def to(self, device: torch.device) -> Boxes:
-        moved = {k: getattr(self, k).to(device) for k in ("boxes", "labels", "ignored", "areas")}
-        return replace(self, **moved)
+        return Boxes.all_to([self], device)[0]
+
+    @staticmethod
+    def all_to(images: Sequence[Boxes], device: torch.device) -> list[Boxes]:
+        """Those of a batch on `device`, in one copy of all their bytes."""
+        if all(getattr(image, name).device == device for image in images for name in _BOX_FIELDS):
+            return list(images)
+        tensors = [
+            (i, name, getattr(x, name)) for i, x in enumerate(images) for name in _BOX_FIELDS
+        ]
+        # Wide types first, so that each begins at a multiple of its type's size.
+        tensors.sort(key=lambda entry: -entry[2].element_size())
+        flat = [tensor.contiguous().view(-1).view(torch.uint8) for _, _, tensor in tensors]
+        packed = torch.cat(flat)
+        if device.type == "cuda" and packed.device.type == "cpu":
+            packed = packed.pin_memory()  # else the host waits for the copy
+        there = packed.to(device, non_blocking=True).split([len(part) for part in flat])
+        moved: list[dict[str, Any]] = [{} for _ in images]
+        for (i, name, tensor), part in zip(tensors, there, strict=True):
+            moved[i][name] = part.view(tensor.dtype).view(tensor.shape)
+        return [replace(image, **fields) for image, fields in zip(images, moved, strict=True)]
 
 
 @dataclass
@@ -231,7 +254,9 @@ class DepthMaps:
     intrinsics: Tensor
 
     def to(self, device: torch.device) -> DepthMaps:
-        return DepthMaps(self.depth.to(device), self.intrinsics.to(device))
+        return DepthMaps(
+            self.depth.to(device, non_blocking=True), self.intrinsics.to(device, non_blocking=True)
+        )
 
 
 class SampleKey(NamedTuple):
@@ -313,6 +338,8 @@ def moved(targets: Any, device: torch.device) -> Any:
     """Targets of any kind on `device`; what cannot move stays as it is."""
     if isinstance(targets, Tensor):
         return targets.to(device, non_blocking=True)
+    if isinstance(targets, list) and targets and all(isinstance(t, Boxes) for t in targets):
+        return Boxes.all_to(targets, device)
     if isinstance(targets, list):
         return [moved(target, device) for target in targets]
     return targets.to(device) if hasattr(targets, "to") else targets

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import gpu, levers, pack_camvid, pair_wise, peers, scale, step
+from benchmarks import gpu, levers, operators, pack_camvid, pair_wise, peers, scale, shards, step
 from densekd.data import CamVid
 from densekd.engine.folder import RunFolder
 from tests.benchmarks.conftest import PAIR
@@ -62,6 +62,21 @@ def test_collectives(tmp_path):
     (case,) = json.loads((tmp_path / "c.json").read_text())["cases"].values()
     assert case["calls"] > case["calls_without"] > 0
     assert 0 < case["bytes"] < 1000
+
+
+def test_operators(dry):
+    found, printed = dry(operators, *PAIR)
+    case = found["cases"]["espnet_c_from_espnet"]
+    assert case["pi_pa_ho"]["operators"] > case["pi_pa"]["operators"] > 100
+    assert case["pi_pa"]["asking"] == {}
+    assert "| espnet_c_from_espnet |" in printed
+
+
+def test_shards(dry):
+    found, printed = dry(shards)
+    assert set(found["sets"]["480x360 png"]["images_per_s"]) == {"folder", "shards"}
+    assert found["sets"]["2048x1024 jpeg"]["time_over_folder"]["count"] == 2
+    assert "| 2048x1024 png |" in printed
 
 
 @pytest.mark.slow  # a process for each arm

@@ -15,7 +15,7 @@ SETTING = re.compile(
 )
 # Module paths of transformers' networks, which look like settings.
 MODULES = {"model.encoder", "model.pixel_level_module"}
-FILE = (".txt", ".json", ".yaml", ".py", ".safetensors")
+FILE = (".txt", ".json", ".yaml", ".py", ".safetensors", ".npy")
 
 
 def messages(tree):

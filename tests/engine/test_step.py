@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.cases import CASES, make_case
+from benchmarks.cases import make_step as build_case_step
 from densekd.engine.step import Step
 from densekd.errors import NonFiniteError
 from tests.distill.helpers import make_batch, make_distiller
@@ -135,3 +137,16 @@ def test_channels_last_gives_the_same_loss():
     batch = make_batch(2).to(torch.device("cpu"), channels_last=True)
     named = step([batch], 0)
     assert named["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+
+
+def test_a_broken_condition_of_a_loss_stops_before_the_weights_change():
+    """Logarithms of metres below 0: read with the losses, and said as the loss says it."""
+    device = torch.device("cpu")
+    config, distiller, batch = make_case(CASES["depth_lite0_from_r18"], device, dry=True)
+    distiller.adversary = None
+    step = build_case_step(config, distiller, device)
+    distiller.task.decode = lambda prediction: -prediction
+    before = weights(distiller.student)
+    with pytest.raises(ValueError, match=r"the prediction goes down to -\d.*takes logarithms"):
+        step([batch], 0)
+    assert not moved(before, distiller.student)

@@ -1,6 +1,7 @@
 """Cross-entropy over depth bins: against torch's, by hand, and what does not count."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -95,3 +96,28 @@ def test_bad_arguments(logits):
         depth_cross_entropy(logits, depth[:1], depth_range=RANGE)
     with pytest.raises(ValueError, match="sharpness is -1"):
         DepthCrossEntropy(depth_range=RANGE, sharpness=-1)
+
+
+def test_where_the_count_is_not_at_hand_the_value_is_the_same(logits, monkeypatch):
+    """The form of a GPU: what does not count is replaced, and not taken out."""
+    _, depth = maps()
+    depth[0, 0, :2] = 0
+    depth[1, 0, 3] = torch.nan
+    values, gradients = [], []
+    for at_hand in (True, False):
+        monkeypatch.setattr(
+            sys.modules["densekd.losses.depth_cross_entropy"],
+            "count_is_at_hand",
+            lambda _, a=at_hand: a,
+        )
+        given = logits.clone()
+        given[0, :, 0, 0] = torch.nan  # counts nowhere
+        given.requires_grad_()
+        value = depth_cross_entropy(given, depth, depth_range=RANGE)
+        value.backward()
+        values.append(value)
+        gradients.append(given.grad)
+    assert torch.allclose(*values, rtol=1e-6)
+    assert torch.allclose(*gradients, atol=1e-8)
+    assert gradients[1].isfinite().all()
+    assert depth_cross_entropy(logits, torch.zeros_like(depth), depth_range=RANGE) == 0

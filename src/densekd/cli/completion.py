@@ -16,10 +16,10 @@ from densekd.config.names import MODELS
 
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?![\w.-])")
 # What may follow a command, besides files.
-RECIPES = ("train", "distill", "evaluate", "ablate", "bench", "data check", "taps")
+RECIPES = ("train", "distill", "evaluate", "ablate", "bench", "data check", "data shard", "taps")
 WORDS = {
     "list": "models losses datasets tasks configs",
-    "data": "check synthesize",
+    "data": "check shard synthesize",
     "config": "show validate",
     "completion": "bash zsh fish",
 }

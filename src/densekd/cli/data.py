@@ -1,4 +1,4 @@
-"""``densekd data check`` and ``densekd data synthesize``."""
+"""``densekd data check``, ``densekd data shard`` and ``densekd data synthesize``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import tyro
 from densekd.cli.arguments import Recipe, parse, read_recipe, split_overrides
 from densekd.errors import UserError
 
-USAGE = """usage: densekd data {check,synthesize} ...
+USAGE = """usage: densekd data {check,shard,synthesize} ...
 
   check RECIPE        read every image and label of a recipe's data: counts, class histogram, bad pairs
+  shard RECIPE        write a recipe's data as tar files (webdataset's layout), read at random from there
   synthesize FOLDER   write the built-in street scenes to disk in the Cityscapes layout
 
-densekd data check --help and densekd data synthesize --help explain each."""
+densekd data check --help, shard --help and synthesize --help explain each."""
 
 
 def command(arguments: list[str]) -> int:
@@ -24,9 +25,11 @@ def command(arguments: list[str]) -> int:
         return 0
     if arguments[0] == "check":
         return _check(arguments[1:])
+    if arguments[0] == "shard":
+        return _shard(arguments[1:])
     if arguments[0] == "synthesize":
         return parse(synthesize, "data synthesize", arguments[1:])
-    raise UserError(f"data {arguments[0]!r} is unknown; expected check or synthesize")
+    raise UserError(f"data {arguments[0]!r} is unknown; expected check, shard or synthesize")
 
 
 def _check(arguments: list[str]) -> int:
@@ -63,6 +66,32 @@ def _check(arguments: list[str]) -> int:
         return 0 if found.good else 1
 
     return parse(check, "data check", own)
+
+
+def _shard(arguments: list[str]) -> int:
+    own, overrides = split_overrides(arguments)
+
+    def shard(config: Recipe, out: Path, shard_images: int = 1000, split: str | None = None) -> int:
+        """Write a recipe's images and labels as tar files, which `data.dataset: shards` and webdataset read.
+
+        Images are taken as they are (JPEG, PNG, WebP); class maps become PNGs of class indices, boxes JSON, depth
+        arrays of float32 metres. An index.json beside the tars has counts, places and digests.
+
+        Args:
+            config: a YAML file, or the name of a shipped recipe (densekd list configs).
+            out: the folder to write; must not exist, or be empty.
+            shard_images: samples of one tar file.
+            split: one split; by default the recipe's training and validation splits.
+        """
+        settings = read_recipe(config, overrides)
+        from densekd.workflows.shard import shard as write
+
+        splits = [split] if split else [settings.data.train_split, settings.data.val_split]
+        counts = write(settings, out, splits=splits, images=shard_images)
+        print(f"{' + '.join(f'{count} {name}' for name, count in counts.items())} samples in {out}")
+        return 0
+
+    return parse(shard, "data shard", own)
 
 
 def synthesize(

@@ -72,6 +72,7 @@ DATASETS = {
     "kitti": "densekd.data.Kitti",
     "nyuv2": "densekd.data.NYUv2",
     "scenes": "densekd.data.SceneSet",
+    "shards": "densekd.data.Shards",
     "voc": "densekd.data.VOC",
     "voc_boxes": "densekd.data.VOCBoxes",
 }

@@ -24,6 +24,7 @@ from densekd.data.sets.idd_lite import IDDLite
 from densekd.data.sets.kitti import Kitti
 from densekd.data.sets.nyuv2 import NYUv2
 from densekd.data.sets.scenes import SceneSet
+from densekd.data.sets.shards import Shards
 from densekd.data.sets.voc import VOC
 from densekd.data.sets.voc_boxes import VOCBoxes
 from densekd.data.unlabelled import ImageFolder
@@ -60,6 +61,7 @@ __all__ = [
     "Sample",
     "SceneSet",
     "SegmentationSet",
+    "Shards",
     "TrainLoader",
     "Unlabelled",
     "VOCBoxes",

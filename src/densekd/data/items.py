@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +18,7 @@ from densekd.errors import DataError, UserError
 from densekd.targets import BoxTarget, DepthTarget, box_areas
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+_INVALID = 254  # in a table: a number that is no class
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -124,6 +126,7 @@ class Items:
         self._ignored = ignore_index
         if ignore_index is None and len(self.classes) <= IGNORE_INDEX:
             self._ignored = IGNORE_INDEX
+        self._table = _table(len(self.classes), self._ignored)
         self.channels = channels
         self._image, self._labels, self._crowd, self._name = image, labels, crowd, name
         self._intrinsics, self._format, self._unit = intrinsics, box_format, float(unit)
@@ -244,6 +247,11 @@ class Items:
             raise DataError(
                 f"{where} has type {labels.dtype}; expected whole numbers, class indices"
             )
+        if labels.dtype == np.uint8 and self._table is not None:
+            # A tenth of the time of the comparisons below.
+            found = cv2.LUT(np.ascontiguousarray(labels), self._table)
+            if not (found == _INVALID).any():
+                return found
         labels = labels.astype(np.int64)
         ignored = labels == self._ignored if self._ignored is not None else np.zeros(size, bool)
         bad = ~ignored & ((labels < 0) | (labels >= len(self.classes)))
@@ -299,6 +307,17 @@ class Items:
                 "it has no area or sticks out. Is `box_format` right?"
             )
         return BoxTarget(clipped, labels, crowd, box_areas(clipped), index)
+
+
+def _table(classes: int, ignored: int | None) -> np.ndarray | None:
+    """Of each number in an 8-bit mask the class index, 255 (ignored) or `_INVALID`; None where these are classes."""
+    if classes > _INVALID:
+        return None
+    table = np.full(256, _INVALID, dtype=np.uint8)
+    table[:classes] = np.arange(classes)
+    if ignored is not None and 0 <= ignored < 256:
+        table[ignored] = IGNORE_INDEX
+    return table
 
 
 def _value(item: Any, key: str, where: str) -> Any:

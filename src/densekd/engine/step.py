@@ -17,6 +17,7 @@ from densekd.engine.optim import gradient_norm
 from densekd.errors import NonFiniteError
 from densekd.models.finite import not_finite, said
 from densekd.ops import collectives
+from densekd.ops.conditions import Condition, deferred
 from densekd.ops.names import teacher_section
 from densekd.types import Batch
 
@@ -74,6 +75,7 @@ class Step:
 
         Raises:
             NonFiniteError: a term or a gradient is NaN or infinite; no weight has changed.
+            ValueError: a loss cannot be taken of these values (depth at or below 0 m); no weight has changed.
         """
         self.distiller.student.train()
         named, maps, norm = self._student_gradients(batches, step)
@@ -89,30 +91,42 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         kept: list[HolisticMaps] = []
+        conditions: list[Condition] = []
         for i, batch in enumerate(batches):
             with _sync_only(self.distiller.student, i == len(batches) - 1):
-                with self._autocast():
+                with self._autocast(), deferred() as found:
                     losses, maps = self.distiller.student_phase(batch, step)
                 total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
                 self.scaler.scale(total).backward()
             _add(sums, losses, len(batches))
+            conditions += found
             if maps is not None:
                 kept.append(maps)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.parameters).to(self.device)
-        named = _values({**sums, "grad_norm": norm})
-        self._check_finite(named, step, batches)
+        # The conditions of losses on what they were given are read with the losses.
+        held = {f"condition {i}": c.holds.to(norm.dtype) for i, c in enumerate(conditions)}
+        named = _values({**sums, "grad_norm": norm, **held})
+        broken = [
+            c.message() for c, name in zip(conditions, held, strict=True) if not named.pop(name)
+        ]
+        self._check_values(named, broken, step, batches)
         named["loss"] = sum(v for k, v in named.items() if k != "grad_norm")
         named.update(self.distiller.weights_at(step))
         return named, kept, norm
 
-    def _check_finite(self, named: dict[str, float], step: int, batches: Sequence[Batch]) -> None:
-        """Raise on every rank as soon as something is non-finite on one."""
+    def _check_values(
+        self, named: dict[str, float], broken: Sequence[str], step: int, batches: Sequence[Batch]
+    ) -> None:
+        """Raise on every rank as soon as a condition of a loss is broken or something is non-finite on one."""
         bad = [k for k, v in named.items() if not math.isfinite(v) and k != "grad_norm"]
         # Under fp16 loss scaling a gradient overflows now and then; the scaler skips that step by itself.
         bad_gradient = not self.scaler.is_enabled() and not math.isfinite(named["grad_norm"])
-        if not collectives.any_rank(bool(bad) or bad_gradient, self.device):
+        if not collectives.any_rank(bool(broken or bad) or bad_gradient, self.device):
             return
+        for messages in collectives.gather_objects(broken):
+            if messages:
+                raise ValueError(messages[0])
         bad += self._not_finite_teachers(batches)
         network = bare(self.distiller.student)
         _raise_non_finite(

@@ -1,6 +1,7 @@
 """What every loss on depth asks of its arguments.
 
-Invalid pixels are left out by indexing: a product would keep their NaN.
+Invalid pixels are replaced, not taken out: how many there are is known on the device alone, and a product would keep
+their NaN.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from densekd.losses._checks import check_map, check_mask, full_precision
 from densekd.ops.collectives import mean_over_ranks
+from densekd.ops.conditions import require
 
 
 def valid_pixels(target: Tensor, mask: Tensor | None) -> Tensor:
@@ -36,24 +38,40 @@ def check_depth(prediction: Tensor, target: Tensor, mask: Tensor | None) -> None
 
 def valid_values(
     prediction: Tensor, target: Tensor, mask: Tensor | None, *, positive: bool
-) -> tuple[Tensor, Tensor]:
-    """The valid pixels of both as flat float tensors, checked; `positive` where logarithms are to be taken."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both as (N, H, W) floats, 1 where a pixel is not valid, and which are, (N, H, W) bool.
+
+    Raises:
+        ValueError: the shapes do not fit, or a valid prediction is not above 0 where logarithms are to be taken
+            (`positive`).
+    """
     check_depth(prediction, target, mask)
     valid = valid_pixels(target, mask)
-    p = full_precision(prediction)[:, 0][valid]
-    t = full_precision(target)[:, 0][valid]
-    # NaN passes: a network that diverged is named by the training step.
-    if positive and bool((p <= 0).any()):
-        raise ValueError(
-            f"the prediction goes down to {float(p.min()):.3g} m; this loss takes logarithms of metres: bound the "
-            "network's depth above 0, as depth_timm and vnl do"
+    p, t = (torch.where(valid, full_precision(x)[:, 0], 1.0) for x in (prediction, target))
+    if positive and p.numel():
+        smallest = p.detach().amin()
+        # NaN passes: a network that diverged is named by the training step.
+        require(
+            ~(smallest <= 0),
+            lambda: (
+                f"the prediction goes down to {float(smallest):.3g} m; this loss takes logarithms of metres: bound the "
+                "network's depth above 0, as depth_timm and vnl do"
+            ),
         )
-    return p, t
+    return p, t, valid
 
 
-def mean_or_zero(values: Tensor) -> Tensor:
-    """The mean of a flat tensor (within `over_ranks`, of all ranks' ones); 0 with a graph where it is empty."""
-    return mean_over_ranks(values.sum(), values.numel())
+def count_is_at_hand(x: Tensor) -> bool:
+    """Whether to take the valid pixels out where that saves much (many bins, and few pixels of a lidar): on the CPU.
+
+    Elsewhere the host would wait for their number.
+    """
+    return x.device.type == "cpu"
+
+
+def mean_or_zero(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of the valid ones (within `over_ranks`, of all ranks' ones); 0 with a graph where there are none."""
+    return mean_over_ranks(values.masked_fill(~valid, 0.0).sum(), valid.sum())
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -69,11 +87,14 @@ def check_intrinsics(intrinsics: Tensor, prediction: Tensor, used: Tensor) -> No
             f"intrinsics have shape {tuple(intrinsics.shape)}; expected ({n}, 4): fx, fy, cx, cy in pixels, one row "
             "an image"
         )
-    rows = intrinsics[used]
-    if not bool(rows.isfinite().all()) or not bool((rows[:, :2] > 0).all()):
-        bad = torch.nonzero(used)[:, 0][~(rows.isfinite().all(1) & (rows[:, :2] > 0).all(1))]
-        raise ValueError(
-            f"image {int(bad[0])} of the batch has intrinsics {intrinsics[bad[0]].tolist()} (NaN: unknown); virtual "
-            "normals need fx, fy, cx, cy: give the data set its camera (its option `intrinsics`), or leave "
-            "virtual_normal out of the losses"
+    bad = used & ~(intrinsics.isfinite().all(1) & (intrinsics[:, :2] > 0).all(1))
+
+    def message() -> str:
+        first = int(bad.long().argmax())
+        return (
+            f"image {first} of the batch has intrinsics {intrinsics[first].tolist()} (NaN: unknown); virtual normals "
+            "need fx, fy, cx, cy: give the data set its camera (its option `intrinsics`), or leave virtual_normal out "
+            "of the losses"
         )
+
+    require(~bad.any(), message)

@@ -28,12 +28,12 @@ def berhu(
         A scalar in metres, at least the mean absolute error (float32 for half-precision input).
     """
     check_positive("threshold", threshold)
-    p, t = valid_values(prediction, target, mask, positive=False)
-    error = (p - t).abs()
+    p, t, valid = valid_values(prediction, target, mask, positive=False)
+    error = (p - t).abs()  # 0 where a pixel does not count
     largest = error.detach().max() if error.numel() else error.detach().sum()
     # At no error at all c is 0, and 0 / 0 must not reach the gradient.
     c = (threshold * max_over_ranks(largest)).clamp(min=torch.finfo(error.dtype).tiny ** 0.5)
-    return mean_or_zero(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)))
+    return mean_or_zero(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), valid)
 
 
 class BerHu(nn.Module):

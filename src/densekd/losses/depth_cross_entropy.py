@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.losses._checks import check_map, check_mask, check_positive, full_precision
-from densekd.losses._depth_checks import mean_or_zero, valid_pixels
+from densekd.losses._depth_checks import count_is_at_hand, mean_or_zero, valid_pixels
 from densekd.ops.depth_bins import DepthRange, check_range, depth_to_bins
 from densekd.ops.resize import resize_map
 
@@ -59,11 +59,18 @@ def depth_cross_entropy(
     low, high = depth_range
     valid = valid_pixels(depth, mask) & (depth[:, 0] >= low) & (depth[:, 0] <= high)
     logits = resize_map(full_precision(logits), depth.shape[-2:])
-    # (M, B): of the valid pixels only, so that what is invalid can hold anything
-    log_q = logits.movedim(1, -1)[valid].log_softmax(-1)
+    log_q, metres = (
+        logits.movedim(1, -1),
+        depth[:, 0],
+    )  # (N, H, W, B) and (N, H, W); what is invalid holds anything
+    if count_is_at_hand(depth):
+        log_q, metres, valid = log_q[valid], metres[valid], valid[valid]  # (M, B) and twice (M,)
+    else:
+        log_q, metres = log_q.where(valid[..., None], 0.0), metres.where(valid, low)
+    log_q = log_q.log_softmax(-1)
     weights = bin_weights(bins, sharpness, log_q)
-    truth = depth_to_bins(depth[:, 0][valid], bins, depth_range)
-    return mean_or_zero(-(weights[truth] * log_q).sum(-1))
+    truth = depth_to_bins(metres, bins, depth_range)
+    return mean_or_zero(-(weights[truth] * log_q).sum(-1), valid)
 
 
 def bin_weights(bins: int, sharpness: float, like: Tensor) -> Tensor:

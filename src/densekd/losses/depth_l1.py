@@ -18,8 +18,8 @@ def depth_l1(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) 
     Returns:
         A scalar, at least 0 (float32 for half-precision input).
     """
-    p, t = valid_values(prediction, target, mask, positive=False)
-    return mean_or_zero((p - t).abs())
+    p, t, valid = valid_values(prediction, target, mask, positive=False)
+    return mean_or_zero((p - t).abs(), valid)
 
 
 class DepthL1(nn.Module):

@@ -50,13 +50,13 @@ def silog(
         0.0
     """
     _check_arguments(variance_focus, scale)
-    p, t = valid_values(prediction, target, mask, positive=True)
+    p, t, valid = valid_values(prediction, target, mask, positive=True)
     d = p.log() - t.log()
-    mean = mean_or_zero(d)
+    mean = mean_or_zero(d, valid)
     # As variance plus the rest of the squared mean, a sum of two squares: a difference of near numbers loses digits.
     # Over several ranks the centre has no gradient: over all of them its part in the variance is 0.
     centre = mean.detach() if is_joined() else mean
-    value = mean_or_zero((d - centre).square()) + (1 - variance_focus) * mean.square()
+    value = mean_or_zero((d - centre).square(), valid) + (1 - variance_focus) * mean.square()
     return scale * ((value + _EPS**2).sqrt() - _EPS)
 
 

@@ -1,9 +1,12 @@
 """Virtual normals: triples of points far apart span planes, whose normals must agree.
 
-Letters: N images, H×W the map, S triples an image, M of them kept.
+Letters: N images, H×W the map, S triples an image. Shapes do not depend on how many pixels are valid or how many
+triples are kept: a device need not be asked for it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +86,9 @@ def virtual_normal(
     check_depth(prediction, target, mask)
     valid = valid_pixels(target, mask)
     counts = valid.flatten(1).sum(1)  # (N,)
-    check_intrinsics(intrinsics, prediction, counts > 0)
+    used = counts > 0
+    check_intrinsics(intrinsics, prediction, used)
 
-    image, row, column = (i.long() for i in torch.nonzero(valid, as_tuple=True))  # by image
     n, _, height, width = target.shape
     fraction = isinstance(samples, float) and samples <= 1
     each = max(1, round(samples * height * width)) if fraction else int(samples)
@@ -93,21 +96,43 @@ def virtual_normal(
     # In integers, exact: not every device has float64 (Apple's MPS), and float32 rounds some products up. Draws are
     # multiples of 2^-24 below 1.
     within = (drawn * 2**24).long() * counts[:, None, None] >> 24
-    place = within + (counts.cumsum(0) - counts)[:, None, None]
-    triples = place[counts > 0].view(-1, 3)  # (M, 3) into the list of valid pixels
+    # Of the k-th valid pixel of an image, its number: the first at which k + 1 are counted. An image without any has
+    # triples of its last pixel, which do not count.
+    seen = valid.flatten(1).cumsum(1)
+    number = torch.searchsorted(seen, within.flatten(1) + 1).clamp(max=height * width - 1)
+    image = torch.arange(n, device=target.device)[:, None].expand_as(number)
 
-    rays = _rays(intrinsics, image, row, column)
-    points_p = full_precision(prediction)[:, 0][valid][:, None] * rays
-    points_t = full_precision(target)[:, 0][valid][:, None] * rays
-    kept = _spans_a_plane(points_t[triples], max_cosine, min_distance)
-    triples = triples[kept]
-    difference = _normals(points_p[triples]) - _normals(points_t[triples])
-    losses = difference.abs().sum(-1)  # (M,)
-    if drop > 0 and is_joined():
-        return _mean_of_largest(losses, drop)
-    if drop > 0:
-        losses = losses.sort().values[int(len(losses) * drop) :]
-    return mean_or_zero(losses)
+    known = torch.where(used[:, None], full_precision(intrinsics), 1.0)
+    rays = _rays(known, image, number // width, number % width)  # (N, 3S, 3)
+    place = image * (height * width) + number
+    depth_p, depth_t = (full_precision(x).flatten()[place] for x in (prediction, target))
+    kept = (
+        _spans_a_plane(_triples(depth_t, rays), max_cosine, min_distance)
+        & used[image[:, ::3]].flatten()
+    )
+    # What the network says where a triple does not count may be anything, and must not reach the gradient.
+    counted = kept.repeat_interleave(3, output_size=3 * len(kept)).view_as(number)
+    points_p, points_t = (_triples(torch.where(counted, x, 1.0), rays) for x in (depth_p, depth_t))
+    losses = (_normals(points_p) - _normals(points_t)).abs().sum(-1)  # (N · S,)
+    if drop == 0:
+        return mean_or_zero(losses, kept)
+    if is_joined():
+        return _mean_of_largest(losses, kept, drop)
+    # What does not count comes first.
+    ordered = losses.where(kept, -1.0).sort().values
+    total = kept.sum()
+    first = len(losses) - total + _dropped(total, drop)
+    return mean_or_zero(ordered, torch.arange(len(losses), device=losses.device) >= first)
+
+
+def _dropped(total: Tensor, drop: float) -> Tensor:
+    """Of so many triples, how many are left out. In integers, as the draws."""
+    return total * math.ceil(drop * 2**36) >> 36
+
+
+def _triples(depth: Tensor, rays: Tensor) -> Tensor:
+    """(N, 3S) depths and (N, 3S, 3) rays -> (N · S, 3, 3) corners."""
+    return (depth[..., None] * rays).view(-1, 3, 3)
 
 
 def _draw(n: int, each: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -115,24 +140,24 @@ def _draw(n: int, each: int, device: torch.device, generator: torch.Generator | 
     return torch.rand(n, each, 3, device=device, generator=generator)
 
 
-def _mean_of_largest(losses: Tensor, drop: float) -> Tensor:
-    """The mean of (M,) losses of all ranks without the smallest of them."""
-    total = int(count_over_ranks(torch.ones_like(losses, dtype=torch.int64).sum()))
-    dropped = int(total * drop)
-    if dropped == 0:
-        return mean_or_zero(losses)
-    limit = smallest_over_ranks(losses, dropped)
-    above, ties = losses > limit, losses == limit
+def _mean_of_largest(losses: Tensor, kept: Tensor, drop: float) -> Tensor:
+    """The mean of the kept ones of (M,) losses of all ranks without the smallest of them."""
+    total = count_over_ranks(kept.sum())
+    dropped = _dropped(total, drop)
+    # Where none is dropped the limit is the smallest of them, which then counts whole.
+    limit = smallest_over_ranks(losses.where(kept, torch.inf), dropped.clamp(min=1))
+    above, ties = kept & (losses > limit), kept & (losses == limit)
     everyone = count_over_ranks(torch.stack([above.sum(), ties.sum()]))
-    share = (total - dropped - everyone[0]) / everyone[1]  # of those at the limit, that count
-    part = losses[above].sum() + share * losses[ties].sum()
+    # Of those at the limit, how many in one count.
+    share = (total - dropped - everyone[0]) / everyone[1].clamp(min=1)
+    part = losses.masked_fill(~above, 0.0).sum() + share * losses.masked_fill(~ties, 0.0).sum()
     return mean_over_ranks(part, above.sum() + share * ties.sum())
 
 
 def _rays(intrinsics: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """(P, 3): the point at depth 1 behind each pixel."""
-    fx, fy, cx, cy = full_precision(intrinsics)[image].unbind(1)
-    return torch.stack([(column - cx) / fx, (row - cy) / fy, torch.ones_like(fx)], dim=1)
+    """(..., 3): the point at depth 1 behind each pixel."""
+    fx, fy, cx, cy = intrinsics[image].unbind(-1)
+    return torch.stack([(column - cx) / fx, (row - cy) / fy, torch.ones_like(fx)], dim=-1)
 
 
 def _spans_a_plane(points: Tensor, max_cosine: float, min_distance: float) -> Tensor:

@@ -13,6 +13,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms, box_iou
 
 from densekd.losses._checks import full_precision
+from densekd.tasks._fcos_losses import fcos_losses
 from densekd.types import DecodedBoxes, Detections, DetectorOutput
 
 
@@ -22,14 +23,13 @@ class NoNetwork(nn.Module):
     out_channels = 32
 
 
-class CountingHead(FCOSHead):
-    """torchvision's, whose losses say beside them how many locations are matched."""
+class WaitlessHead(FCOSHead):
+    """torchvision's, with its losses as `fcos_losses` takes them."""
 
     def compute_loss(  # pyrefly: ignore[bad-override]
         self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: list[Tensor]
     ) -> dict[str, Any]:
-        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
-        return {**losses, "matched": _matched(matched_idxs)}
+        return fcos_losses(self.box_coder, targets, head_outputs, anchors[0], matched_idxs)
 
 
 def _matched(indices: list[Tensor]) -> Tensor:
@@ -52,8 +52,8 @@ def torchvision_rules(kind: str, num_classes: int, **settings: Any) -> Any:
             }
             return SSD(NoNetwork(), num_classes=num_classes + 1, **head, **settings)
         if kind == "fcos":
-            counting = CountingHead(NoNetwork.out_channels, 1, num_classes)
-            return FCOS(NoNetwork(), num_classes, head=counting, **settings)
+            head_of_losses = WaitlessHead(NoNetwork.out_channels, 1, num_classes)
+            return FCOS(NoNetwork(), num_classes, head=head_of_losses, **settings)
         return RetinaNet(NoNetwork(), num_classes, **settings)
 
 
@@ -67,7 +67,8 @@ def compute_losses(
 
     Args:
         flat: `flatten`'s outputs with the levels joined, of the images that have targets.
-        targets: ``boxes`` and ``labels`` of each of those images; labels from 0.
+        targets: ``boxes`` and ``labels`` of each of those images; labels from 0. FCOS: of all images, with
+            ``labelled``, see `fcos_losses`.
     """
     anchors = [torch.cat(raw.anchors)] * len(targets)
     if raw.kind == "fcos":

@@ -188,6 +188,8 @@ class Detection:
         Images without labels count nothing; labelled images without objects teach background.
         """
         raw: DetectorOutput = output.prediction
+        if raw.kind == "fcos":
+            return self._fcos_loss(raw, batch)
         used = [i for i, labelled in enumerate(batch.labelled.tolist()) if labelled]
         flat = {k: torch.cat(v, dim=1) for k, v in flatten(raw).items()}
         if not used:
@@ -203,6 +205,22 @@ class Detection:
             flat = {k: v[used] for k, v in flat.items()}
         with torch.autocast(raw.anchors[0].device.type, enabled=False):
             terms, count = compute_losses(self.rules[raw.kind], raw, flat, targets)
+        return _over_ranks(terms, count)
+
+    def _fcos_loss(self, raw: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """`loss` without a question to the device: which images and objects count is told by values, not by shapes."""
+        flat = {k: torch.cat(v, dim=1) for k, v in flatten(raw).items()}
+        targets = [
+            # A box without an inside is matched by no place.
+            {
+                "boxes": target.boxes.masked_fill(target.ignored[:, None], 0.0),
+                "labels": target.labels,
+                "labelled": labelled,
+            }
+            for target, labelled in zip(batch.targets, batch.labelled, strict=True)
+        ]
+        with torch.autocast(raw.anchors[0].device.type, enabled=False):
+            terms, count = compute_losses(self.rules["fcos"], raw, flat, targets)
         return _over_ranks(terms, count)
 
     def mask(self, batch: Batch, kind: str) -> Tensor | None:
