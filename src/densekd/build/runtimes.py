@@ -142,7 +142,7 @@ def term_gradients(distiller: Distiller, batch: Batch) -> dict[str, tuple[float,
                 parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
                 row = [p.double().flatten() for p in parts if p is not None]
                 found[name.replace("/", ".")] = (
-                    float(loss),
+                    float(loss.detach()),
                     torch.cat(row) if row else torch.zeros(1).double(),
                 )
     finally:
