@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -111,7 +109,8 @@ def exported(network: Taps, images: Tensor, prediction: bool) -> tuple[bytes, De
             raise
         except Exception as error:  # torch.export's errors have no common base class
             raise UserError(
-                f"{type(network.model).__name__} cannot be exported: {first_line(error)}"
+                f"{type(network.model).__name__} cannot be exported: {first_line(error)} Take eager, which needs no "
+                "export"
             ) from error
     form = filled(replace(output, aux=None), repeat(torch.empty(0)))
     return proto.SerializeToString(), form
