@@ -294,8 +294,6 @@ def first_images(
         yield first_batch(config, task, sets.train, augment, process, made_up=True).images
         return
     config = replace(config, data=replace(config.data, workers=0))
-    loader = build_train_loader(
-        config, sets.train, augment, process, 0, unlabelled=sets.unlabelled
-    )
+    loader = build_train_loader(config, sets.train, augment, process, 0, unlabelled=sets.unlabelled)
     for batch in islice(loader, batches):
         yield batch.to(process.device).images

@@ -137,7 +137,11 @@ def term_gradients(distiller: Distiller, batch: Batch) -> dict[str, tuple[float,
             torch.manual_seed(0)  # of terms that draw
             losses, _ = trial.student_phase(batch, step=2**31)
             for name, loss in losses.items():
-                if not name.startswith("distill/") or name == "distill/holistic" or not loss.requires_grad:
+                if (
+                    not name.startswith("distill/")
+                    or name == "distill/holistic"
+                    or not loss.requires_grad
+                ):
                     continue
                 parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
                 row = [p.double().flatten() for p in parts if p is not None]

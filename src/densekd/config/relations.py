@@ -97,7 +97,9 @@ def runtime_relations(config: Config) -> list[str]:
         if config.data.crop is None:
             lines.append(f"{who} needs data.crop, the size of all images that its program takes")
         if teacher.compile:
-            lines.append(f"{who} leaves nothing to torch.compile; leave {where}.compile out, or the runtime")
+            lines.append(
+                f"{who} leaves nothing to torch.compile; leave {where}.compile out, or the runtime"
+            )
         if teacher.int8:
             lines.append(f"{who} does not run the rounding of {where}.int8; leave one of them out")
         if teacher.precision not in ("same", "fp32"):

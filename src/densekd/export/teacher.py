@@ -150,7 +150,9 @@ def named_maps(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         return [(name, value)]
     return [
-        pair for key, inner in _inner(value) for pair in named_maps(inner, f"{name}.{key}".strip("."))
+        pair
+        for key, inner in _inner(value)
+        for pair in named_maps(inner, f"{name}.{key}".strip("."))
     ]
 
 

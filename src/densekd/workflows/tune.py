@@ -200,9 +200,7 @@ def tune(
         if process.world_size > 1:
             raise UserError("tune measures one process; start it without torchrun or srun")
         sets = training_set(config, made_up=made_up)
-        levers = [
-            lever for lever in LEVERS if lever.compiles <= compiles and lever.int8 <= int8
-        ]
+        levers = [lever for lever in LEVERS if lever.compiles <= compiles and lever.int8 <= int8]
         result = _try_levers(
             config, process, sets, levers, rounds=rounds, seconds=PATIENCE, tolerance=tolerance, progress=progress
         )  # fmt: skip
