@@ -4,8 +4,8 @@
 
 Each form is timed in turns with the network as it was loaded, on the same images. Beside its time stand the largest
 difference of a map (as a share of the map's largest value) and what it changes the terms and their gradients in the
-student by. The weights and images are random, so int8 is calibrated on noise: what it costs a trained teacher's student,
-a training says (docs/benchmarks.md).
+student by. The weights and images are random, so int8 is calibrated on noise: what it costs the student of a trained
+teacher, a training says (docs/benchmarks.md).
 """
 
 from __future__ import annotations

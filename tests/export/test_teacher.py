@@ -86,7 +86,9 @@ def test_prediction_and_features_of_any_batch_are_pytorchs(runtime, images):
 
 
 @torch.no_grad()
-def test_features_alone_and_detectors(runtime, images):
+def test_features_alone_and_detectors(images):
+    runtime = "onnxruntime"
+    pytest.importorskip("onnxscript")
     network = tapped(Detector())
     output = TeacherProgram(network, images, runtime=runtime)(images)
     expected = network(images)
@@ -100,9 +102,13 @@ def test_features_alone_and_detectors(runtime, images):
 
 
 @torch.no_grad()
-def test_int8_is_another_function_that_is_near(runtime, images):
+def test_int8_is_another_function_that_is_near(images):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
     network = tapped(Small())
-    program = TeacherProgram(network, images, runtime=runtime, calibration=[images[:2], images[2:]])
+    program = TeacherProgram(
+        network, images, runtime="openvino", calibration=[images[:2], images[2:]]
+    )
     errors = map_errors(network(images), program(images))
     assert 1e-4 < errors["prediction"] < 0.1
 

@@ -145,7 +145,8 @@ def test_images_of_several_sizes_are_refused(tree):
 
 
 def test_a_teacher_on_another_device_is_refused(tree):
-    made = assemble(make_config({**tree, "teacher": {**tree["teacher"], "runtime": "eager"}}, "t"), CPU, distil=True)  # fmt: skip
+    eager = {**tree, "teacher": {**tree["teacher"], "runtime": "eager"}}
+    made = assemble(make_config(eager, "t"), CPU, distil=True)
     batch = made.first_batch()
     batch.images = batch.images.to("meta")
     with pytest.raises(UserError, match="computes on the CPU, and this run is on meta"):
@@ -177,7 +178,7 @@ def test_tune_tries_runtimes_and_keeps_int8_for_those_who_ask(tree, tmp_path, mo
     assert found["settings"] == {"teacher.runtime": "onnxruntime"}
     tried = {lever["changes"]["teacher.runtime"]: lever for lever in found["levers"]}
     assert tried["onnxruntime"]["gradient_error"] < 1e-4
-    assert 1e-3 < tried["onnxruntime_int8"]["gradient_error"]
+    assert tried["onnxruntime_int8"]["gradient_error"] > 1e-3
     assert "changes losses or gradients" in tried["onnxruntime_int8"]["why"]
     # A run takes what was remembered, and does not try runtimes by itself.
     tree["train"]["auto"] = True

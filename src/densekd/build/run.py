@@ -289,7 +289,7 @@ def first_batch(
 def first_images(
     config: Config, task: Task, sets: Sets, augment: Augment, process: Process, batches: int
 ) -> Iterator[Tensor]:
-    """(N, C, H, W) images of the first batches, as the networks see them in training; one made-up batch without data."""
+    """(N, C, H, W) images of the first batches as training has them; one made-up batch where there is no data."""
     if sets.made_up:
         yield first_batch(config, task, sets.train, augment, process, made_up=True).images
         return

@@ -28,10 +28,10 @@ def command(arguments: list[str]) -> int:
         """Find the fastest form of a recipe's training step on this machine, by timing real steps.
 
         Memory formats of teacher and student, the teacher's batch and runtime (ONNX Runtime, OpenVINO, where they are
-        installed), bf16 where the machine has it, and torch.compile on request are tried one after another on top of what was kept. A form is kept where the step is surely shorter and
-        its losses and gradients agree with the recipe's within the tolerance. What is kept is printed as settings, and
-        remembered: runs of the recipe with train.auto take it. Nothing is trained. Settings can be given as
-        --section.key VALUE.
+        installed), bf16 where the machine has it, and torch.compile on request are tried one after another on top of
+        what was kept. A form is kept where the step is surely shorter and its losses and gradients agree with the
+        recipe's within the tolerance. What is kept is printed as settings, and remembered: runs of the recipe with
+        train.auto take it. Nothing is trained. Settings can be given as --section.key VALUE.
 
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).

@@ -141,8 +141,8 @@ class Teacher(Model):
     runtime: Annotated[
         Literal["eager", "onnxruntime", "openvino", "onnxruntime_int8", "openvino_int8"],
         Doc(
-            "what computes the teacher: eager (PyTorch), or on CPUs ONNX Runtime or OpenVINO, in float32 or in int8 that "
-            "is calibrated on training images; needs data.crop"
+            "what computes the teacher: eager (PyTorch), or on CPUs ONNX Runtime or OpenVINO, in float32, or in int8 "
+            "calibrated on training images; they need data.crop"
         ),
     ] = "eager"
     batch_size: Annotated[
