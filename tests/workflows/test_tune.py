@@ -22,6 +22,8 @@ from tests.cli.helpers import write_recipe
 @pytest.fixture
 def tree(tiny_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEKD_CACHE", str(tmp_path / "cache"))
+    # An export takes seconds; tests/workflows/test_teacher_runtime.py tries the runtimes.
+    monkeypatch.setattr(module, "installed", lambda runtime: False)
     tree = deepcopy(tiny_tree)
     del tree["distill"]["holistic"]
     tree["train"]["steps"] = 2

@@ -273,6 +273,8 @@ def _of_teacher(
         "precision": config.train.amp if precision == "same" else precision,
         "state": state_digest(network),
     }
+    if settings.runtime != "eager":
+        about["runtime"] = settings.runtime
     return {**about, **_reading_of(settings)} if config.teachers else about
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from densekd.build import provenance
 from densekd.build.data import (
@@ -27,6 +29,7 @@ from densekd.build.data import (
 )
 from densekd.build.distiller import build_distiller
 from densekd.build.dry_run import dry_run, example_batch
+from densekd.build.runtimes import use_runtimes
 from densekd.build.settings import naming_settings
 from densekd.build.step import build_step
 from densekd.build.task import best_metric, build_task, check_extras
@@ -210,6 +213,12 @@ def assemble(
     together = config.train.sync_batchnorm and process.world_size > 1
     remarks += dry_run(distiller, batch, train_batch=None if together else len(batch))
     alignment = distiller.alignment(batch.images)
+    remarks += use_runtimes(
+        config,
+        distiller,
+        batch,
+        partial(first_images, few, task, sets, augment, alone),
+    )
     for name, teacher in distiller.teachers.items():
         remarks += label_space_remarks(teacher, batch.images, teacher_section(name))
     if config.distill.teacher_cache is not None:
@@ -275,3 +284,16 @@ def first_batch(
         # A small set's image may come twice, cut differently: to a detector's score it is another image.
         batch.targets = kind.numbered(batch.targets, process.rank * len(batch))
     return batch
+
+
+def first_images(
+    config: Config, task: Task, sets: Sets, augment: Augment, process: Process, batches: int
+) -> Iterator[Tensor]:
+    """(N, C, H, W) images of the first batches as training has them; one made-up batch where there is no data."""
+    if sets.made_up:
+        yield first_batch(config, task, sets.train, augment, process, made_up=True).images
+        return
+    config = replace(config, data=replace(config.data, workers=0))
+    loader = build_train_loader(config, sets.train, augment, process, 0, unlabelled=sets.unlabelled)
+    for batch in islice(loader, batches):
+        yield batch.to(process.device).images

@@ -21,16 +21,17 @@ def command(arguments: list[str]) -> int:
         device: str = "auto",
         made_up: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
         tolerance: float = 1e-3,
         output: Path | None = None,
     ) -> int:
         """Find the fastest form of a recipe's training step on this machine, by timing real steps.
 
-        Memory formats of teacher and student, the teacher's batch, bf16 where the machine has it, and torch.compile on
-        request are tried one after another on top of what was kept. A form is kept where the step is surely shorter and
-        its losses and gradients agree with the recipe's within the tolerance. What is kept is printed as settings, and
-        remembered: runs of the recipe with train.auto take it. Nothing is trained. Settings can be given as
-        --section.key VALUE.
+        Memory formats of teacher and student, the teacher's batch and runtime (ONNX Runtime, OpenVINO, where they are
+        installed), bf16 where the machine has it, and torch.compile on request are tried one after another on top of
+        what was kept. A form is kept where the step is surely shorter and its losses and gradients agree with the
+        recipe's within the tolerance. What is kept is printed as settings, and remembered: runs of the recipe with
+        train.auto take it. Nothing is trained. Settings can be given as --section.key VALUE.
 
         Args:
             config: a YAML file, or the name of a shipped recipe (densekd list configs).
@@ -38,6 +39,7 @@ def command(arguments: list[str]) -> int:
             device: auto, cpu, cuda, cuda:N or mps.
             made_up: random images of the crop's size, where the data is not at hand.
             compile: try torch.compile too; it takes a minute or more a network.
+            int8: try the teacher in int8 too (teacher.runtime); it needs a tolerance of about 0.2.
             tolerance: what losses and gradients may differ by, relative. bf16 needs about 0.1; a choice with another
                 tolerance than the default is shown and not remembered.
             output: JSON file for the numbers; must not exist.
@@ -59,6 +61,7 @@ def command(arguments: list[str]) -> int:
             device=device,
             made_up=made_up,
             compiles=compile,
+            int8=int8,
             tolerance=tolerance,
             progress=lambda line: print(f"trying {line}", file=sys.stderr),
         )

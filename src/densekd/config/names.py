@@ -109,6 +109,7 @@ STEP_FORMS = (
     "teacher.batch_size",
     "teacher.precision",
     "teacher.compile",
+    "teacher.runtime",
     "train.channels_last",
     "train.amp",
     "train.compile",

@@ -55,6 +55,7 @@ def broken_relations(config: Config) -> list[str]:
         for where, teacher in config.every_teacher.items()
         if teacher.int8 and teacher.compile
     ]
+    lines += runtime_relations(config)
     if config.distill.balance is not None:
         forbidden = {
             "train.amp": config.train.amp == "fp16"
@@ -84,3 +85,25 @@ def broken_relations(config: Config) -> list[str]:
         for key, given, why in needed
         if given is None
     ]
+
+
+def runtime_relations(config: Config) -> list[str]:
+    """What a teacher's other runtime forbids or needs."""
+    lines = []
+    for where, teacher in config.every_teacher.items():
+        if teacher.runtime == "eager":
+            continue
+        who = f"{where}.runtime: {teacher.runtime}"
+        if config.data.crop is None:
+            lines.append(f"{who} needs data.crop, the size of all images that its program takes")
+        if teacher.compile:
+            lines.append(
+                f"{who} leaves nothing to torch.compile; leave {where}.compile out, or the runtime"
+            )
+        if teacher.int8:
+            lines.append(f"{who} does not run the rounding of {where}.int8; leave one of them out")
+        if teacher.precision not in ("same", "fp32"):
+            lines.append(
+                f"{who} computes in formats of its own; leave {where}.precision {teacher.precision} out, or the runtime"
+            )
+    return lines

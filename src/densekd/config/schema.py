@@ -138,6 +138,13 @@ class Teacher(Model):
         bool | None, Doc("the teacher's own memory format; null: as train.channels_last says")
     ] = None
     compile: Annotated[bool, Doc("compile the teacher with torch.compile")] = False
+    runtime: Annotated[
+        Literal["eager", "onnxruntime", "openvino", "onnxruntime_int8", "openvino_int8"],
+        Doc(
+            "what computes the teacher: eager (PyTorch), or on CPUs ONNX Runtime or OpenVINO, in float32, or in int8 "
+            "calibrated on training images; they need data.crop"
+        ),
+    ] = "eager"
     batch_size: Annotated[
         Count | None,
         Doc("the teacher sees at most so many images at a time; null: the whole batch"),

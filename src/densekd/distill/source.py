@@ -67,7 +67,7 @@ class LiveTeacher:
     def ask(self, images: Tensor) -> TeacherMaps:
         """(N, C, H, W) RGB in [0, 1] -> maps. No prediction is made where only features are compared."""
         asked = self.holistic or self.whole
-        wanted = asked or any(_wants_prediction(term, self.task) for term in self.terms)
+        wanted = asked or any(wants_prediction(term, self.task) for term in self.terms)
         output = self.teacher(images, prediction=wanted)
         maps = maps_of(output, self.terms, self.task, holistic=self.holistic)
         maps.prediction = output.prediction if self.whole else None
@@ -209,7 +209,8 @@ def _mean_levels(maps: Sequence[Sequence[Tensor]], form: str, name: str) -> list
     return [mean_of(level, form) for level in zip(*maps, strict=True)]
 
 
-def _wants_prediction(term: Term, task: Task) -> bool:
+def wants_prediction(term: Term, task: Task) -> bool:
+    """Whether a term takes the teacher's prediction, and not features alone."""
     return term.wants.confidence or is_prediction(term.teacher, task)
 
 

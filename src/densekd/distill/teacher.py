@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from densekd.models.taps import Taps
 from densekd.types import DenseOutput, DetectorOutput, SetPrediction
+
+
+class Program(Protocol):
+    """A teacher's forward pass in another runtime than PyTorch.
+
+    Attributes:
+        prediction: whether it gives the prediction too, and not the features alone.
+    """
+
+    prediction: bool
+
+    def __call__(self, images: Tensor) -> DenseOutput:
+        """(N, C, H, W) RGB in [0, 1] -> prediction and tapped features."""
+        ...
 
 
 class Teacher(nn.Module):
@@ -23,6 +37,9 @@ class Teacher(nn.Module):
         channels_last: lay out the images so (or, with False, contiguously); None takes them as they come. The network's
             own memory format is the caller's to set.
         batch_size: see at most so many images at a time, where memory is short; None: all at once.
+
+    Attributes:
+        program: computes what it gives in the network's place, where it is set; the network is asked for the rest.
 
     `train()` leaves it in eval mode: a teacher whose norms follow the batch is another, worse teacher.
     Outputs come from ``no_grad`` (not ``inference_mode``, whose tensors cannot enter a backward pass).
@@ -43,6 +60,7 @@ class Teacher(nn.Module):
         self.dtype = dtype
         self.channels_last = channels_last
         self.batch_size = batch_size
+        self.program: Program | None = None
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -55,6 +73,9 @@ class Teacher(nn.Module):
         Args:
             prediction: False where only the features are wanted: see `Taps.forward`.
         """
+        program = self.program
+        if program is not None and (program.prediction or not prediction):
+            return joined([program(part) for part in images.split(self.batch_size or len(images))])
         if self.channels_last is not None:
             images = images.contiguous(
                 memory_format=torch.channels_last if self.channels_last else torch.contiguous_format

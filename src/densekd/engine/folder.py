@@ -28,6 +28,8 @@ VERSIONS = (
     "pillow",
     "opencv-python-headless",
     "faster-coco-eval",
+    "onnxruntime",
+    "openvino",
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from densekd.errors import UserError
 from densekd.export.graph import OF_BOXES, Graph
@@ -36,6 +37,23 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
     Args:
         about: metadata, a JSON text an entry; plain text stays as it is.
     """
+    proto = onnx_proto(graph.program, list(graph.module.outputs), _own_operations(graph.module.end))
+    for key, value in about.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    _name_sizes(proto, graph)
+    return proto.SerializeToString()
+
+
+def onnx_proto(
+    program: ExportedProgram, outputs: list[str], own: dict[Any, Callable[..., Any]] | None = None
+) -> Any:
+    """A traced program in ONNX's own form.
+
+    Args:
+        outputs: their names, in the program's order.
+        own: how operations that torch does not know stand in ONNX.
+    """
     check_packages()
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -43,26 +61,22 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                graph.program,
+            written = torch.onnx.export(
+                program,
                 dynamo=True,
                 input_names=["images"],
-                output_names=list(graph.module.outputs),
+                output_names=outputs,
                 verbose=False,
-                custom_translation_table=_own_operations(graph.module.end),
+                custom_translation_table=own,
             )
     finally:
         logger.setLevel(level)
-    assert program is not None
-    proto = program.model_proto
+    assert written is not None
+    proto = written.model_proto
     # What torch notes of each operation, with paths of this machine, is most of a small network's file.
     for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]:
         node.ClearField("metadata_props")
-    for key, value in about.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-    _name_sizes(proto, graph)
-    return proto.SerializeToString()
+    return proto
 
 
 def _integers(op: Any, *values: int) -> Any:

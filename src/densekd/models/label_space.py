@@ -73,7 +73,7 @@ class LabelSpace:
         if isinstance(prediction, DetectorOutput | SetPrediction):
             return detector_classes(prediction, self.groups, self.inputs)
         values = self._logits(prediction)
-        nothing = values.new_full((len(values), *values.shape[2:]), -torch.inf)
+        nothing = values.new_full((values.shape[0], *values.shape[2:]), -torch.inf)
         merged = [values[:, g].logsumexp(1) if g else nothing for g in self.groups]
         return torch.stack(merged, 1).log_softmax(1).clamp(min=FLOOR).to(prediction.dtype)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.build.run import Run, Sets, assemble
+from densekd.build.runtimes import INT8, installed
 from densekd.config.load import make_config, to_tree
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides, flatten
@@ -45,7 +46,7 @@ PATIENCE = 90.0
 
 
 # Values of `STEP_FORMS` with which a recipe leaves the choice open.
-AS_IT_IS = (None, False, "none", "same")
+AS_IT_IS = (None, False, "none", "same", "eager")
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ class Lever:
         changes: dotted settings.
         applies: whether this recipe, on this device, can take it and does not have it.
         compiles: takes a minute before the first step.
+        prepares: takes many seconds before the first step, so that a run that measures itself leaves it to `tune`.
+        int8: computes in int8, which is tried on request.
         exact: equal up to rounding in its format, so that a run may take it by itself.
     """
 
     changes: dict[str, Any]
     applies: Callable[[Config, torch.device], bool]
     compiles: bool = False
+    prepares: bool = False
+    int8: bool = False
     exact: bool = True
 
 
@@ -89,6 +94,28 @@ def _teacher_split(config: Config, device: torch.device) -> bool:
     )
 
 
+def _in_runtime(config: Config, device: torch.device, runtime: str) -> bool:
+    """Whether a teacher of this recipe can be computed by a runtime that is installed, and is not yet."""
+    teacher = config.teacher
+    return (
+        teacher is not None
+        and device.type == "cpu"
+        and _live(config, device)
+        and config.data.crop is not None
+        and config.train.amp == "none"
+        and teacher.precision in ("same", "fp32")
+        and not (teacher.compile or teacher.int8)
+        and teacher.runtime != runtime
+        and installed(runtime)
+    )
+
+
+def _runtime_lever(runtime: str) -> Lever:
+    int8 = runtime.endswith(INT8)
+    applies = partial(_in_runtime, runtime=runtime)
+    return Lever({"teacher.runtime": runtime}, applies, prepares=True, int8=int8, exact=not int8)
+
+
 def _half(config: Config, device: torch.device) -> bool:
     return config.train.amp == "none" and _fast_bf16(device)
 
@@ -108,13 +135,18 @@ LEVERS = (
             _live(config, device)
             and config.teacher is not None
             and config.teacher.precision == "same"
+            and config.teacher.runtime == "eager"
             and _half(config, device)
         ),
         exact=False,
     ),
     Lever({"train.amp": "bf16"}, _half, exact=False),
+    *(
+        _runtime_lever(name)
+        for name in ("onnxruntime", "openvino", "onnxruntime_int8", "openvino_int8")
+    ),
     Lever(
-        {"teacher.compile": True},
+        {"teacher.compile": True, "teacher.runtime": "eager"},
         lambda config, device: (
             _live(config, device)
             and config.teacher is not None
@@ -137,6 +169,7 @@ def tune(
     device: str = "auto",
     made_up: bool = False,
     compiles: bool = False,
+    int8: bool = False,
     tolerance: float = TOLERANCE,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -148,6 +181,7 @@ def tune(
         rounds: steps of each of the two forms that are timed in turns; fewer where a step takes many seconds.
         made_up: random images of the crop's size in place of the data.
         compiles: try torch.compile too, which takes a minute a network.
+        int8: try the teacher in int8 too; it is kept where the tolerance allows for it.
         tolerance: what a kept lever's losses and gradients may differ by, relative.
         progress: gets a line before each lever.
 
@@ -166,7 +200,7 @@ def tune(
         if process.world_size > 1:
             raise UserError("tune measures one process; start it without torchrun or srun")
         sets = training_set(config, made_up=made_up)
-        levers = [lever for lever in LEVERS if compiles or not lever.compiles]
+        levers = [lever for lever in LEVERS if lever.compiles <= compiles and lever.int8 <= int8]
         result = _try_levers(
             config, process, sets, levers, rounds=rounds, seconds=PATIENCE, tolerance=tolerance, progress=progress
         )  # fmt: skip
@@ -221,7 +255,9 @@ def tuned(
     how = "remembered"
     if found is None:
         how = "measured now"
-        levers = [lever for lever in LEVERS if lever.exact and not lever.compiles]
+        levers = [
+            lever for lever in LEVERS if lever.exact and not (lever.compiles or lever.prepares)
+        ]
         if not any(lever.applies(config, process.device) for lever in levers):
             return config, ["train.auto: the recipe has every form of the step already"]
         sets = training_set(config, made_up=False)

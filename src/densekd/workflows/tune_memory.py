@@ -24,6 +24,10 @@ from densekd.profiling.machine import processor
 _OF_NO_MATTER = ("optim.", "evaluate.", "seed", "note", "data.root", "data.workers", "data.cache")
 
 
+# What may compute the teacher: without its package, a choice of it is of no use.
+RUNTIMES = ("onnxruntime", "openvino")
+
+
 def _key(config: Config, device: torch.device) -> str:
     """Of the recipe's step, the machine and the versions."""
     settings = {
@@ -33,7 +37,7 @@ def _key(config: Config, device: torch.device) -> str:
         and (not k.startswith("train.") or k in (*STEP_FORMS, "train.accumulate", "train.recompute_norms"))
     }  # fmt: skip
     environment = describe_environment()
-    versions = {k: environment["versions"].get(k) for k in ("torch", "densekd")}
+    versions = {k: environment["versions"].get(k) for k in ("torch", "densekd", *RUNTIMES)}
     where = (str(device.type), processor(), environment["cuda_device"], environment["threads"])
     text = json.dumps([settings, where, versions], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -67,18 +68,25 @@ def onnxruntime(file: Path) -> Runtime:
 
 
 def onnx_session(
-    content: str | bytes, threads: int | None = None, providers: Sequence[str] = (CPU,)
+    content: str | bytes,
+    threads: int | None = None,
+    providers: Sequence[str] = (CPU,),
+    *,
+    spin: bool = True,
 ) -> Any:
     """ONNX Runtime's session of a file, by its path or its bytes. It raises what the runtime raises.
 
     Args:
         threads: of one operator; None takes all cores.
+        spin: whether idle threads wait for work in a loop, which takes the cores from whatever else computes.
     """
     library: Any = package("onnxruntime", "onnxruntime", "export")
     options = library.SessionOptions()
     options.log_severity_level = 4  # what fails is raised too
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return library.InferenceSession(content, options, providers=list(providers))
 
 
@@ -107,12 +115,13 @@ def openvino(file: Path) -> Runtime:
     )
 
 
-def openvino_program(file: Path, threads: int | None = None) -> tuple[Any, Any]:
+def openvino_program(file: Path | bytes, threads: int | None = None) -> tuple[Any, Any]:
     """A file's model, and the same compiled for the CPU in float32, whatever the CPU would choose.
 
     It raises what the runtime raises.
 
     Args:
+        file: its path, or the bytes of an ONNX file.
         threads: None takes all cores.
     """
     library: Any = package("openvino", "openvino", "openvino")
@@ -120,7 +129,7 @@ def openvino_program(file: Path, threads: int | None = None) -> tuple[Any, Any]:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    model = core.read_model(str(file))
+    model = core.read_model(io.BytesIO(file) if isinstance(file, bytes) else str(file))
     return model, core.compile_model(model, "CPU", options)
 
 
