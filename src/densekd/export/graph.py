@@ -234,7 +234,7 @@ def limits_of(program: ExportedProgram) -> tuple[tuple[int, int | None], ...]:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     )
-    found = []
+    found: list[tuple[int, int | None]] = []
     for side in images.shape[-2:]:
         if isinstance(side, int):
             found.append((side, side))
