@@ -6,7 +6,8 @@ torchdistill is not a package of densekd's: ``pip install --no-deps --target FOL
 ``--peers FOLDER`` finds it; without it, its arm is left out and the record says so. All arms have equal networks with
 equal weights (a network each), one batch, cross-entropy plus KL at temperature 1 of logits at the labels' size, and SGD
 with momentum; "pi_pa" adds the pair-wise term, which the peers do not have. "tuned" has the settings that
-`densekd tune` keeps here. `same` says how far an arm's loss is from plain PyTorch's.
+`densekd tune` keeps here; "int8 teacher" has OpenVINO's int8 on top, where a run accepts it. The losses of the arms show
+whether they compute the same.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from benchmarks import measure
 from benchmarks.cases import SIZE
 from densekd.build.run import assemble
+from densekd.build.runtimes import installed
 from densekd.config.load import make_config
 from densekd.config.schema import Config
 from densekd.config.tree import apply_overrides
 from densekd.engine.launch import Process, started
 from densekd.engine.optim import set_lr
+from densekd.errors import UserError
 from densekd.models.taps import Taps
 from densekd.types import Batch
 from densekd.workflows import tune
@@ -51,6 +54,7 @@ DRY = {
     "teacher": {"name": "espnet", "options": {"p": 1, "q": 1}},
     "size": (2, 64, 64),
 }
+INT8 = "openvino_int8"
 LR, MOMENTUM = 1e-6, 0.9  # so small that the weights stay what they are
 TERMS: dict[str, dict[str, Any]] = {
     "pi": {"pixel_wise": {"weight": 1}},
@@ -189,6 +193,13 @@ def measure_pair(
         arms["densekd pi_pa tuned"], _, _ = densekd(
             recipe(pair, "pi_pa", kept["settings"]), process
         )
+    refused = None
+    if installed(INT8):
+        try:
+            int8 = {**kept["settings"], "teacher.runtime": INT8}
+            arms["densekd pi int8 teacher"], _, _ = densekd(recipe(pair, "pi", int8), process)
+        except UserError as error:  # it changes a term by more than a run accepts
+            refused = str(error)
     losses = {name: call() for name, call in arms.items()}
     seconds = rounds.seconds(arms, process.device)
     below = {
@@ -209,6 +220,7 @@ def measure_pair(
             str(lever["changes"]): [lever.get("loss_error"), lever.get("gradient_error")]
             for lever in kept["levers"]
         },
+        "int8_refused": refused,
         "losses": losses,
         "seconds": {name: measure.spread(values) for name, values in seconds.items()},
         "times_faster": below,
