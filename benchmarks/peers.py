@@ -6,8 +6,8 @@ torchdistill is not a package of densekd's: ``pip install --no-deps --target FOL
 ``--peers FOLDER`` finds it; without it, its arm is left out and the record says so. All arms have equal networks with
 equal weights (a network each), one batch, cross-entropy plus KL at temperature 1 of logits at the labels' size, and SGD
 with momentum; "pi_pa" adds the pair-wise term, which the peers do not have. "tuned" has the settings that
-`densekd tune` keeps here; "int8 teacher" has OpenVINO's int8 on top, where a run accepts it. The losses of the arms show
-whether they compute the same.
+`densekd tune` keeps here; "int8 teacher" has OpenVINO's int8 on top, where a run accepts it. Their losses show
+whether the arms compute the same.
 """
 
 from __future__ import annotations
