@@ -126,6 +126,9 @@ def term_gradients(distiller: Distiller, batch: Batch) -> dict[str, tuple[float,
     """
     trial = copy.copy(distiller)
     trial.terms = copy.deepcopy(distiller.terms)
+    for term in trial.terms:
+        # A weight that ends at 0 would hide the term, and a balanced one a change of its size.
+        term.weight, term.balance = 1.0, None
     student = distiller.student
     inner = getattr(student, "module", student)
     parameters = [p for p in inner.model.parameters() if p.requires_grad]  # pyrefly: ignore
