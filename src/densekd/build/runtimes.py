@@ -163,10 +163,10 @@ def term_errors(
     """Name of a term -> by how much its value and its gradient differ, each relative to what it was."""
     errors = {}
     for name, (value, gradient) in before.items():
-        other, turned = after[name]
+        new_value, new_gradient = after[name]
         errors[name] = (
-            abs(other - value) / max(abs(value), 1e-12),
-            float((turned - gradient).norm()) / max(float(gradient.norm()), 1e-12),
+            abs(new_value - value) / max(abs(value), 1e-12),
+            float((new_gradient - gradient).norm()) / max(float(gradient.norm()), 1e-12),
         )
     return errors
 

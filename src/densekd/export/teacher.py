@@ -109,8 +109,8 @@ def exported(network: Taps, images: Tensor, prediction: bool) -> tuple[bytes, De
             raise
         except Exception as error:  # torch.export's errors have no common base class
             raise UserError(
-                f"{type(network.model).__name__} cannot be exported: {first_line(error)} Take eager, which needs no "
-                "export"
+                f"{type(network.model).__name__} cannot be exported: {first_line(error).rstrip('.')}. Take eager, "
+                "which needs no export"
             ) from error
     form = filled(replace(output, aux=None), repeat(torch.empty(0)))
     return proto.SerializeToString(), form
