@@ -79,6 +79,23 @@ def test_boxes():
     assert len(Items(one(**item), **keys).read(0).target) == 0
 
 
+@pytest.mark.parametrize("count", [2, 253, 254, 255, 256])
+@pytest.mark.parametrize("ignored", [None, 0, 1, 254, 255])
+def test_masks_of_8_bits_are_read_as_those_of_64(count, ignored):
+    """Their table has a number for what is no class, which must be none of the classes nor what is ignored."""
+    options = {"mask": "m", "classes": [str(i) for i in range(count)], "ignore_index": ignored}
+
+    def read(value, kind):
+        try:
+            mask = np.full(SIZE, value, kind)
+            return Items(one(m=mask), **options).read(0).target.tolist()
+        except DataError as error:
+            return str(error)
+
+    for value in (0, 1, 2, 252, 253, 254, 255):
+        assert read(value, np.uint8) == read(value, np.int64), value
+
+
 def test_depth():
     depth = np.full(SIZE, 1500, np.uint16)
     depth[0] = 0

@@ -139,14 +139,23 @@ def test_channels_last_gives_the_same_loss():
     assert named["loss"] == pytest.approx(plain["loss"], rel=1e-3)
 
 
-def test_a_broken_condition_of_a_loss_stops_before_the_weights_change():
-    """Logarithms of metres below 0: read with the losses, and said as the loss says it."""
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_condition_of_a_loss_stops_before_the_weights_change(broken):
+    """Logarithms of metres below 0 in one of two batches: read with the losses, and said as the loss says it."""
     device = torch.device("cpu")
     config, distiller, batch = make_case(CASES["depth_lite0_from_r18"], device, dry=True)
     distiller.adversary = None
     step = build_case_step(config, distiller, device)
-    distiller.task.decode = lambda prediction: -prediction
+    signs = iter([-1 if i == broken else 1 for i in range(2)])
+    phase, decode = distiller.student_phase, distiller.task.decode
+
+    def student_phase(batch, step):
+        sign = next(signs)
+        distiller.task.decode = lambda prediction: sign * decode(prediction)
+        return phase(batch, step)
+
+    distiller.student_phase = student_phase
     before = weights(distiller.student)
     with pytest.raises(ValueError, match=r"the prediction goes down to -\d.*takes logarithms"):
-        step([batch], 0)
+        step([batch, batch], 0)
     assert not moved(before, distiller.student)

@@ -153,3 +153,6 @@ def test_errors_of_maps():
     assert error([1.0, -4.0], [1.0, -3.0]) == pytest.approx(0.25)
     assert error([1.0, 2.0], [1.0, float("nan")]) == infinity
     assert error([1.0, 2.0], [1.0]) == infinity
+    # Classes that a teacher does not know.
+    assert error([1.0, -4.0, -infinity], [1.0, -3.0, -infinity]) == pytest.approx(0.25)
+    assert error([1.0, 2.0, -infinity], [1.0, 2.0, 3.0]) == infinity

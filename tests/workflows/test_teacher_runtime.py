@@ -14,6 +14,7 @@ from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process
 from densekd.errors import UserError
 from densekd.workflows import tune as tuning
+from densekd.workflows.doctor.examine import examine
 from densekd.workflows.run import run
 
 CPU = Process(rank=0, world_size=1, device=torch.device("cpu"))
@@ -115,6 +116,28 @@ def test_errors_above_the_bounds_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"int8 changes distill\.p\w+ by .* Take onnxruntime, "):
         go(tree, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_term_whose_weight_ends_at_0_is_checked_too(tree):
+    tree["teacher"]["runtime"] = "eager"
+    whole = assemble(make_config(tree, "test"), CPU, distil=True)
+    tree["distill"]["pixel_wise"]["weight"] = [[0, 10], [2, 0]]
+    fading = assemble(make_config(tree, "test"), CPU, distil=True)
+    pairs = [runtimes.term_gradients(r.distiller, whole.first_batch()) for r in (whole, fading)]
+    (value, row), (faded, other) = (found["distill.pixel_wise"] for found in pairs)
+    assert value == faded > 0
+    assert torch.equal(row, other)
+    assert row.norm() > 0
+    assert fading.distiller.terms[0].weight_at(1) == 5
+
+
+def test_doctor_scores_in_pytorch_what_a_program_cannot_take(tree):
+    tree["data"]["crop"] = [32, 32]  # validation images are 32 x 64
+    findings = examine(make_config(tree, "test"), device="cpu", images=2)
+    assert not [f.what for f in findings if "exported for images" in f.what + f.advice]
+    assert any("teacher on 2 validation images" in f.what for f in findings)
+    (said,) = [f for f in findings if f.what.startswith("teacher.runtime: ")]
+    assert said.level == "note", "a teacher that is near is nothing to warn of"
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tree, tmp_path):

@@ -126,6 +126,9 @@ def term_gradients(distiller: Distiller, batch: Batch) -> dict[str, tuple[float,
     """
     trial = copy.copy(distiller)
     trial.terms = copy.deepcopy(distiller.terms)
+    for term in trial.terms:
+        # A weight that ends at 0 would hide the term, and a balanced one a change of its size.
+        term.weight, term.balance = 1.0, None
     student = distiller.student
     inner = getattr(student, "module", student)
     parameters = [p for p in inner.model.parameters() if p.requires_grad]  # pyrefly: ignore
@@ -160,10 +163,10 @@ def term_errors(
     """Name of a term -> by how much its value and its gradient differ, each relative to what it was."""
     errors = {}
     for name, (value, gradient) in before.items():
-        other, turned = after[name]
+        new_value, new_gradient = after[name]
         errors[name] = (
-            abs(other - value) / max(abs(value), 1e-12),
-            float((turned - gradient).norm()) / max(float(gradient.norm()), 1e-12),
+            abs(new_value - value) / max(abs(value), 1e-12),
+            float((new_gradient - gradient).norm()) / max(float(gradient.norm()), 1e-12),
         )
     return errors
 

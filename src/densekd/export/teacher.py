@@ -109,8 +109,8 @@ def exported(network: Taps, images: Tensor, prediction: bool) -> tuple[bytes, De
             raise
         except Exception as error:  # torch.export's errors have no common base class
             raise UserError(
-                f"{type(network.model).__name__} cannot be exported: {first_line(error)} Take eager, which needs no "
-                "export"
+                f"{type(network.model).__name__} cannot be exported: {first_line(error).rstrip('.')}. Take eager, "
+                "which needs no export"
             ) from error
     form = filled(replace(output, aux=None), repeat(torch.empty(0)))
     return proto.SerializeToString(), form
@@ -182,7 +182,10 @@ def _inner(value: Any) -> list[tuple[Any, Any]]:
 
 
 def map_errors(expected: DenseOutput, found: DenseOutput) -> dict[str, float]:
-    """Name of a map -> the largest difference as a share of the largest value; infinite where the shapes differ."""
+    """Name of a map -> the largest difference as a share of the largest finite value.
+
+    It is infinite where the shapes differ, or where a value is finite in one of them alone.
+    """
     others = dict(named_maps(found))
     errors = {}
     for name, value in named_maps(expected):
@@ -191,7 +194,9 @@ def map_errors(expected: DenseOutput, found: DenseOutput) -> dict[str, float]:
             errors[name] = float("inf")
             continue
         difference = torch.where(value == other, 0.0, (value - other).abs())
-        error = float(difference.max() / value.abs().max().clamp(min=1e-12))
+        # A class that the teacher does not know has the logit -inf, of which any difference is no share at all.
+        largest = value.abs().where(value.isfinite(), 0.0).max()
+        error = float(difference.max() / largest.clamp(min=1e-12))
         errors[name] = error if error == error else float("inf")
     return errors
 

@@ -59,15 +59,13 @@ def depth_cross_entropy(
     low, high = depth_range
     valid = valid_pixels(depth, mask) & (depth[:, 0] >= low) & (depth[:, 0] <= high)
     logits = resize_map(full_precision(logits), depth.shape[-2:])
-    log_q, metres = (
-        logits.movedim(1, -1),
-        depth[:, 0],
-    )  # (N, H, W, B) and (N, H, W); what is invalid holds anything
+    scores, metres = logits.movedim(1, -1), depth[:, 0]  # (N, H, W, B) and (N, H, W)
+    # What is invalid may hold anything, and must not reach the gradient.
     if count_is_at_hand(depth):
-        log_q, metres, valid = log_q[valid], metres[valid], valid[valid]  # (M, B) and twice (M,)
+        scores, metres, valid = scores[valid], metres[valid], valid[valid]  # (M, B) and twice (M,)
     else:
-        log_q, metres = log_q.where(valid[..., None], 0.0), metres.where(valid, low)
-    log_q = log_q.log_softmax(-1)
+        scores, metres = scores.where(valid[..., None], 0.0), metres.where(valid, low)
+    log_q = scores.log_softmax(-1)
     weights = bin_weights(bins, sharpness, log_q)
     truth = depth_to_bins(metres, bins, depth_range)
     return mean_or_zero(-(weights[truth] * log_q).sum(-1), valid)

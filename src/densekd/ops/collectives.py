@@ -121,7 +121,7 @@ def smallest_over_ranks(values: Tensor, k: Tensor | int) -> Tensor:
     float32, 6 for float64, of 16 KiB each.
 
     Args:
-        values: (M,) float32 or float64 of 0 or more, finite; M may differ by rank.
+        values: (M,) float32 or float64 of 0 or more, infinity where one does not count; M may differ by rank.
         k: at least 1.
     """
     bits = values.detach().contiguous()

@@ -73,7 +73,9 @@ def shard(config: Config, folder: Path, *, splits: list[str], images: int) -> di
     data = replace(config.data, val_fraction=None) if parted else config.data
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        if not all(path.suffix in (".tar", ".json") for path in partial.iterdir()):
+        if not partial.is_dir() or any(
+            path.suffix not in (".tar", ".json") for path in partial.iterdir()
+        ):
             raise UserError(f"{partial} is in the way: shards are written there first; move it")
         shutil.rmtree(partial)
     readers = {

@@ -419,3 +419,8 @@ def test_writing(tmp_path, root):
         write(again)
     with pytest.raises(UserError, match=r"data\.val_fraction"):
         write(tmp_path / "parts", val_fraction=0.5)
+    in_the_way = tmp_path / "more.partial"
+    in_the_way.write_text("a file of a user")
+    with pytest.raises(UserError, match=r"more\.partial is in the way"):
+        write(tmp_path / "more")
+    assert in_the_way.read_text() == "a file of a user"

@@ -116,12 +116,16 @@ class Examination:
             teacher=teacher and replace(teacher, fold_norms=False),
             teachers=teachers and {k: replace(t, fold_norms=False) for k, t in teachers.items()},
         )
-        put_together = tuple(f"{section}.classes:" for section in config.every_teacher)
+        put_together, runtimes = (
+            tuple(f"{section}.{setting}:" for section in config.every_teacher)
+            for setting in ("classes", "runtime")
+        )
         run = assemble(config, self.process, distil=distil, sets=sets)
         for remark in run.remarks[len(sets.remarks) :]:
             # What is said of classes put together is looked at on its own.
             if not remark.startswith(put_together):
-                self.findings.append(Finding("warning", networks.AREA, remark))
+                level = "note" if remark.startswith(runtimes) else "warning"
+                self.findings.append(Finding(level, networks.AREA, remark))
         return run
 
     def few(self, run: Run) -> Batch:
@@ -207,6 +211,7 @@ class Examination:
         for name, teacher in run.distiller.teachers.items():
             if not has_score(teacher, task):
                 continue
+            teacher = scores.in_pytorch(teacher)
             scored = scores.score(teacher, run, batches)
             tops.append(scores.value_of(scored.scores, main))
             who = teacher_section(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,13 @@ def score_finding(
         what += ": little better than an answer that looks at no image"
         return Finding("warning", AREA, what, advice, setting, numbers)
     return Finding("ok", AREA, what, setting=setting, numbers=numbers)
+
+
+def in_pytorch(teacher: Teacher) -> Teacher:
+    """The teacher without its program, which takes images of one size and has the input built in."""
+    other = copy.copy(teacher)
+    other.program = None
+    return other
 
 
 def try_inputs(
