@@ -191,5 +191,5 @@ def torch_program(file: Path, path: str, *, trusted: bool = False) -> Exported:
         return Exported(program, deployed_input(about, len(seen), file))
     except UserError:
         raise
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        raise UserError(f"{what} ({error})") from error
+    except Exception as error:  # a file that is made to fail can raise anything
+        raise UserError(f"{what} ({str(error) or type(error).__name__})") from error
