@@ -43,12 +43,14 @@ class ExportedFile:
         end: what the graph ends with, see `Deployed`.
         multiple_of: heights and widths must be multiples of it.
         size: (height, width) of a file that takes no other; None where sizes are free.
+        trusted: as in `load_program`; whoever opens the file again may trust it as much and no more.
     """
 
     path: Path
     run: Run
     about: dict[str, Any]
     size: tuple[int, int] | None = None
+    trusted: bool = False
 
     @property
     def model(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def open_exported(path: Path, threads: int | None = None, *, trusted: bool = Fal
         raise WeightsError(
             f"{path}: its description is not one that densekd export writes; export the model again"
         )
-    return ExportedFile(path, run, about, size)
+    return ExportedFile(path, run, about, size, trusted)
 
 
 def _is_description(about: dict[str, Any]) -> bool:

@@ -26,6 +26,9 @@ from densekd.models.foreign._checked_program import (
     load_program,
 )
 from densekd.models.foreign.exported import exported
+from densekd.types import InputSpec
+from densekd.workflows.latency import latency
+from densekd.workflows.open_model import open_model
 
 IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -263,6 +266,27 @@ def test_sample_inputs_are_left_out(good, tmp_path):
     mark.unlink()
     program = load_program(path, {}).module()
     torch.testing.assert_close(program(IMAGES), pickle.loads(good["answer"]), rtol=0, atol=1e-6)
+    assert not mark.exists()
+
+
+def test_a_file_that_is_opened_again_is_trusted_no_more_than_before(good, tmp_path):
+    mark = tmp_path / "mark"
+    about = {
+        "model": {
+            "task": "segmentation",
+            "classes": ["a", "b"],
+            "palette": [[0, 0, 0], [1, 1, 1]],
+            "input": InputSpec().as_dict(),
+            "arguments": {},
+        },
+        "end": "none",
+        "kind": "",
+        "multiple_of": "1",
+    }
+    extra = {beside(good, "extra/densekd.json"): json.dumps(about).encode()}
+    path = write(tmp_path / "a.pt2", {**sample_inputs(good, mark), **extra})
+    found = latency([open_model(path)], ["a"], size=(32, 48), runs=1)
+    assert found["rows"][0]["runtime"] == "torch.export"
     assert not mark.exists()
 
 
