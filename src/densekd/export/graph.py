@@ -207,6 +207,7 @@ def trace(
                 int8=is_int8(network),
                 limits=limits_of(program),
             )
+    assert error is not None
     raise UserError(
         f"{type(network).__name__} cannot be exported by torch.export: {first_line(error)}"
     ) from error
