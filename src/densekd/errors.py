@@ -24,3 +24,9 @@ class WeightsError(UserError):
 
 class NonFiniteError(UserError):
     """A term of the loss became NaN or infinite; raised before the optimizer step."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line; the error's kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

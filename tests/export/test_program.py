@@ -248,3 +248,17 @@ def test_a_tflite_file_without_its_runtime_names_the_extra(tmp_path, monkeypatch
     (tmp_path / "a.tflite").write_bytes(b"x")
     with pytest.raises(UserError, match=r"needs ai_edge_litert: pip install 'densekd\[tflite\]'"):
         open_exported(tmp_path / "a.tflite")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("model", "x"), ("model", {"classes": CLASSES}), ("model", {**ABOUT["model"], "classes": 3}),
+        ("model", {**ABOUT["model"], "input": {"size": "x", "y": 1}}), ("end", "files"), ("multiple_of", "0"),
+        ("multiple_of", "x"), ("kind", ["fcos"]),
+    ],
+)  # fmt: skip
+def test_a_description_that_is_none_of_ours_is_refused(tmp_path, entry, value):
+    (tmp_path / "a.onnx").write_bytes(tiny({**ABOUT, entry: value}))
+    with pytest.raises(WeightsError, match=r"a\.onnx: its description is not one that densekd"):
+        open_exported(tmp_path / "a.onnx")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export._quiet import quiet
 from densekd.export.graph import Graph
 from densekd.export.onnx import Run
@@ -48,9 +48,8 @@ def save_coreml(graph: Graph, folder: Path, about: Mapping[str, Any]) -> None:
             model.user_defined_metadata.update(_texts(about))
             model.save(str(folder))
     except Exception as error:  # the converter's errors have no common base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the network cannot be converted by coremltools: {lines[0]}. Write an .onnx file instead"
+            f"the network cannot be converted by coremltools: {first_line(error)}. Write an .onnx file instead"
         ) from error
 
 

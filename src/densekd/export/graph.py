@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.models.taps import Taps, evaluating
 from densekd.ops.resize import resize_map
 from densekd.rewrite import constants, is_int8, unseen_layers
@@ -149,7 +149,7 @@ def fixed(
     except Exception as error:  # torch.export's errors have no common base class
         raise UserError(
             f"{type(network).__name__} cannot be exported at {size[0]}x{size[1]}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     return Graph(module, program, 1, size, spec.channels, fixed=True)
 
@@ -207,8 +207,9 @@ def trace(
                 int8=is_int8(network),
                 limits=limits_of(program),
             )
+    assert error is not None
     raise UserError(
-        f"{type(network).__name__} cannot be exported by torch.export: {str(error).strip().splitlines()[0]}"
+        f"{type(network).__name__} cannot be exported by torch.export: {first_line(error)}"
     ) from error
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from densekd.config.names import PROGRAMS
-from densekd.errors import UserError, WeightsError
+from densekd.errors import UserError, WeightsError, first_line
+from densekd.export.graph import OUTPUTS
 from densekd.export.onnx import Run, check_packages, session_runner
 from densekd.export.openvino import check_openvino, compiled_runner
 from densekd.export.tflite import open_tflite
@@ -42,12 +43,14 @@ class ExportedFile:
         end: what the graph ends with, see `Deployed`.
         multiple_of: heights and widths must be multiples of it.
         size: (height, width) of a file that takes no other; None where sizes are free.
+        trusted: as in `load_program`; whoever opens the file again may trust it as much and no more.
     """
 
     path: Path
     run: Run
     about: dict[str, Any]
     size: tuple[int, int] | None = None
+    trusted: bool = False
 
     @property
     def model(self) -> dict[str, Any]:
@@ -104,20 +107,37 @@ def open_exported(path: Path, threads: int | None = None, *, trusted: bool = Fal
             texts, run, size = open_tflite(path, threads)
         else:
             texts, run = read_pt2(path, trusted=trusted)
+        about = {key: _value(value) for key, value in texts.items()}
     except UserError:
         raise
     except Exception as error:  # the runtimes have no common base class
-        raise WeightsError(
-            f"{path}: cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
-    about = {key: _value(value) for key, value in texts.items()}
+        raise WeightsError(f"{path}: cannot be read: {first_line(error)}") from error
     missing = [key for key in NEEDED if key not in about]
     if missing:
         raise WeightsError(
             f"{path}: does not say which network it is of (no {', '.join(missing)} in its metadata); only files that "
             "this version of densekd export wrote can be scored and asked. Export the model again"
         )
-    return ExportedFile(path, run, about, size)
+    if not _is_description(about):
+        raise WeightsError(
+            f"{path}: its description is not one that densekd export writes; export the model again"
+        )
+    return ExportedFile(path, run, about, size, trusted)
+
+
+def _is_description(about: dict[str, Any]) -> bool:
+    """Whether the entries that are read have the form in which they are written."""
+    model = about["model"]
+    if not (isinstance(model, dict) and isinstance(model.get("classes"), list)):
+        return False
+    try:
+        InputSpec(**model["input"])
+        unit = int(about["multiple_of"])
+    except (TypeError, ValueError, KeyError):
+        return False
+    return (
+        unit > 0 and about["end"] in (*OUTPUTS, "none") and isinstance(about.get("kind", ""), str)
+    )
 
 
 def _value(text: Any) -> Any:
@@ -193,7 +213,7 @@ class Program(nn.Module):
         except Exception as error:  # the runtimes have no common base class
             taken = self.file.about.get("input", "")
             raise UserError(
-                f"{self.file.path} does not run on {tuple(seen.shape)}: {str(error).strip().splitlines()[0]}. "
+                f"{self.file.path} does not run on {tuple(seen.shape)}: {first_line(error)}. "
                 f"It takes {taken}"
             ) from error
         parts = [

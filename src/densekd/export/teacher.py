@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export.onnx import check_packages, onnx_proto
 from densekd.export.openvino import check_openvino
 from densekd.export.quantise import quantise
@@ -199,8 +199,3 @@ def map_errors(expected: DenseOutput, found: DenseOutput) -> dict[str, float]:
         error = float(difference.max() / largest.clamp(min=1e-12))
         errors[name] = error if error == error else float("inf")
     return errors
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export._quiet import quiet
 from densekd.export.graph import Graph
 from densekd.export.onnx import Run
@@ -53,9 +53,8 @@ def save_tflite(graph: Graph, file: Path, about: Mapping[str, Any]) -> None:
             litert.convert(graph.module, (images,)).export(str(draft))
             content = draft.read_bytes()
     except Exception as error:  # the converter's errors have no common base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the network cannot be converted by litert-torch: {lines[0]}. Write an .onnx file instead"
+            f"the network cannot be converted by litert-torch: {first_line(error)}. Write an .onnx file instead"
         ) from error
     file.write_bytes(content)
     with zipfile.ZipFile(file, "a") as archive:

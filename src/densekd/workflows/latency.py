@@ -157,7 +157,7 @@ def _arms(
     for number, (model, name) in enumerate(zip(models, names, strict=True)):
         images = torch.rand(1, model.input_spec.channels, *size, device=model.device)
         if isinstance(model.model, Program):
-            file = open_exported(model.path, threads, trusted=True)  # it was opened before
+            file = open_exported(model.path, threads, trusted=model.model.file.trusted)
             yield _file_arm(file, name, file.runtime, number, images)
             continue
         stored = model.path.stat().st_size

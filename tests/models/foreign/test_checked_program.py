@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from densekd.errors import UserError
@@ -23,6 +26,9 @@ from densekd.models.foreign._checked_program import (
     load_program,
 )
 from densekd.models.foreign.exported import exported
+from densekd.types import InputSpec
+from densekd.workflows.latency import latency
+from densekd.workflows.open_model import open_model
 
 IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -143,6 +149,46 @@ def tree_of(kind: str, context: str) -> Callable[[dict, Path], dict]:
     return lambda members, mark: changed(members, "models/model.json", change)
 
 
+def code(mark: Path) -> str:
+    """An expression that makes a file, without a quote."""
+    path = list(str(mark).encode())
+    return f"open(bytes({path}).decode(),bytes([119]).decode())"
+
+
+def input_name(members: dict, mark: Path) -> dict:
+    """A default of an argument that nothing reads; it is evaluated as soon as the program is read."""
+
+    def change(tree: dict) -> None:
+        module = tree["graph_module"]
+        graph, bad = module["graph"], f"x={code(mark)}"
+        graph["inputs"].append({"as_tensor": {"name": bad}})
+        graph["tensor_values"][bad] = graph["tensor_values"]["images"]
+        spec = {"user_input": {"arg": {"as_tensor": {"name": bad}}}}
+        module["signature"]["input_specs"].append(spec)
+
+    return changed(members, "models/model.json", change)
+
+
+def argument_name(members: dict, mark: Path) -> dict:
+    def change(tree: dict) -> None:
+        signature = tree["graph_module"]["module_call_graph"][0]["signature"]
+        signature["forward_arg_names"] = [f"images={code(mark)}"]
+
+    return changed(members, "models/model.json", change)
+
+
+def function_as_argument(members: dict, mark: Path) -> dict:
+    def change(tree: dict) -> None:
+        node = tree["graph_module"]["graph"]["nodes"][0]
+        node["inputs"][0]["arg"] = {"as_operator": "torch.hub.load"}
+
+    return changed(members, "models/model.json", change)
+
+
+def sample_inputs(members: dict, mark: Path) -> dict:
+    return {**members, beside(members, "data/sample_inputs/model.pt"): pickled(mark)}
+
+
 HOSTILE: dict[str, Callable[[dict, Path], dict]] = {
     "a pickled weight": pickled_weight,
     "an opaque constant": opaque_constant,
@@ -153,6 +199,9 @@ HOSTILE: dict[str, Callable[[dict, Path], dict]] = {
         "version": b"8.8", "serialized_exported_program.json": b"{}", "serialized_state_dict.pt": pickled(mark),
         "serialized_constants.pt": pickled(mark), "serialized_example_inputs.pt": pickled(mark),
     },
+    "the name of an input": input_name,
+    "the name of an argument": argument_name,
+    "a function as an argument": function_as_argument,
     "a guard": guard,
     "a symbol": symbol,
     "an operator that writes": lambda m, mark: changed(
@@ -195,7 +244,9 @@ def test_a_hostile_program_is_refused_and_runs_nothing(good, tmp_path, kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["a pickled weight", "an opaque constant", "a guard", "a symbol"])
+@pytest.mark.parametrize("kind", [
+    "a pickled weight", "an opaque constant", "the name of an input", "a guard", "a symbol",
+])  # fmt: skip
 def test_the_same_files_run_code_where_they_are_trusted(good, tmp_path, kind):
     """Else the test above would say nothing."""
     mark = tmp_path / "mark"
@@ -203,6 +254,69 @@ def test_the_same_files_run_code_where_they_are_trusted(good, tmp_path, kind):
     with suppress(Exception):  # what the payload gives is no tensor
         load_program(path, {}, trusted=True).module()(IMAGES)
     assert mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sample_inputs_are_left_out(good, tmp_path):
+    mark = tmp_path / "mark"
+    path = write(tmp_path / "a.pt2", sample_inputs(good, mark))
+    with suppress(Exception):
+        load_program(path, {}, trusted=True)
+    assert mark.exists()
+    mark.unlink()
+    program = load_program(path, {}).module()
+    torch.testing.assert_close(program(IMAGES), pickle.loads(good["answer"]), rtol=0, atol=1e-6)
+    assert not mark.exists()
+
+
+def test_a_file_that_is_opened_again_is_trusted_no_more_than_before(good, tmp_path):
+    mark = tmp_path / "mark"
+    about = {
+        "model": {
+            "task": "segmentation",
+            "classes": ["a", "b"],
+            "palette": [[0, 0, 0], [1, 1, 1]],
+            "input": InputSpec().as_dict(),
+            "arguments": {},
+        },
+        "end": "none",
+        "kind": "",
+        "multiple_of": "1",
+    }
+    extra = {beside(good, "extra/densekd.json"): json.dumps(about).encode()}
+    path = write(tmp_path / "a.pt2", {**sample_inputs(good, mark), **extra})
+    found = latency([open_model(path)], ["a"], size=(32, 48), runs=1)
+    assert found["rows"][0]["runtime"] == "torch.export"
+    assert not mark.exists()
+
+
+class Kept(nn.Module):
+    """Boxes after NMS: an operator of torchvision, and an assertion whose message has quotes."""
+
+    def forward(self, Images: torch.Tensor) -> torch.Tensor:
+        boxes = Images[0, 0] * 10
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4].abs()], 1)
+        kept = boxes[torchvision.ops.nms(boxes, boxes[:, 0], 0.5)].mean(0)
+        return torch.einsum("c,bdhw->bc", kept, Images)
+
+
+def test_a_program_with_nms_is_read(tmp_path):
+    free = torch.export.Dim.DYNAMIC
+    program = torch.export.export(Kept(), (IMAGES,), dynamic_shapes={"Images": {0: free, 2: free}})
+    assert "on node 'ge'" in str(program.graph)
+    torch.export.save(program, tmp_path / "a.pt2")
+    found = load_program(tmp_path / "a.pt2", {}).module()
+    torch.testing.assert_close(found(IMAGES), Kept()(IMAGES), rtol=0, atol=1e-6)
+
+
+def test_torchvision_is_imported_for_its_operators(tmp_path):
+    program = torch.export.export(Kept(), (IMAGES,))
+    torch.export.save(program, tmp_path / "a.pt2")
+    words = (
+        "import pathlib, sys; from densekd.models.foreign._checked_program import load_program\n"
+    )
+    words += "assert 'torchvision' not in sys.modules\nload_program(pathlib.Path('a.pt2'), {})"
+    subprocess.run([sys.executable, "-c", words], cwd=tmp_path, check=True)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -220,6 +334,7 @@ def test_a_member_that_stands_twice(good, tmp_path):
     [
         "Pow(Integer(10), Integer(10000000))", "10**10**10", "Symbol('a').__class__", "Symbol(\"__import__('os')\")",
         "eval('1')", "[x for x in y]", "lambda: 1", "f'{x}'", "(x := 1)", "x" * 30_000, "s0.size()", "1e400",
+        "(1 #\" + x\n)", "(1\n+ 1)", 'Symbol("a")',
     ],
 )  # fmt: skip
 def test_no_arithmetic(text):

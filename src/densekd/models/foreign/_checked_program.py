@@ -9,11 +9,13 @@ gets a copy that holds what was checked and nothing else, since two readers of z
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import re
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from densekd.errors import UserError
 
 PROGRAM = "models/model.json"
+SAMPLES = "data/sample_inputs/model.pt"
 # The files of an archive, below its first folder. All that PyTorch writes for a plain program is among them.
 PLAIN = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/sample_inputs/model\.pt|"
@@ -38,11 +41,19 @@ SIZES = re.compile(
     r"math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|ite|int|float|sum)"
 )
 FORBIDDEN = ("from_file",)  # opens any file, and can make it longer
-WORDS = re.compile(
-    r"[\w.,:;/+\-\[\]()<>=* ]{0,2000}"
-)  # no quotes and no lines: some of them become parts of code
+# PyTorch writes Python from a graph. Names of values and arguments stand in it as they are, attributes between quotes.
+NAMED = ("name", "as_name", "forward_arg_names")
+NAME = re.compile(r"\w*")
+WORDS = re.compile(r"[\w.:/+\- ]{0,2000}")
+TEXTS = ("as_string", "as_strings")  # arguments of operators, as the letters of einsum
+TEXT = re.compile(r"[\w.,:;/+\-\[\]()<>=* ]{0,2000}")  # no quotes, no backslashes and no lines
+ASSERTIONS = re.compile(r"torch\.ops\.aten\._(functional_)?assert_\w+\.\w+")
+REFUSED = ("as_custom_obj", "as_graph", "as_operator", "as_string_to_argument")
 TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 SYMBOL = re.compile(r"[a-z]\w*")
+EXPRESSION = re.compile(
+    r"[\w .,()\[\]'+\-*/%<>=!&|~]*"
+)  # no comments and no lines, which hide what is behind them
 ARITHMETIC = frozenset([
     "Symbol", "Integer", "Float", "Rational", "Mul", "Add", "Pow", "Max", "Min", "Abs", "Mod", "PythonMod",
     "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "Where", "ToFloat", "TruncToInt", "TruncToFloat",
@@ -109,7 +120,8 @@ def _checked_copy(file: Path) -> bytes:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise _Refused(f"{entry.filename!r} is compressed")
             seen.add(name)
-            content = archive.read(entry)
+            # PyTorch unpickles the sample inputs where they are no plain tensors, and runs without them.
+            content = b"" if name == SAMPLES else archive.read(entry)
             if name.endswith(".json") and not name.startswith("extra/"):
                 content = json.dumps(_checked_json(name, json.loads(content))).encode()
             checked.writestr(f"archive/{name}", content)
@@ -123,6 +135,7 @@ def _checked_json(name: str, content: Any) -> Any:
         _walk(content, "")
         return content
     for key, entry in content["config"].items():
+        _text("", key)
         pickled = entry["use_pickle"] is not False
         if pickled or not TENSORS.fullmatch(entry["path_name"]):
             raise _Refused(f"{key!r} is {'pickled' if pickled else 'no plain tensor'}")
@@ -134,8 +147,10 @@ def _walk(value: Any, key: str) -> None:
     if isinstance(value, dict):
         if "metadata" in value:
             value["metadata"] = {}
-        if value.get("as_custom_obj") is not None or value.get("as_graph") is not None:
-            raise _Refused("it holds objects or graphs within its graph")
+        if any(value.get(part) is not None for part in REFUSED):
+            raise _Refused("it holds objects, functions or graphs within its graph")
+        if ASSERTIONS.fullmatch(str(value.get("target"))):
+            _unquote(value["inputs"])
         for name, part in value.items():
             _text("", name)
             _walk(part, name)
@@ -146,6 +161,14 @@ def _walk(value: Any, key: str) -> None:
         _text(key, value)
 
 
+def _unquote(inputs: list[dict[str, Any]]) -> None:
+    """Leave out of an assertion's message, which is for people alone, what no text may hold."""
+    for given in inputs:
+        message = given["arg"].get("as_string")
+        if message is not None:
+            given["arg"]["as_string"] = "".join(TEXT.findall(message[:2000]))
+
+
 def _text(key: str, text: str) -> None:
     if key == "expr_str":
         _arithmetic(text, ARITHMETIC)
@@ -153,9 +176,9 @@ def _text(key: str, text: str) -> None:
         _arithmetic(text, ARITHMETIC | {"L"}, of_tensors=True)
     elif key in ("in_spec", "out_spec"):
         _tree(json.loads(text)[1])
-    elif key == "target" and text.startswith(("torch", "_operator", "math", "#")):
+    elif key == "target":
         _operator(text)
-    elif not WORDS.fullmatch(text):
+    elif not (NAME if key in NAMED else TEXT if key in TEXTS else WORDS).fullmatch(text):
         raise _Refused(f"{key or 'a name'} is {text[:80]!r}")
 
 
@@ -166,6 +189,9 @@ def _operator(name: str) -> None:
         if SIZES.fullmatch(name):
             return
         raise _Refused(f"it calls {name[:80]!r}")
+    if match[1] == "torchvision":
+        with suppress(ImportError):
+            importlib.import_module("torchvision")  # which makes its operators known
     overload = "" if match[3] == "default" else match[3]
     try:
         torch._C._dispatch_find_schema_or_throw(f"{match[1]}::{match[2]}", overload)
@@ -198,13 +224,15 @@ def _arithmetic(text: str, functions: frozenset[str], of_tensors: bool = False) 
     if len(text) > LONGEST:
         raise _Refused("an expression is too long")
     wrong = _Refused(f"an expression is {text[:80]!r}")
+    if not EXPRESSION.fullmatch(text):
+        raise wrong
     for node in ast.walk(ast.parse(text.strip(), mode="eval")):
         if not isinstance(node, OPERATIONS):
             raise wrong
         if isinstance(node, ast.Constant):
             value = node.value
             if isinstance(value, str):
-                fits = SYMBOL.fullmatch(value) is not None
+                fits = value.isidentifier() if of_tensors else SYMBOL.fullmatch(value) is not None
             else:
                 fits = value is None or (isinstance(value, (int, float)) and abs(value) < 2**64)
             if not fits:

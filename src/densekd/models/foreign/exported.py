@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.models.foreign._checked_program import load_program
 from densekd.models.foreign._runtimes import Runtime, onnxruntime, openvino, parts_of
 from densekd.types import InputSpec
@@ -99,7 +99,7 @@ class RuntimeNetwork(nn.Module):
             return self.runtime.run(array)
         except Exception as error:  # the runtimes' errors have no common base class
             raise UserError(
-                f"{self.file} does not run on images {tuple(images.shape)}: {str(error).strip().splitlines()[0]}"
+                f"{self.file} does not run on images {tuple(images.shape)}: {first_line(error)}"
             ) from error
 
     def _check(self, images: Tensor) -> None:
@@ -191,5 +191,5 @@ def torch_program(file: Path, path: str, *, trusted: bool = False) -> Exported:
         return Exported(program, deployed_input(about, len(seen), file))
     except UserError:
         raise
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        raise UserError(f"{what} ({error})") from error
+    except Exception as error:  # a file that is made to fail can raise anything
+        raise UserError(f"{what} ({first_line(error)})") from error
