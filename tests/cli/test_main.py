@@ -117,7 +117,7 @@ def test_help_is_there_in_a_second(name):
     [
         (["trian"], ["unknown command 'trian'", "'train'"]),
         (["xyz"], ["unknown command 'xyz'", "distill"]),
-        (["data", "chekc"], ["'chekc'", "check or synthesize"]),
+        (["data", "chekc"], ["'chekc'", "check, shard or synthesize"]),
         (["train", "camvid/espnett"], ["camvid/espnett", "Did you mean camvid/espnet"]),
         (["train", "camvid"], ["'camvid'", "Shipped"]),
         (["train", "camvid/espnet", "--data.root"], ["--data.root needs a value"]),
@@ -140,7 +140,7 @@ def test_help_is_there_in_a_second(name):
         (["predict", "runs/x", "a.png", "--out", "o"], ["a.png does not exist"]),
         (["predict", "runs/x", "--out", "o"], ["at least one INPUT"]),
         (["predict", "runs/x", "a.png", "--out", "o", "--data.root", "x"], ["--data.root", "--recipe RECIPE"]),
-        (["export", "runs/x", "--out", "o.mlpackage"], ["o.mlpackage", ".onnx, .pt2, .xml"]),
+        (["export", "runs/x", "--out", "o.mlmodel"], ["o.mlmodel", ".onnx, .pt2, .xml"]),
         (["export", "runs/x", "--out", "o.pt2"], ["runs/x", "no file and no folder here"]),
         (["latency", "runs/x", "--runs", "0"], ["--runs 0", "at least 1"]),
         (["latency", "runs/x", "--onnx", "o.onnx"], ["--onnx o.onnx", "no such file"]),

@@ -245,7 +245,7 @@ def test_a_hostile_program_is_refused_and_runs_nothing(good, tmp_path, kind):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [
-    "a pickled weight", "an opaque constant", "the name of an input", "a guard", "a symbol",
+    "a pickled weight", "the name of an input", "a guard", "a symbol",
 ])  # fmt: skip
 def test_the_same_files_run_code_where_they_are_trusted(good, tmp_path, kind):
     """Else the test above would say nothing."""
@@ -254,6 +254,24 @@ def test_the_same_files_run_code_where_they_are_trusted(good, tmp_path, kind):
     with suppress(Exception):  # what the payload gives is no tensor
         load_program(path, {}, trusted=True).module()(IMAGES)
     assert mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("size", "fits"), [("32*s87", True), ("open", True), ("open('a')", False), ("a@b", False)]
+)
+def test_sizes_that_ranges_are_of(good, tmp_path, size, fits):
+    """A range may be of a multiple of a size, and stands under its text."""
+
+    def change(tree: dict) -> None:
+        tree["range_constraints"][size] = {"min_val": 2, "max_val": 9}
+
+    path = write(tmp_path / "a.pt2", changed(dict(good), "models/model.json", change))
+    if fits:
+        load_program(path, {})
+    else:
+        with pytest.raises(UserError, match="running code of its own"):
+            load_program(path, {})
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -150,7 +150,7 @@ def test_a_teacher_from_an_export_is_the_network_it_was_made_of(suffix, tmp_path
     torch.manual_seed(0)
     task = Segmentation(["a", "b", "c"], [(0, 0, 0)] * 3)
     network = nn.Conv2d(3, 3, 3, padding=1)
-    about = {"model": {"name": "x"}, "input": InputSpec().as_dict()}
+    about = {"name": "x", "classes": task.classes, "input": InputSpec().as_dict()}
     model = LoadedModel(network, task, InputSpec(), about, tmp_path)
     file = tmp_path / f"net{suffix}"
     export(model, file, end="none", size=(64, 96))

@@ -152,7 +152,8 @@ def _walk(value: Any, key: str) -> None:
         if ASSERTIONS.fullmatch(str(value.get("target"))):
             _unquote(value["inputs"])
         for name, part in value.items():
-            _text("", name)
+            if not WORDS.fullmatch(name):
+                _arithmetic(name, ARITHMETIC)  # the size that a range is of, as 32*s0
             _walk(part, name)
     elif isinstance(value, list):
         for part in value:
