@@ -39,7 +39,7 @@ test: $(READY)
 
 # The tests marked slow too; all but those that need a GPU.
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu' --durations=20
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

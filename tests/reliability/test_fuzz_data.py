@@ -117,7 +117,7 @@ def test_data_sets_are_read_or_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_many_data_sets_are_read_or_refused(tmp_path):
     pytest.importorskip("faster_coco_eval")
-    try_data(120, 8, tmp_path)
+    try_data(300, 8, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_run_folders_are_read_or_refused(finished, tmp_path):
 
 @pytest.mark.slow
 def test_many_run_folders_are_read_or_refused(finished, tmp_path):
-    try_run_folders(100, 10, finished, tmp_path)
+    try_run_folders(300, 10, finished, tmp_path)
 
 
 def test_a_damaged_neighbour_stops_no_card(finished, tmp_path):
