@@ -9,6 +9,7 @@ script also measures making the cache, its first read with the checksums, and ot
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -208,20 +209,27 @@ def cost_table(sets: dict[str, dict[str, Any]]) -> str:
     return measure.table(head, rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = measure.make_parser("data_path", __doc__)
+def parse_with_camvid(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, *, images: int
+) -> argparse.Namespace:
+    """The options of a script on CamVid's images, ``camvid`` None in a dry run; from here on one thread computes."""
     parser.add_argument("--camvid", type=Path, default=os.environ.get("DENSEKD_CAMVID"))
-    parser.add_argument("--images", type=int, default=16, help="files a set")
+    parser.add_argument("--images", type=int, default=images, help="files a set")
     args = parser.parse_args(arguments)
     if args.camvid is None and not args.dry:
         raise SystemExit("--camvid FOLDER (or $DENSEKD_CAMVID): CamVid in the SegNet layout")
+    args.camvid = None if args.dry else Path(args.camvid)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_with_camvid(measure.make_parser("data_path", __doc__), arguments, images=16)
     device = measure.pick(args.device, args.clock)
     path, rounds = measure.begin(args, "data_path")
-    camvid = None if args.dry else Path(args.camvid)
     sets = {
-        name: measure_set(name, camvid, device, rounds, images=args.images, dry=args.dry)
+        name: measure_set(name, args.camvid, device, rounds, images=args.images, dry=args.dry)
         for name in SETS
     }
     parts = measure_parts(rounds, dry=args.dry)

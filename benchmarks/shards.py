@@ -10,18 +10,16 @@ read.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from benchmarks import measure
-from benchmarks.data_path import BATCH, SETS, make_set
+from benchmarks.data_path import BATCH, SETS, make_set, parse_with_camvid
 from densekd.config.load import make_config
 from densekd.data import Augment, Folder, Shards, TrainLoader
 from densekd.workflows.shard import shard
@@ -88,18 +86,12 @@ def as_table(sets: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = measure.make_parser("shards", __doc__, pairs=12)
-    parser.add_argument("--camvid", type=Path, default=os.environ.get("DENSEKD_CAMVID"))
-    parser.add_argument("--images", type=int, default=64, help="files a set")
-    args = parser.parse_args(arguments)
-    if args.camvid is None and not args.dry:
-        raise SystemExit("--camvid FOLDER (or $DENSEKD_CAMVID): CamVid in the SegNet layout")
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    args = parse_with_camvid(parser, arguments, images=64)
     device = measure.pick(args.device, args.clock)
     path, rounds = measure.begin(args, "shards")
-    camvid = None if args.dry else Path(args.camvid)
     sets = {
-        name: measure_set(name, camvid, rounds, images=args.images, dry=args.dry) for name in SETS
+        name: measure_set(name, args.camvid, rounds, images=args.images, dry=args.dry)
+        for name in SETS
     }
     return measure.finish(
         "shards", path, device, rounds, as_table(sets), threads=1, batch=BATCH, sets=sets

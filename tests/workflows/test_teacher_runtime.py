@@ -1,6 +1,7 @@
 """Recipes whose teacher another runtime computes: what is checked at the start, refused, kept and resumed."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -9,13 +10,12 @@ from torch import nn
 from densekd.build import runtimes
 from densekd.build.run import assemble
 from densekd.config.load import make_config
-from densekd.engine import trainer
 from densekd.engine.folder import RunFolder
 from densekd.engine.launch import Process
 from densekd.errors import UserError
 from densekd.workflows import tune as tuning
 from densekd.workflows.doctor.examine import examine
-from densekd.workflows.run import run
+from tests.reliability import runs
 
 CPU = Process(rank=0, world_size=1, device=torch.device("cpu"))
 HERE = "tests.workflows.test_teacher_runtime"
@@ -48,34 +48,15 @@ def tree(tiny_tree):
     return tree
 
 
-def go(tree, folder, **options):
-    return run(
-        make_config(tree, "test"),
-        distil=True,
-        folder=folder,
-        command="test",
-        device="cpu",
-        **options,
-    )
+go = partial(runs.go, distil=True)
 
 
-def test_a_run_says_how_near_its_teacher_is_and_resumes_to_the_bit(
-    tree, tmp_path, monkeypatch, capsys
-):
+def test_a_run_says_how_near_its_teacher_is_and_resumes_to_the_bit(tree, tmp_path, capsys):
     assert go(tree, tmp_path / "whole") == 0
     said = capsys.readouterr().out
     assert "teacher.runtime: onnxruntime computes the teacher; its maps are within" in said
-    original = trainer.Training.save
-
-    def die(self):
-        original(self)
-        if self.done == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Training, "save", die)
-        with pytest.raises(KeyboardInterrupt):
-            go(tree, tmp_path / "parts")
+    with runs.dies_after(2):
+        go(tree, tmp_path / "parts")
     assert go(tree, tmp_path / "parts", resume=True) == 0
     whole, parts = (RunFolder(tmp_path / name).student.read_bytes() for name in ("whole", "parts"))
     assert whole == parts

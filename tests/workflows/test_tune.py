@@ -14,9 +14,9 @@ from densekd.config.tree import flatten, parse_yaml
 from densekd.engine.folder import RunFolder
 from densekd.errors import UserError
 from densekd.workflows import tune as module
-from densekd.workflows.run import run
 from densekd.workflows.tune_memory import memory_of, remembered
 from tests.cli.helpers import write_recipe
+from tests.reliability import runs
 
 
 @pytest.fixture
@@ -44,15 +44,7 @@ def tuned_settings(tree, **options):
     return module.tune(make_config(tree, "test"), rounds=3, device="cpu", **options)
 
 
-def go(tree, folder, **options):
-    return run(
-        make_config(tree, "test"),
-        distil=True,
-        folder=folder,
-        command="test",
-        device="cpu",
-        **options,
-    )
+go = partial(runs.go, distil=True)
 
 
 def settings(folder):

@@ -13,7 +13,7 @@ from densekd.build import provenance
 from densekd.build.resolve import NETWORK, accepts, call, parameters, resolve
 from densekd.config import schema
 from densekd.config.names import MODELS, TEACHERS_ONLY
-from densekd.errors import UserError, WeightsError
+from densekd.errors import UserError, WeightsError, first_line
 from densekd.models.finite import check_finite
 from densekd.models.foreign.hf import adopt, fill
 from densekd.models.weights import load_weights
@@ -130,7 +130,7 @@ def round_layers(network: nn.Module, spec: InputSpec | None, where: str) -> None
         height, width = spec.size or EXAMPLE
         raise UserError(
             f"{where}.int8: the network does not run on an image of {height}x{width}, with which its norms are folded: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     if not layers:
         raise UserError(

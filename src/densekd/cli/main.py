@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 
-from densekd.errors import NonFiniteError, UserError
+from densekd.errors import NonFiniteError, UserError, first_line
 from densekd.ops.files import disk_error
 from densekd.ops.names import did_you_mean, printable
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
             raise
         return fail(
-            f"out of memory: {str(error).splitlines()[0]}\nLower data.batch_size (train.accumulate keeps the "
+            f"out of memory: {first_line(error)}\nLower data.batch_size (train.accumulate keeps the "
             "effective batch), data.crop or evaluate.batch_size, or set train.amp bf16.",
             1,
             every_rank=True,  # one process of several may be the only one that meets it
@@ -110,7 +110,7 @@ def lost_process(error: RuntimeError) -> str | None:
     rank = os.environ.get("RANK", "?")
     return (
         f"process {rank}: another process of this run has ended or cannot be reached "
-        f"({str(error).splitlines()[0][:200]}). Its own output says why; --resume goes on from the last checkpoint"
+        f"({first_line(error)[:200]}). Its own output says why; --resume goes on from the last checkpoint"
     )
 
 

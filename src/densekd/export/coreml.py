@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from densekd.errors import UserError, first_line
 from densekd.export._quiet import quiet
 from densekd.export.graph import Graph
-from densekd.export.onnx import Run
+from densekd.export.onnx import Run, entries
 
 
 def check_coreml() -> None:
@@ -45,7 +44,7 @@ def save_coreml(graph: Graph, folder: Path, about: Mapping[str, Any]) -> None:
                 minimum_deployment_target=tools.target.iOS16,
                 skip_model_load=True,
             )
-            model.user_defined_metadata.update(_texts(about))
+            model.user_defined_metadata.update(entries(about))
             model.save(str(folder))
     except Exception as error:  # the converter's errors have no common base class
         raise UserError(
@@ -80,15 +79,11 @@ def check_package(graph: Graph, folder: Path, about: Mapping[str, Any]) -> None:
             f"Core ML's package has {found} and the network {wanted}, so no file is written; write an .onnx file"
         )
     kept = dict(described.metadata.userDefined)
-    lost = [key for key, text in _texts(about).items() if kept.get(key) != text]
+    lost = [key for key, text in entries(about).items() if kept.get(key) != text]
     if lost:
         raise UserError(
             f"Core ML's package has lost {', '.join(lost)} of its description, so no file is written"
         )
-
-
-def _texts(about: Mapping[str, Any]) -> dict[str, str]:
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
 
 
 def runs_here() -> bool:

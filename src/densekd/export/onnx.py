@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import json
-import logging
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from densekd.errors import UserError
+from densekd.export._quiet import quiet
 from densekd.export.graph import OF_BOXES, Graph
 from densekd.models.foreign._runtimes import onnx_session
 
@@ -31,6 +28,11 @@ def check_packages() -> None:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'densekd[export]'")
 
 
+def entries(about: Mapping[str, Any]) -> dict[str, str]:
+    """A description as metadata, whose entries are texts: JSON, or plain text as it is."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+
+
 def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
     """The file's content.
 
@@ -38,9 +40,9 @@ def onnx_bytes(graph: Graph, about: Mapping[str, Any]) -> bytes:
         about: metadata, a JSON text an entry; plain text stays as it is.
     """
     proto = onnx_proto(graph.program, list(graph.module.outputs), _own_operations(graph.module.end))
-    for key, value in about.items():
+    for key, text in entries(about).items():
         entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+        entry.key, entry.value = key, text
     _name_sizes(proto, graph)
     return proto.SerializeToString()
 
@@ -55,22 +57,15 @@ def onnx_proto(
         own: how operations that torch does not know stand in ONNX.
     """
     check_packages()
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            written = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=["images"],
-                output_names=outputs,
-                verbose=False,
-                custom_translation_table=own,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet():
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=outputs,
+            verbose=False,
+            custom_translation_table=own,
+        )
     assert written is not None
     proto = written.model_proto
     # What torch notes of each operation, with paths of this machine, is most of a small network's file.

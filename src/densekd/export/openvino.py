@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from densekd.errors import UserError
-from densekd.export.onnx import Run
+from densekd.export.onnx import Run, entries
 from densekd.models.foreign._runtimes import SECTION
 
 
@@ -30,8 +29,7 @@ def save_openvino(onnx: Path, xml: Path, about: Mapping[str, Any]) -> None:
     check_openvino()
     ov: Any = importlib.import_module("openvino")
     model = ov.Core().read_model(str(onnx))
-    for key, value in about.items():
-        text = value if isinstance(value, str) else json.dumps(value)
+    for key, text in entries(about).items():
         model.set_rt_info(text, [SECTION, key])
     ov.save_model(model, str(xml), compress_to_fp16=False)
 
@@ -39,7 +37,9 @@ def save_openvino(onnx: Path, xml: Path, about: Mapping[str, Any]) -> None:
 def compiled_runner(compiled: Any) -> Run:
     def run(images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         found = compiled(np.ascontiguousarray(images))
-        outputs = [np.array(found[port]) for port in compiled.outputs]
+        outputs = [
+            found[port] for port in compiled.outputs
+        ]  # copies: OpenVINO shares no outputs by itself
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run

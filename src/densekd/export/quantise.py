@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export.onnx import check_packages
 
 # What runs in int8. What normalises, resizes and decides stays in float.
@@ -77,9 +77,7 @@ def quantise(content: bytes, images: Iterable[np.ndarray]) -> tuple[bytes, int]:
     except Exception as error:  # ONNX Runtime's errors have no common base class
         if reader.count == 0:
             raise UserError("there is no image to calibrate on") from error
-        raise UserError(
-            f"ONNX Runtime cannot quantise it: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UserError(f"ONNX Runtime cannot quantise it: {first_line(error)}") from error
     finally:
         logger.setLevel(level)
     kept = {entry.key for entry in quantised.metadata_props}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from densekd.errors import UserError, first_line
-from densekd.export.onnx import check_packages, onnx_proto
-from densekd.export.openvino import check_openvino
+from densekd.export.onnx import Run, check_packages, onnx_proto, session_runner
+from densekd.export.openvino import check_openvino, compiled_runner
 from densekd.export.quantise import quantise
 from densekd.models.foreign._runtimes import onnx_session, openvino_program
 from densekd.models.taps import Taps, evaluating
@@ -77,7 +77,8 @@ class TeacherProgram:
             found = self.run(images.detach().float().contiguous().numpy())
         except Exception as error:  # the runtimes' errors have no common base class
             raise UserError(f"{self.runtime} fails on the teacher: {first_line(error)}") from error
-        return filled(self.form, iter(torch.from_numpy(array) for array in found))
+        maps = found if isinstance(found, tuple) else (found,)
+        return filled(self.form, iter(torch.from_numpy(array) for array in maps))
 
 
 class Flat(nn.Module):
@@ -123,21 +124,12 @@ def check_runtime(runtime: str) -> None:
         check_openvino()
 
 
-def in_onnxruntime(content: bytes, threads: int) -> Any:
-    session = onnx_session(content, threads, spin=False)
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: session.run(names, {"images": images})
+def in_onnxruntime(content: bytes, threads: int) -> Run:
+    return session_runner(onnx_session(content, threads, spin=False))
 
 
-def in_openvino(content: bytes, threads: int) -> Any:
-    _, compiled = openvino_program(content, threads)
-    count = len(compiled.outputs)
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        found = compiled([images])
-        return [found[i] for i in range(count)]
-
-    return run
+def in_openvino(content: bytes, threads: int) -> Run:
+    return compiled_runner(openvino_program(content, threads)[1])
 
 
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export.graph import OF_BOXES, Graph
 from densekd.types import FinalBoxes
 
@@ -57,7 +57,7 @@ def compare(
             answer = run(images)
         except Exception as error:  # the runtimes have no common base class
             raise UserError(
-                f"{who} fails at {shape}, so no file is written: {str(error).splitlines()[0]}"
+                f"{who} fails at {shape}, so no file is written: {first_line(error)}"
             ) from error
         answers = answer if isinstance(answer, tuple) else (answer,)
         if len(answers) != len(expected):

@@ -43,6 +43,14 @@ def as_class_weights(given: Sequence[float] | Tensor) -> Tensor:
     return weights
 
 
+def check_class_weights(class_weights: Tensor | None, classes: int) -> None:
+    if class_weights is not None and tuple(class_weights.shape) != (classes,):
+        raise ValueError(
+            f"class_weights have shape {tuple(class_weights.shape)}; expected one weight for each of the "
+            f"{classes} classes"
+        )
+
+
 def check_map(name: str, x: Tensor) -> None:
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekd.losses._checks import as_class_weights, check_map, full_precision
+from densekd.losses._checks import as_class_weights, check_class_weights, check_map, full_precision
 from densekd.losses._upsampled import bands_pay, cross_entropy_map, cross_entropy_sum
 from densekd.ops.collectives import (
     count_over_ranks,
@@ -172,11 +172,7 @@ def _check_target(logits: Tensor, target: Tensor, class_weights: Tensor | None) 
             f"target is {target.dtype} of shape {tuple(target.shape)}; expected torch.int64 class indices "
             f"(N, H, W) with N = {logits.shape[0]}"
         )
-    if class_weights is not None and tuple(class_weights.shape) != (logits.shape[1],):
-        raise ValueError(
-            f"class_weights have shape {tuple(class_weights.shape)}; expected one weight for each of the "
-            f"{logits.shape[1]} classes"
-        )
+    check_class_weights(class_weights, logits.shape[1])
 
 
 class CrossEntropy(nn.Module):

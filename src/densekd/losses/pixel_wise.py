@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from densekd.losses._checks import (
     as_class_weights,
     check_choice,
+    check_class_weights,
     check_map,
     check_mask,
     check_pair,
@@ -105,10 +106,7 @@ def pixel_wise(
             "a softmax over one channel is 1 whatever the network says; take form 'sigmoid' for one class, "
             "'regression' for depth"
         )
-    if class_weights is not None and tuple(class_weights.shape) != (c,):
-        raise ValueError(
-            f"class_weights have shape {tuple(class_weights.shape)}; expected one weight for each of the {c} classes"
-        )
+    check_class_weights(class_weights, c)
     s, t = full_precision(student), full_precision(teacher.detach())
     count = n * h * w if mask is None else mask.sum()
     if class_weights is None and (bands_pay(s, (h, w)) or bands_pay(t, (h, w))):

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +95,34 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             os.rename(neighbour, path)
         finally:
             shutil.rmtree(neighbour, ignore_errors=True)
+
+
+def check_new_or_empty(folder: Path) -> None:
+    """UserError where a folder that is to be written holds anything, or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; give the name of a new or empty folder")
+
+
+def clear_partial(folder: Path, what: str, made: Callable[[Path], bool]) -> Path:
+    """``FOLDER.partial``, where large data stand until they are complete; what an interrupted call left is deleted.
+
+    Args:
+        what: is written there, for the message.
+        made: whether an entry is of those that are written there: nothing else may be deleted.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        if not partial.is_dir() or not all(map(made, partial.iterdir())):
+            raise UserError(f"{partial} is in the way: {what} are written there first; move it")
+        shutil.rmtree(partial)
+    return partial
+
+
+def take_name(partial: Path, folder: Path) -> None:
+    """A complete ``FOLDER.partial`` becomes `folder`, which may exist if it is empty."""
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
 
 
 @contextmanager

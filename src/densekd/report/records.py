@@ -136,9 +136,8 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
         raise UserError(f"{folder.config}: a config is a mapping of sections; copy the file again")
     try:
         make_config(tree, str(folder.config))
-    except (
-        UserError
-    ):  # another version's, or damaged: what is calculated with must be what it should
+    except UserError:
+        # Another version's, or damaged: what is calculated with must be what it should.
         _check(tree, _SETTINGS, folder.config)
         for name, section in (tree.get("teachers") or {}).items():
             _check(

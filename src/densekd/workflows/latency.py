@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from densekd.engine.folder import RunFolder, result_beside
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.export import ExportedFile, Program, onnx_runner, open_exported
 from densekd.ops.files import write_text
 from densekd.ops.names import bytes_text
@@ -183,7 +183,7 @@ def _arms(
             raise
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise UserError(
-                f"--onnx {onnx}: does not run on {tuple(array.shape)}: {str(error).splitlines()[0]}"
+                f"--onnx {onnx}: does not run on {tuple(array.shape)}: {first_line(error)}"
             ) from error
         yield Arm(names[0], "ONNX Runtime", 0, partial(run, array), cpu, onnx.stat().st_size)
 

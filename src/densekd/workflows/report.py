@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd.engine.launch import pick_device
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.ops.files import write_text
 from densekd.report.page import MARK, render
 from densekd.report.rows import main_columns
@@ -113,7 +113,7 @@ def try_report(folder: Path, *, device: str = "auto") -> str:
     try:
         made = report([folder], images=BY_ITSELF, device=device, quiet=True)
     except Exception as error:  # the runs are done: nothing here may fail them
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        line = first_line(error)
         return f"report    not written: {line}; try densekd report {folder}"
     without = f" (without pictures: {made.without})" if made.without else ""
     return f"report    {made.path}{without}"

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,12 +22,13 @@ from densekd.build.data import build_reader
 from densekd.config.schema import Config
 from densekd.data.base import DenseSet, Sample
 from densekd.data.files import read_image
+from densekd.data.sets.shards import IMAGE
 from densekd.data.tar_index import INDEX, split_name
 from densekd.errors import DataError, UserError
-from densekd.ops.files import write_text, writing
+from densekd.ops.files import check_new_or_empty, clear_partial, take_name, write_text, writing
 from densekd.targets import BoxTarget, ClassMap, DepthTarget, kind_of_set
 
-_AS_THEY_ARE = (".jpg", ".jpeg", ".png", ".webp")
+_AS_THEY_ARE = tuple(f".{suffix}" for suffix in IMAGE.split(";"))
 # What the targets' files are called, as options of the reader `shards`.
 _SUFFIXES = {
     "segmentation": {"mask": "seg.png"},
@@ -55,8 +55,7 @@ def shard(config: Config, folder: Path, *, splits: list[str], images: int) -> di
         UserError: the folder is in use, or a split's name is no file name.
         DataError: an image or label cannot be read; with `data.on_bad_file: skip` it is left out.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; give the name of a new or empty folder")
+    check_new_or_empty(folder)
     if images < 1:
         raise UserError(f"--shard-images is {images}; expected 1 or more")
     for split in splits:
@@ -71,13 +70,7 @@ def shard(config: Config, folder: Path, *, splits: list[str], images: int) -> di
             "set data.val_fraction where the shards are read"
         )
     data = replace(config.data, val_fraction=None) if parted else config.data
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        if not partial.is_dir() or any(
-            path.suffix not in (".tar", ".json") for path in partial.iterdir()
-        ):
-            raise UserError(f"{partial} is in the way: shards are written there first; move it")
-        shutil.rmtree(partial)
+    partial = clear_partial(folder, "shards", lambda path: path.suffix in (".tar", ".json"))
     readers = {
         split: build_reader(data, split, training=split == data.train_split) for split in splits
     }
@@ -106,9 +99,7 @@ def shard(config: Config, folder: Path, *, splits: list[str], images: int) -> di
             "shardlist": entries,
         }  # fmt: skip
         write_text(partial / INDEX, json.dumps(content))
-        if folder.exists():
-            folder.rmdir()  # empty, see above
-        partial.rename(folder)
+        take_name(partial, folder)
     return counts
 
 
@@ -120,7 +111,7 @@ def _said_once(readers: dict[str, DenseSet]) -> dict[str, Any]:
         ignored = reader.ignore_index if reader.ignore_index >= 0 else _BEYOND
         own: dict[str, Any] = {
             "task": task, "classes": list(reader.classes), "palette": [list(map(int, c)) for c in reader.palette],
-            "ignore_index": ignored, "image": "jpg;jpeg;png;webp", **_SUFFIXES[task],
+            "ignore_index": ignored, "image": IMAGE, **_SUFFIXES[task],
         }  # fmt: skip
         if task == "detection":
             own["category_ids"] = [int(i) for i in getattr(reader, "category_ids", None) or ()]

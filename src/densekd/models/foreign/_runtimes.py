@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekd.errors import UserError
+from densekd.errors import UserError, first_line
 from densekd.models.foreign._package import package
 
 # The runtimes' names of types -> NumPy's.
@@ -169,7 +169,7 @@ def program_about(file: Path) -> dict[str, Any]:
 
 
 def unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"path {file}: cannot be loaded: {str(error).strip().splitlines()[0]}")
+    return UserError(f"path {file}: cannot be loaded: {first_line(error)}")
 
 
 def one_input(file: Path, inputs: list[Any]) -> Any:

@@ -19,6 +19,7 @@ import torch
 
 from densekd.config.schema import Config
 from densekd.engine.launch import available_cores
+from densekd.errors import first_line
 from densekd.ops.files import cache_folder
 from densekd.ops.names import bytes_text
 from densekd.profiling.machine import free_memory, reduced_precision_ratio
@@ -65,7 +66,7 @@ def torchvision_facts() -> dict[str, Any]:
     except (
         Exception
     ) as error:  # a broken binary raises almost anything, at import or at the first call
-        facts["fault"] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        facts["fault"] = first_line(error)
     return facts
 
 
